@@ -1,0 +1,2 @@
+//! Reader, writer and checker of LongGen model files.
+#![forbid(unsafe_code)]

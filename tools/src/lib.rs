@@ -1,0 +1,2 @@
+//! What the command-line tools share.
+#![forbid(unsafe_code)]
