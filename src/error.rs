@@ -33,27 +33,17 @@ pub enum ErrorKind {
     Internal,
 }
 
-/// An error: its kind, what happened where, and the cause underneath if there is one.
+/// An error: its kind, and what happened where.
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
     message: String,
-    source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Error {
     /// An error of `kind`; `message` says what, where and the numbers, in lower case.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), source: None }
-    }
-
-    /// The same with the error underneath, which stays reachable through `source`.
-    pub fn with_source(
-        kind: ErrorKind,
-        message: impl Into<String>,
-        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> Self {
-        Self { kind, message: message.into(), source: Some(source.into()) }
+        Self { kind, message: message.into() }
     }
 
     /// An argument is out of its range.
@@ -79,13 +69,8 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.source {
-            Some(source) if !self.message.is_empty() => write!(f, "{}: {source}", self.message),
-            Some(source) => write!(f, "{source}"),
-            None => f.write_str(&self.message),
-        }
+        f.write_str(&self.message)
     }
 }
 
 impl std::error::Error for Error {}
-

@@ -1,0 +1,143 @@
+//! Every allocation whose size comes from a file, a model or a caller: refused with an error, never with an abort.
+#![allow(
+    unsafe_code,
+    reason = "owns aligned memory from the allocator, which hands out zeroed pages without touching them"
+)]
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// A cache line, and the widest vector register.
+const ALIGNMENT: usize = 64;
+
+/// `n` copies of `value`, or `OutOfMemory`.
+pub(crate) fn try_vec<T: Clone>(n: usize, value: T) -> Result<Vec<T>> {
+    let mut vec = Vec::new();
+    vec.try_reserve_exact(n).map_err(|_| out_of_memory(n.saturating_mul(size_of::<T>())))?;
+    vec.resize(n, value);
+    Ok(vec)
+}
+
+fn out_of_memory(n_bytes: usize) -> Error {
+    Error::new(ErrorKind::OutOfMemory, format!("cannot allocate {n_bytes} bytes of memory"))
+}
+
+/// Counts the bytes of the buffers that were made with it and still live.
+#[derive(Clone, Debug, Default)]
+pub struct Meter(Arc<AtomicUsize>);
+
+impl Meter {
+    /// Bytes in use.
+    pub fn n_bytes(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Zeroed host memory, aligned to a cache line and counted by a [`Meter`].
+///
+/// With debug assertions on it is filled with ones instead, which read as NaNs in every float type: whoever reads what
+/// nobody wrote is found out.
+#[derive(Debug)]
+pub struct HostBuf {
+    memory: NonNull<u8>,
+    n_bytes: usize,
+    meter: Meter,
+}
+
+// SAFETY: a HostBuf owns its memory and gives access by the rules of references, like a Vec.
+unsafe impl Send for HostBuf {}
+// SAFETY: as above; a shared reference only reads.
+unsafe impl Sync for HostBuf {}
+
+impl HostBuf {
+    /// Allocates `n_bytes`.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn new(n_bytes: usize, meter: &Meter) -> Result<Self> {
+        let layout =
+            Layout::from_size_align(n_bytes.max(1), ALIGNMENT).map_err(|_| out_of_memory(n_bytes))?;
+        // SAFETY: the layout's size is at least 1.
+        let memory = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(|| out_of_memory(n_bytes))?;
+        meter.0.fetch_add(n_bytes, Ordering::Relaxed);
+        let mut buf = Self { memory, n_bytes, meter: meter.clone() };
+        if cfg!(debug_assertions) {
+            buf.bytes_mut().fill(0xff);
+        }
+        Ok(buf)
+    }
+
+    /// Length in bytes.
+    pub fn n_bytes(&self) -> usize {
+        self.n_bytes
+    }
+
+    /// The memory as bytes.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: `memory` is valid for `n_bytes`, initialised by alloc_zeroed, and borrowed with self.
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.n_bytes) }
+    }
+
+    /// The memory as bytes.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`, and borrowed mutably with self.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.as_ptr(), self.n_bytes) }
+    }
+
+    /// The memory as elements of a plain type; bytes behind the last whole element are left out.
+    pub fn of<T: bytemuck::AnyBitPattern>(&self) -> &[T] {
+        bytemuck::cast_slice(&self.bytes()[..self.n_bytes / size_of::<T>() * size_of::<T>()])
+    }
+
+    /// The memory as elements of a plain type; bytes behind the last whole element are left out.
+    pub fn of_mut<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(&mut self) -> &mut [T] {
+        let n_bytes = self.n_bytes / size_of::<T>() * size_of::<T>();
+        bytemuck::cast_slice_mut(&mut self.bytes_mut()[..n_bytes])
+    }
+}
+
+impl Drop for HostBuf {
+    fn drop(&mut self) {
+        self.meter.0.fetch_sub(self.n_bytes, Ordering::Relaxed);
+        // SAFETY: allocated in `new` with this very size and alignment.
+        unsafe {
+            let layout = Layout::from_size_align_unchecked(self.n_bytes.max(1), ALIGNMENT);
+            dealloc(self.memory.as_ptr(), layout);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_that_no_machine_has_is_an_error() {
+        for n_bytes in [usize::MAX, isize::MAX as usize, 1 << 46] {
+            let error = HostBuf::new(n_bytes, &Meter::default()).map(|buf| buf.n_bytes()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::OutOfMemory);
+            assert!(error.to_string().contains(&n_bytes.to_string()));
+        }
+    }
+
+    #[test]
+    fn the_meter_counts_what_lives() {
+        let meter = Meter::default();
+        let a = HostBuf::new(100, &meter).unwrap();
+        let b = HostBuf::new(0, &meter).unwrap();
+        assert_eq!(meter.n_bytes(), 100);
+        assert_eq!(a.of::<f32>().len(), 25);
+        drop((a, b));
+        assert_eq!(meter.n_bytes(), 0);
+    }
+
+    #[test]
+    fn fresh_memory_is_poisoned_where_it_is_checked() {
+        let buf = HostBuf::new(64, &Meter::default()).unwrap();
+        assert!(buf.of::<f32>().iter().all(|x| if cfg!(debug_assertions) { x.is_nan() } else { *x == 0.0 }));
+    }
+}

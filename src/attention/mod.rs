@@ -1,0 +1,3 @@
+//! What each layer may look at: the kinds of attention, their masks, and the algebra of partial results.
+
+pub mod mask;

@@ -1,0 +1,343 @@
+//! The arguments of the ops: plain data, one struct an op, the same for every backend.
+//!
+//! Activations are rows of `f32` in a backend buffer, row after row: (n_rows, width). Outputs come first and belong
+//! to the caller. Lengths are counted in elements.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+pub use longgen_format::TensorType;
+
+use super::Backend;
+use crate::attention::mask::Mask;
+use crate::kv::slots::SlotMap;
+
+/// How precisely an op must compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// f32 activations and accumulation.
+    Exact,
+    /// Activations may be rounded to 8 or 16 bits on their way into a matrix product.
+    #[default]
+    Fast,
+}
+
+/// Element type of the KV cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvType {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit IEEE floats.
+    #[default]
+    F16,
+}
+
+impl KvType {
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            KvType::F32 => 4,
+            KvType::F16 => 2,
+        }
+    }
+}
+
+/// Read-only bytes that live as long as somebody holds them: a mapped file or memory.
+pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// A matrix as it lies in the model file.
+#[derive(Clone)]
+pub struct WeightData {
+    /// The file's bytes.
+    pub file: SharedBytes,
+    /// Where in the file the matrix lies: `rows` rows of `ty.row_bytes(cols)` bytes.
+    pub range: Range<usize>,
+    /// Element type; quantised ones are used as they are.
+    pub ty: TensorType,
+    /// Outputs of the product.
+    pub rows: usize,
+    /// Inputs of the product: the contiguous dimension.
+    pub cols: usize,
+}
+
+impl WeightData {
+    /// The bytes of the matrix.
+    pub fn bytes(&self) -> &[u8] {
+        &(*self.file).as_ref()[self.range.clone()]
+    }
+}
+
+/// What a backend must know to set working memory aside for a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkspaceShape {
+    /// Most rows of one op.
+    pub max_rows: usize,
+    /// Widest input of a matrix product.
+    pub max_cols: usize,
+    /// Query heads.
+    pub n_heads: usize,
+    /// Elements of one head.
+    pub head_dim: usize,
+    /// Longest context.
+    pub n_ctx: usize,
+}
+
+/// What changes in a session from step to step: which rows of the step are its own, and where they stand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct StepRows {
+    /// First row of this session in the step's activations.
+    pub row: u32,
+    /// Rows, which are tokens, of this session in the step.
+    pub n_tokens: u32,
+    /// Position of the first of them; also how many tokens the session held before.
+    pub pos: u32,
+}
+
+/// `out[i] = scale * table[tokens[i]]`, for a (n_vocab, width) table.
+pub struct EmbedArgs<'a, B: Backend> {
+    /// (n_tokens, width)
+    pub out: &'a mut B::Buf,
+    /// (n_vocab, width)
+    pub table: &'a B::Weight,
+    /// Ids below the table's rows.
+    pub tokens: &'a [u32],
+    /// Factor of every element, 1 for most models.
+    pub scale: f32,
+}
+
+/// Root-mean-square norm: `out = x / sqrt(mean(x^2) + eps) * weight`, row by row.
+///
+/// Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
+pub struct NormArgs<'a, B: Backend> {
+    /// (n_rows, width)
+    pub out: &'a mut B::Buf,
+    /// (n_rows, width), beginning at row `first_row`
+    pub x: &'a B::Buf,
+    /// First row of `x` that is read; `out` begins at row 0.
+    pub first_row: usize,
+    /// (width)
+    pub weight: &'a B::Buf,
+    /// Rows.
+    pub n_rows: usize,
+    /// Elements of a row.
+    pub width: usize,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// One product of a [`MatmulArgs`].
+pub struct MatmulPart<'a, B: Backend> {
+    /// (n_rows, w.rows)
+    pub out: &'a mut B::Buf,
+    /// (w.rows, w.cols)
+    pub w: &'a B::Weight,
+    /// (w.rows), added to every row
+    pub bias: Option<&'a B::Buf>,
+}
+
+/// `out = x * transpose(w) + bias` for one or several matrices with the same input, or `out += ...` if `add`.
+///
+/// Every output element is accumulated in one canonical order that does not depend on `n_rows` nor on threads.
+pub struct MatmulArgs<'a, 'p, B: Backend> {
+    /// The products.
+    pub parts: &'p mut [MatmulPart<'a, B>],
+    /// (n_rows, w.cols)
+    pub x: &'a B::Buf,
+    /// Rows of `x` and of every output.
+    pub n_rows: usize,
+    /// Add to what the outputs hold already (a residual) instead of replacing it.
+    pub add: bool,
+}
+
+/// Angles of the rotary position embedding for all rows of a step.
+///
+/// `out[row] = [cos(a_0), sin(a_0), cos(a_1), ...] * attention_factor` with `a_i = position * inv_freq[i]`, where the
+/// product is rounded to f32 as the models were trained.
+pub struct RopeTableArgs<'a, B: Backend> {
+    /// (n_rows, inv_freq.len(), 2)
+    pub out: &'a mut B::Buf,
+    /// Rotation per position of each pair, in radians.
+    pub inv_freq: &'a [f32],
+    /// Factor of every cosine and sine, 1 for most models.
+    pub attention_factor: f32,
+    /// Positions of the rows.
+    pub seqs: &'a [&'a B::Descriptor],
+}
+
+/// Which elements of a head the rotary embedding turns together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopePairing {
+    /// Elements 2i and 2i + 1 (plain `llama` GGUF files).
+    Adjacent,
+    /// Elements i and i + n/2 (Hugging Face).
+    Halves,
+}
+
+/// Shape of the cache blocks of one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvShape {
+    /// KV heads of the layer.
+    pub n_kv_heads: usize,
+    /// Elements of one head.
+    pub head_dim: usize,
+    /// Tokens of one block.
+    pub block_size: usize,
+    /// Element type.
+    pub ty: KvType,
+}
+
+/// Where the block of a (KV head, block) lies in a buffer of cache blocks, as a number of blocks.
+#[derive(Clone, Copy, Debug)]
+pub enum BlockPlaces<'a> {
+    /// The session's own blocks.
+    Slots(&'a SlotMap),
+    /// Blocks in order of position, head after head: `head * n_blocks + block - first_block`.
+    Linear {
+        /// First block that is held.
+        first_block: u32,
+        /// Blocks that are held of each head.
+        n_blocks: u32,
+    },
+}
+
+impl BlockPlaces<'_> {
+    /// Where the block lies, counted in blocks from the start of the buffer.
+    pub fn place(&self, kv_head: u32, block: u32) -> usize {
+        match *self {
+            BlockPlaces::Slots(map) => map.slot(kv_head, block) as usize,
+            BlockPlaces::Linear { first_block, n_blocks } => {
+                kv_head as usize * n_blocks as usize + (block - first_block) as usize
+            }
+        }
+    }
+}
+
+/// Turns queries and keys to their positions and appends keys and values to the cache, in the cache's type.
+///
+/// Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021: pair (x, y) of a head becomes
+/// (x cos a - y sin a, x sin a + y cos a). Elements of a head beyond the table's pairs are left as they are.
+pub struct RopeAppendArgs<'a, 'p, B: Backend> {
+    /// (n_rows, n_heads, head_dim), turned in place
+    pub q: &'a mut B::Buf,
+    /// (n_rows, n_kv_heads, head_dim)
+    pub k: &'a B::Buf,
+    /// (n_rows, n_kv_heads, head_dim)
+    pub v: &'a B::Buf,
+    /// From [`RopeTableArgs`]; `None` leaves queries and keys unturned.
+    pub table: Option<&'a B::Buf>,
+    /// Pairs of the table.
+    pub n_pairs: usize,
+    /// Which elements make a pair.
+    pub pairing: RopePairing,
+    /// Query heads.
+    pub n_heads: usize,
+    /// Shape of the cache blocks.
+    pub shape: KvShape,
+    /// The sessions of the step.
+    pub seqs: &'p mut [AppendSeq<'a, B>],
+}
+
+/// One session of a [`RopeAppendArgs`].
+pub struct AppendSeq<'a, B: Backend> {
+    /// Which rows, at which positions.
+    pub desc: &'a B::Descriptor,
+    /// Where its keys and values go.
+    pub blocks: &'a mut B::Buf,
+    /// Where in it each block lies.
+    pub places: BlockPlaces<'a>,
+}
+
+/// Part of a session's keys and values in one buffer: the tokens from the previous segment's end to `end`.
+pub struct KvSegment<'a, B: Backend> {
+    /// Cache blocks.
+    pub blocks: &'a B::Buf,
+    /// Where in it each block lies.
+    pub places: BlockPlaces<'a>,
+    /// Position behind the last token of this segment.
+    pub end: u32,
+}
+
+/// One session of an [`AttnArgs`].
+pub struct AttnSeq<'a, B: Backend> {
+    /// Which rows, at which positions; on a device, the address that kernels read them from.
+    pub desc: &'a B::Descriptor,
+    /// At most three, in order of position: a shared prefix, the session's own blocks, the step's scratch. The last
+    /// one ends behind the last token of the step.
+    pub segments: &'a [KvSegment<'a, B>],
+}
+
+/// Attention of the rows of a step over the cache:
+/// `out = sum_j softmax_j(cap(scale * q . k_j)) v_j` over the keys that the mask lets each query see, with
+/// `cap(s) = softcap * tanh(s / softcap)`, and `exp(sink_logit)` added to the softmax's denominator if there is one.
+///
+/// Vaswani et al., "Attention Is All You Need", 2017; grouped heads: Ainslie et al., 2023. The result of a row does
+/// not depend on the other rows of the step, nor on how its keys are spread over segments.
+pub struct AttnArgs<'a, B: Backend> {
+    /// (n_rows, n_heads, head_dim)
+    pub out: &'a mut B::Buf,
+    /// (n_rows, n_heads, head_dim), turned
+    pub q: &'a B::Buf,
+    /// Query heads; KV heads serve them in equal groups in order.
+    pub n_heads: usize,
+    /// Shape of the cache blocks.
+    pub shape: KvShape,
+    /// Factor of the scores, 1 / sqrt(head_dim) for most models.
+    pub scale: f32,
+    /// Bound of the scores; 0 means none.
+    pub softcap: f32,
+    /// (n_heads), a learned logit in each head's softmax denominator
+    pub sink_logits: Option<&'a B::Buf>,
+    /// Who may look at whom.
+    pub mask: Mask,
+    /// One per query head; read only where the mask has a stride.
+    pub phases: &'a [u32],
+    /// The sessions of the step.
+    pub seqs: &'a [AttnSeq<'a, B>],
+}
+
+/// Some tokens of one cache block that are to be copied to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockCopy {
+    /// Block in the source, counted from its start.
+    pub from: usize,
+    /// Block in the destination.
+    pub to: usize,
+    /// First token within the block.
+    pub begin: usize,
+    /// Behind the last token within the block.
+    pub end: usize,
+}
+
+/// Copies keys and values between buffers of cache blocks.
+pub struct CopyBlocksArgs<'a, B: Backend> {
+    /// Destination.
+    pub to: &'a mut B::Buf,
+    /// Source.
+    pub from: &'a B::Buf,
+    /// Shape of the blocks of both.
+    pub shape: KvShape,
+    /// What to copy; destinations are distinct.
+    pub copies: &'a [BlockCopy],
+}
+
+/// The function of a gated unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + exp(-x))`
+    Silu,
+}
+
+/// Gated linear unit: `gate = activation(gate) * up`, element by element.
+///
+/// Shazeer, "GLU Variants Improve Transformer", 2020.
+pub struct GluArgs<'a, B: Backend> {
+    /// (n_rows, width), replaced by the result
+    pub gate: &'a mut B::Buf,
+    /// (n_rows, width)
+    pub up: &'a B::Buf,
+    /// The function of the gate.
+    pub activation: Activation,
+    /// Elements in all.
+    pub n_elems: usize,
+}

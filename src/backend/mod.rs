@@ -1,0 +1,89 @@
+//! The seam between the transformer, written once, and the machines that run it.
+
+pub mod args;
+pub mod cpu;
+pub mod reference;
+
+use crate::cancel::Cancel;
+use crate::error::Result;
+use args::*;
+
+/// A device that can run the transformer.
+///
+/// Ops write only their outputs and the workspace, allocate nothing, and return `Cancelled` soon after the cancel flag
+/// of the enclosing [`run`](Backend::run) was set; their outputs are undefined then.
+pub trait Backend: Send + Sync + Sized + 'static {
+    /// Memory of the device.
+    type Buf: Send + Sync;
+    /// A matrix where the device can use it.
+    type Weight: Send + Sync;
+    /// The rows of one session in a step, where ops can read them.
+    type Descriptor: Send + Sync;
+    /// Working memory of one session's steps, and how precisely they compute.
+    type Workspace: Send;
+
+    /// Allocates `n_bytes`, zeroed; poisoned with NaNs instead where debug assertions are on.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    fn alloc(&self, n_bytes: usize) -> Result<Self::Buf>;
+
+    /// Bytes that buffers and workspaces of this backend occupy now, as [`alloc`](Backend::alloc) counted them.
+    fn allocated_bytes(&self) -> usize;
+
+    /// Writes `src` from element `at` on.
+    fn upload(&self, dst: &mut Self::Buf, at: usize, src: &[f32]) -> Result<()>;
+
+    /// Reads from element `at` on.
+    fn download(&self, dst: &mut [f32], src: &Self::Buf, at: usize) -> Result<()>;
+
+    /// Makes a matrix usable.
+    ///
+    /// # Errors
+    /// `Unsupported` for an element type that the backend cannot multiply with.
+    fn weight(&self, data: WeightData) -> Result<Self::Weight>;
+
+    /// Bytes of one cache block, keys and values together.
+    fn kv_block_bytes(&self, shape: &KvShape) -> usize;
+
+    /// Bytes that [`workspace`](Backend::workspace) will allocate.
+    fn workspace_bytes(&self, shape: &WorkspaceShape, precision: Precision) -> usize;
+
+    /// Sets working memory aside for a session.
+    fn workspace(&self, shape: &WorkspaceShape, precision: Precision) -> Result<Self::Workspace>;
+
+    /// A session's descriptor, of no rows yet.
+    fn descriptor(&self) -> Result<Self::Descriptor>;
+
+    /// Says which rows of the coming step are the session's.
+    fn describe(&self, desc: &mut Self::Descriptor, rows: StepRows) -> Result<()>;
+
+    /// Runs the ops that `step` calls, with the device's threads or streams at hand. Steps of one backend exclude each
+    /// other.
+    ///
+    /// # Errors
+    /// Those of `step`, and `Internal` if a thread of the device panicked.
+    fn run<T>(
+        &self,
+        workspace: &mut Self::Workspace,
+        cancel: &Cancel,
+        step: impl FnOnce(&mut Self::Workspace) -> Result<T>,
+    ) -> Result<T>;
+
+    /// See [`EmbedArgs`].
+    fn embed(&self, ws: &mut Self::Workspace, args: EmbedArgs<'_, Self>) -> Result<()>;
+    /// See [`NormArgs`].
+    fn norm(&self, ws: &mut Self::Workspace, args: NormArgs<'_, Self>) -> Result<()>;
+    /// See [`MatmulArgs`].
+    fn matmul(&self, ws: &mut Self::Workspace, args: MatmulArgs<'_, '_, Self>) -> Result<()>;
+    /// See [`RopeTableArgs`].
+    fn rope_table(&self, ws: &mut Self::Workspace, args: RopeTableArgs<'_, Self>) -> Result<()>;
+    /// See [`RopeAppendArgs`].
+    fn rope_append(&self, ws: &mut Self::Workspace, args: RopeAppendArgs<'_, '_, Self>) -> Result<()>;
+    /// See [`AttnArgs`].
+    fn attn(&self, ws: &mut Self::Workspace, args: AttnArgs<'_, Self>) -> Result<()>;
+    /// See [`CopyBlocksArgs`].
+    fn copy_blocks(&self, ws: &mut Self::Workspace, args: CopyBlocksArgs<'_, Self>) -> Result<()>;
+    /// See [`GluArgs`].
+    fn glu(&self, ws: &mut Self::Workspace, args: GluArgs<'_, Self>) -> Result<()>;
+}

@@ -1,0 +1,3 @@
+//! The key/value cache: which block lies where, and the buffers of a session.
+
+pub mod slots;

@@ -1,0 +1,157 @@
+//! Where the cache blocks of a layer lie, as pure integers.
+//!
+//! A slot is a place for one cache block of one KV head. Which slot a block has is a function of (block, head, plan)
+//! alone, never of time, so nothing is ever moved:
+//!
+//! ```text
+//! pinned blocks: block < S             slot = block                      S = sink blocks
+//! strided:       residue in r_0..r_m   slot = S + R + (block / stride) * m + rank(block mod stride)
+//! the others:                          slot = S + (block - S) mod R       R = ring blocks, the spare included
+//! ```
+//!
+//! A head for which that takes as many slots as the context has blocks keeps one slot a block instead.
+
+use crate::attention::mask::Mask;
+
+/// Slots of one KV head of one layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct HeadSlots {
+    /// Slot 0 of this head, counted over all heads of the layer.
+    first: u32,
+    sink_blocks: u32,
+    ring_blocks: u32,
+    /// Sorted residues modulo the stride of the blocks that any query head of the group keeps; empty if none.
+    residues: Vec<u32>,
+    n_slots: u32,
+    /// Whether blocks take the slots of older ones.
+    is_ring: bool,
+}
+
+/// Slots of one layer: a function from (KV head, block) to the place of that block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotMap {
+    stride: u32,
+    heads: Vec<HeadSlots>,
+    n_slots: u32,
+}
+
+impl SlotMap {
+    /// The slots that a layer with this mask needs for `n_ctx` tokens. `phases` has one number per query head, and
+    /// query heads share KV heads in equal groups in order.
+    pub fn new(mask: &Mask, phases: &[u32], n_kv_heads: u32, n_ctx: u32) -> Self {
+        let n_blocks = n_ctx.div_ceil(mask.block_size());
+        let group = phases.len() / n_kv_heads.max(1) as usize;
+        let stride = match *mask {
+            Mask::Blocks { stride, .. } => stride,
+            _ => 0,
+        };
+        // One block more than the window reaches into: a rewind of up to one block finds everything in place.
+        let ring = match *mask {
+            Mask::Full => n_blocks,
+            Mask::Window { window_tokens, .. } => {
+                (window_tokens - 1).div_ceil(mask.block_size()).saturating_add(2)
+            }
+            Mask::Blocks { local_blocks, .. } => local_blocks.saturating_add(1),
+        };
+        let mut first = 0;
+        let heads = (0..n_kv_heads as usize)
+            .map(|head| {
+                let phases = &phases[head * group..(head + 1) * group];
+                let slots = HeadSlots::new(first, mask.sink_blocks(), ring, stride, phases, n_blocks);
+                first += slots.n_slots;
+                slots
+            })
+            .collect();
+        Self { stride, heads, n_slots: first }
+    }
+
+    /// Slots of all heads together.
+    pub fn n_slots(&self) -> u32 {
+        self.n_slots
+    }
+
+    /// Whether blocks take the slots of older ones in any head.
+    pub fn has_ring(&self) -> bool {
+        self.heads.iter().any(|head| head.is_ring)
+    }
+
+    /// Blocks of the longest ring of any head; 0 if nothing is ever overwritten.
+    pub fn ring_blocks(&self) -> u32 {
+        self.heads.iter().filter(|head| head.is_ring).map(|head| head.ring_blocks).max().unwrap_or(0)
+    }
+
+    /// The slot of `block` in `kv_head`, counted over all heads of the layer.
+    pub fn slot(&self, kv_head: u32, block: u32) -> u32 {
+        let head = &self.heads[kv_head as usize];
+        head.first
+            + if block < head.sink_blocks {
+                block
+            } else if let Some(rank) = self.rank(head, block) {
+                let per_period = u32::try_from(head.residues.len()).unwrap_or(u32::MAX);
+                head.sink_blocks + head.ring_blocks + block / self.stride * per_period + rank
+            } else {
+                head.sink_blocks + (block - head.sink_blocks) % head.ring_blocks
+            }
+    }
+
+    /// Whether no later block of `kv_head` ever takes the slot of `block`.
+    pub fn is_pinned(&self, kv_head: u32, block: u32) -> bool {
+        let head = &self.heads[kv_head as usize];
+        !head.is_ring || block < head.sink_blocks || self.rank(head, block).is_some()
+    }
+
+    /// Lowest block that is sure to be intact in every ring once `newest` has been written.
+    pub fn oldest_intact(&self, newest: u32) -> u32 {
+        match self.ring_blocks() {
+            0 => 0,
+            // All rings of a layer have the same length: they differ only in whether they are needed.
+            ring => {
+                let sinks = self.heads.iter().map(|head| head.sink_blocks).min().unwrap_or(0);
+                if newest < sinks + ring { 0 } else { newest - ring + 1 }
+            }
+        }
+    }
+
+    /// Which of the head's strided blocks of one period this is, if it is one.
+    fn rank(&self, head: &HeadSlots, block: u32) -> Option<u32> {
+        if head.residues.is_empty() {
+            return None;
+        }
+        let rank = head.residues.binary_search(&(block % self.stride)).ok()?;
+        u32::try_from(rank).ok()
+    }
+}
+
+impl HeadSlots {
+    fn new(first: u32, sinks: u32, ring: u32, stride: u32, phases: &[u32], n_blocks: u32) -> Self {
+        let mut residues: Vec<u32> = match stride {
+            0 => Vec::new(),
+            _ => phases.iter().map(|phase| (stride - phase % stride) % stride).collect(),
+        };
+        residues.sort_unstable();
+        residues.dedup();
+        let per_period = u32::try_from(residues.len()).unwrap_or(u32::MAX);
+        let n_strided = match stride {
+            0 => 0,
+            _ => {
+                let (periods, rest) = (n_blocks / stride, n_blocks % stride);
+                let in_rest = residues.iter().filter(|&&residue| residue < rest).count();
+                periods * per_period + u32::try_from(in_rest).unwrap_or(u32::MAX)
+            }
+        };
+        let n_slots = sinks.saturating_add(ring).saturating_add(n_strided);
+        if n_slots < n_blocks {
+            Self { first, sink_blocks: sinks, ring_blocks: ring, residues, n_slots, is_ring: true }
+        } else {
+            let ring_blocks = n_blocks.max(1);
+            Self {
+                first,
+                sink_blocks: 0,
+                ring_blocks,
+                residues: Vec::new(),
+                n_slots: n_blocks,
+                is_ring: false,
+            }
+        }
+    }
+}
