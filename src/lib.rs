@@ -7,6 +7,7 @@ pub mod backend;
 pub mod cancel;
 pub mod error;
 pub mod kv;
+pub mod text;
 
 pub use cancel::Cancel;
 pub use error::{Error, ErrorKind, Result};
