@@ -60,7 +60,8 @@ impl Sampler {
             *candidates = try_vec(logits.len(), (0, 0.0))?;
         }
         candidates.clear();
-        candidates.extend((0u32..).zip(logits.iter().copied()).filter(|(_, logit)| *logit > f32::NEG_INFINITY));
+        candidates
+            .extend((0u32..).zip(logits.iter().copied()).filter(|(_, logit)| *logit > f32::NEG_INFINITY));
         let by_logit = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
         let top_k = self.params.top_k as usize;
         if top_k > 0 && top_k < candidates.len() {
@@ -106,7 +107,8 @@ fn likeliest(logits: &[f32]) -> Result<u32> {
             best = Some((token, logit));
         }
     }
-    best.map(|best| best.0).ok_or_else(|| Error::invalid("no logits to choose from: none, or all of them NaN"))
+    best.map(|best| best.0)
+        .ok_or_else(|| Error::invalid("no logits to choose from: none, or all of them NaN"))
 }
 
 /// SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014): small, and the same
@@ -168,7 +170,8 @@ mod tests {
     #[test]
     fn top_k_and_top_p_leave_only_the_likeliest() {
         let logits = [0.1f32, 3.0, 2.9, 0.2, 2.8];
-        let of = |top_k, top_p| counts(SamplerParams { temperature: 1.0, top_k, top_p, seed: 1 }, &logits, 2000);
+        let of =
+            |top_k, top_p| counts(SamplerParams { temperature: 1.0, top_k, top_p, seed: 1 }, &logits, 2000);
         let top_2 = of(2, 1.0);
         assert!(top_2[1] > 0 && top_2[2] > 0 && top_2[0] + top_2[3] + top_2[4] == 0);
         let half = of(0, 0.6);

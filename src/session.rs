@@ -213,14 +213,16 @@ impl Session {
     }
 
     /// Goes back to `n_tokens` tokens and returns how many it holds then: exactly that many if every layer can still
-    /// restore them, otherwise 0. Going back by one cache block always works.
+    /// restore them, otherwise 0. Going back to one cache block behind the furthest token so far always works.
     ///
     /// # Errors
     /// `Invalid` if the session holds fewer tokens.
     pub fn rewind(&mut self, n_tokens: usize) -> Result<usize> {
         if n_tokens > self.tokens.len() {
             let has = self.tokens.len();
-            return Err(Error::invalid(format!("cannot rewind to {n_tokens} tokens, the session holds {has}")));
+            return Err(Error::invalid(format!(
+                "cannot rewind to {n_tokens} tokens, the session holds {has}"
+            )));
         }
         if n_tokens == self.tokens.len() {
             return Ok(n_tokens);

@@ -75,12 +75,15 @@ impl WeightFile<'_> {
     /// # Errors
     /// `Format` if it is missing or has another shape, `Unsupported` for an unknown element type.
     pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<WeightData> {
-        let info = self.directory.tensor(name).ok_or_else(|| Error::format(format!("{name}: no such tensor")))?;
+        let info =
+            self.directory.tensor(name).ok_or_else(|| Error::format(format!("{name}: no such tensor")))?;
         let has: Vec<u64> = info.shape().iter().rev().copied().collect();
         let expected = [rows as u64, cols as u64];
         let is_vector = rows == 1 && has == expected[1..];
         if !is_vector && has != expected {
-            return Err(Error::format(format!("{name}: expected {expected:?}, file has {has:?} (outputs first)")));
+            return Err(Error::format(format!(
+                "{name}: expected {expected:?}, file has {has:?} (outputs first)"
+            )));
         }
         let begin = usize::try_from(info.offset()).unwrap_or(usize::MAX);
         let n_bytes = usize::try_from(info.n_bytes()).unwrap_or(usize::MAX);

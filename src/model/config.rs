@@ -136,7 +136,9 @@ impl Reader<'_> {
             None => return Err(Error::format(format!("{n_heads} heads cannot share {d_model} elements"))),
         };
         if head_dim % 2 != 0 || head_dim > 512 {
-            return Err(Error::unsupported(format!("heads of {head_dim} elements: even numbers up to 512 work")));
+            return Err(Error::unsupported(format!(
+                "heads of {head_dim} elements: even numbers up to 512 work"
+            )));
         }
         let value_length = metadata.opt_u32(&self.key("attention.value_length"))?;
         if value_length.is_some_and(|n| n as usize != head_dim) {
@@ -190,7 +192,9 @@ impl Reader<'_> {
         let base = metadata.opt_f32(&self.key("rope.freq_base"))?.unwrap_or(10_000.0);
         let base = self.positive("rope.freq_base", base)?;
         let n_dims = match metadata.opt_u32(&self.key("rope.dimension_count"))? {
-            Some(n) => self.in_range("rope.dimension_count", n, u32::try_from(head_dim).unwrap_or(u32::MAX))?,
+            Some(n) => {
+                self.in_range("rope.dimension_count", n, u32::try_from(head_dim).unwrap_or(u32::MAX))?
+            }
             None => head_dim,
         };
         if n_dims % 2 != 0 {
@@ -220,7 +224,11 @@ impl Reader<'_> {
         let linear = self.plain_scaling()?;
         inv_freq.iter_mut().for_each(|inv_freq| *inv_freq /= linear);
         let attention_factor = metadata.opt_f32(&self.key("rope.attention_factor"))?.unwrap_or(1.0);
-        Ok(Rope { inv_freq, attention_factor: self.positive("rope.attention_factor", attention_factor)?, pairing })
+        Ok(Rope {
+            inv_freq,
+            attention_factor: self.positive("rope.attention_factor", attention_factor)?,
+            pairing,
+        })
     }
 
     /// The divisor of all frequencies in a plain `llama` file that scales positions linearly.
@@ -232,7 +240,9 @@ impl Reader<'_> {
         match self.metadata.opt_str(&self.key(ty))? {
             None | Some("none") => Ok(1.0),
             Some("linear") => self.positive(factor, self.metadata.require_f32(&self.key(factor))?),
-            Some(other) => Err(Error::unsupported(format!("{}: {other:?}, none and linear work", self.key(ty)))),
+            Some(other) => {
+                Err(Error::unsupported(format!("{}: {other:?}, none and linear work", self.key(ty))))
+            }
         }
     }
 
@@ -272,7 +282,9 @@ impl Reader<'_> {
                 }
             };
             let layer = LayerAttention { mask, phases: phases[i * n_heads..(i + 1) * n_heads].to_vec() };
-            layer.check(n_heads).map_err(|error| Error::format(format!("attention of layer {i}: {error}")))?;
+            layer
+                .check(n_heads)
+                .map_err(|error| Error::format(format!("attention of layer {i}: {error}")))?;
             Ok(layer)
         };
         kinds.into_iter().enumerate().map(layer).collect()
@@ -299,7 +311,10 @@ impl Reader<'_> {
             }
         };
         check_length(&key, is_window.len(), n_layers)?;
-        Ok(is_window.into_iter().map(|is_window| if is_window { window.clone() } else { full.clone() }).collect())
+        Ok(is_window
+            .into_iter()
+            .map(|is_window| if is_window { window.clone() } else { full.clone() })
+            .collect())
     }
 }
 

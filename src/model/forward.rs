@@ -48,7 +48,8 @@ impl<B: Backend> Step<'_, '_, B> {
         let seqs: Vec<_> = self.seqs.iter().map(|seq| seq.desc).collect();
         let inv_freq = &self.config.rope.inv_freq;
         let attention_factor = self.config.rope.attention_factor;
-        self.backend.rope_table(self.ws, RopeTableArgs { out: rope, inv_freq, attention_factor, seqs: &seqs })?;
+        self.backend
+            .rope_table(self.ws, RopeTableArgs { out: rope, inv_freq, attention_factor, seqs: &seqs })?;
 
         for (i_layer, layer) in self.weights.layers.iter().enumerate() {
             self.attention(i_layer, layer)?;

@@ -1,7 +1,7 @@
 //! The matrices of a model, as its file names them.
 
 use crate::backend::Backend;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::config::Config;
 use crate::weights::WeightFile;
 
@@ -67,7 +67,7 @@ impl<B: Backend> Weights<B> {
             let values = file.vector(name, n)?;
             let mut buf = backend.alloc(n * size_of::<f32>())?;
             backend.upload(&mut buf, 0, &values)?;
-            Ok(buf)
+            Ok::<_, Error>(buf)
         };
         let bias = |name: &str, n| file.has(name).then(|| vector(name, n)).transpose();
 
@@ -96,7 +96,10 @@ impl<B: Backend> Weights<B> {
             embedding: matrix("token_embd.weight", n_vocab, d_model)?,
             layers: (0..config.n_layers).map(layer).collect::<Result<_>>()?,
             output_norm: vector("output_norm.weight", d_model)?,
-            output: file.has("output.weight").then(|| matrix("output.weight", n_vocab, d_model)).transpose()?,
+            output: file
+                .has("output.weight")
+                .then(|| matrix("output.weight", n_vocab, d_model))
+                .transpose()?,
         })
     }
 }

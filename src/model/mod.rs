@@ -76,7 +76,9 @@ impl Model {
         if let Some(attention) = &params.attention {
             if attention.len() != config.n_layers {
                 let (has, expected) = (attention.len(), config.n_layers);
-                return Err(Error::invalid(format!("attention plan of {has} layers for a model of {expected}")));
+                return Err(Error::invalid(format!(
+                    "attention plan of {has} layers for a model of {expected}"
+                )));
             }
             attention.iter().try_for_each(|layer| layer.check(config.n_heads))?;
             config.attention = attention.clone();

@@ -159,7 +159,8 @@ struct NetworkSequence<B: Backend> {
 impl<B: Backend> Sequence for NetworkSequence<B> {
     fn step(&mut self, tokens: &[u32], want: Want<'_>, cancel: &Cancel) -> Result<()> {
         let Parts { backend, config, weights, .. } = &*self.network;
-        let n_tokens = u32::try_from(tokens.len()).map_err(|_| Error::invalid("a step of too many tokens"))?;
+        let n_tokens =
+            u32::try_from(tokens.len()).map_err(|_| Error::invalid("a step of too many tokens"))?;
         let (n_rows, n_vocab) = (tokens.len(), config.n_vocab);
         backend.describe(&mut self.desc, StepRows { row: 0, n_tokens, pos: self.kv.n_tokens() })?;
         let (acts, logits, logits_rows) = (&mut self.acts, self.logits.of_mut::<f32>(), self.logits_rows);

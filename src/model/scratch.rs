@@ -54,17 +54,6 @@ impl<B: Backend> Activations<B> {
         let [x, h, q, k, v, attn, gate, up, rope] =
             widths(config).map(|width| backend.alloc(width * rows * size_of::<f32>()));
         let logits = backend.alloc(Self::logits_bytes(config, logits_rows))?;
-        Ok(Self {
-            x: x?,
-            h: h?,
-            q: q?,
-            k: k?,
-            v: v?,
-            attn: attn?,
-            gate: gate?,
-            up: up?,
-            rope: rope?,
-            logits,
-        })
+        Ok(Self { x: x?, h: h?, q: q?, k: k?, v: v?, attn: attn?, gate: gate?, up: up?, rope: rope?, logits })
     }
 }

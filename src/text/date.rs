@@ -1,0 +1,156 @@
+//! `strftime` for chat templates, in UTC: the library reads no environment variable, and the local time zone is one.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
+const MONTHS: [&str; 12] = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+];
+
+/// Seconds since 1970-01-01 00:00 UTC; 0 if the clock stands before that.
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}
+
+/// Formats `seconds` since 1970-01-01 00:00 UTC as C's `strftime` does in the C locale.
+///
+/// `-` between `%` and the letter leaves the padding out, as glibc does.
+///
+/// # Errors
+/// The directive that is not known.
+pub(super) fn strftime(format: &str, seconds: u64) -> Result<String, String> {
+    let date = Date::new(seconds);
+    let mut text = String::with_capacity(format.len() + 16);
+    let mut chars = format.chars();
+    while let Some(c) = chars.next() {
+        if c != '%' {
+            text.push(c);
+            continue;
+        }
+        let directive = chars.next();
+        let (padded, letter) = if directive == Some('-') { (false, chars.next()) } else { (true, directive) };
+        match letter.and_then(|letter| date.field(letter, padded)) {
+            Some(field) => text.push_str(&field),
+            None => {
+                let dash = if padded { "" } else { "-" };
+                let letter = letter.map(String::from).unwrap_or_default();
+                return Err(format!("strftime directive \"%{dash}{letter}\" is not known"));
+            }
+        }
+    }
+    Ok(text)
+}
+
+/// A second of UTC in the Gregorian calendar.
+struct Date {
+    year: u64,
+    /// 0..12.
+    month: usize,
+    /// 1..=31.
+    day: u64,
+    /// 0 is the first of January.
+    day_of_year: u64,
+    /// 0 is Sunday.
+    weekday: usize,
+    hour: u64,
+    minute: u64,
+    second: u64,
+}
+
+impl Date {
+    fn new(seconds: u64) -> Self {
+        let days = seconds / 86_400;
+        // 1970-01-01 was a Thursday.
+        let weekday = usize::try_from((days + 4) % 7).unwrap_or(0);
+        let mut year = 1970;
+        // Whole cycles of 400 years first, so that no clock makes the loop long.
+        let mut rest = days % 146_097;
+        year += days / 146_097 * 400;
+        while rest >= days_in_year(year) {
+            rest -= days_in_year(year);
+            year += 1;
+        }
+        let day_of_year = rest;
+        let mut month = 0;
+        while rest >= days_in_month(year, month) {
+            rest -= days_in_month(year, month);
+            month += 1;
+        }
+        let second = seconds % 86_400;
+        Self {
+            year,
+            month,
+            day: rest + 1,
+            day_of_year,
+            weekday,
+            hour: second / 3600,
+            minute: second / 60 % 60,
+            second: second % 60,
+        }
+    }
+
+    fn field(&self, letter: char, padded: bool) -> Option<String> {
+        let number = |value: u64, width: usize| {
+            let width = if padded { width } else { 0 };
+            format!("{value:0width$}")
+        };
+        let spaced = |value: u64| if padded { format!("{value:2}") } else { value.to_string() };
+        let hour12 = (self.hour + 11) % 12 + 1;
+        Some(match letter {
+            'Y' => self.year.to_string(),
+            'y' => number(self.year % 100, 2),
+            'm' => number(self.month as u64 + 1, 2),
+            'd' => number(self.day, 2),
+            'e' => spaced(self.day),
+            'j' => number(self.day_of_year + 1, 3),
+            'H' => number(self.hour, 2),
+            'I' => number(hour12, 2),
+            'M' => number(self.minute, 2),
+            'S' => number(self.second, 2),
+            'p' => if self.hour < 12 { "AM" } else { "PM" }.to_owned(),
+            'A' => DAYS[self.weekday].to_owned(),
+            'a' => DAYS[self.weekday][..3].to_owned(),
+            'B' => MONTHS[self.month].to_owned(),
+            'b' | 'h' => MONTHS[self.month][..3].to_owned(),
+            'w' => self.weekday.to_string(),
+            'F' => format!("{}-{:02}-{:02}", self.year, self.month + 1, self.day),
+            'D' => format!("{:02}/{:02}/{:02}", self.month + 1, self.day, self.year % 100),
+            'T' => format!("{:02}:{:02}:{:02}", self.hour, self.minute, self.second),
+            'R' => format!("{:02}:{:02}", self.hour, self.minute),
+            'Z' => "UTC".to_owned(),
+            'z' => "+0000".to_owned(),
+            'n' => "\n".to_owned(),
+            't' => "\t".to_owned(),
+            '%' => "%".to_owned(),
+            _ => return None,
+        })
+    }
+}
+
+fn is_leap(year: u64) -> bool {
+    year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+}
+
+fn days_in_year(year: u64) -> u64 {
+    if is_leap(year) { 366 } else { 365 }
+}
+
+fn days_in_month(year: u64, month: usize) -> u64 {
+    match month {
+        1 if is_leap(year) => 29,
+        1 => 28,
+        3 | 5 | 8 | 10 => 30,
+        _ => 31,
+    }
+}

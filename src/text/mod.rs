@@ -1,0 +1,21 @@
+//! Text: tokens from text and back, a stream of finished characters, and chat templates.
+//!
+//! Everything here is pure: no device, no file, no environment. A [`Tokenizer`] and a [`ChatTemplate`] come from a
+//! file's metadata, are immutable and may be shared between threads; a [`TextStream`] belongs to one generation.
+
+mod byte_level;
+mod chat;
+mod date;
+mod decoder;
+mod huggingface;
+mod metadata;
+mod pipeline;
+mod stream;
+mod tojson;
+mod tokenizer;
+mod vocabulary;
+
+pub use chat::{ChatTemplate, Message};
+pub use huggingface::{HfTokenizer, split_hf_tokenizer};
+pub use stream::TextStream;
+pub use tokenizer::Tokenizer;

@@ -1,0 +1,170 @@
+//! The pipeline of a tokenizer: everything but its vocabulary and merges.
+//!
+//! It is written as the Hugging Face tokenizer.json writes it, with these keys: `normalizer`, `pre_tokenizer`,
+//! `decoder`, `added_tokens`, and `model` with its flags. Converted files carry it; for a plain GGUF it follows from
+//! the name in `tokenizer.ggml.pre`.
+
+use serde_json::{Value, json};
+use tokenizers::AddedToken;
+use tokenizers::normalizers::NormalizerWrapper;
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+
+use super::decoder::Decoder;
+use super::vocabulary::{TokenKind, Vocabulary};
+use crate::error::{Error, Result};
+
+/// Components that are trusted with any input: others can fail in ways that are no error, or belong to other models.
+const NORMALIZERS: [&str; 11] = [
+    "Sequence",
+    "NFC",
+    "NFD",
+    "NFKC",
+    "NFKD",
+    "Lowercase",
+    "Strip",
+    "StripAccents",
+    "Prepend",
+    "Replace",
+    "ByteLevel",
+];
+const PRE_TOKENIZERS: [&str; 8] =
+    ["Sequence", "ByteLevel", "Split", "Digits", "Metaspace", "Punctuation", "Whitespace", "WhitespaceSplit"];
+
+/// Where a text is cut before the merges, in front of `ByteLevel`.
+const LLAMA_3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN_2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// A pipeline, ready to run.
+pub(super) struct Pipeline {
+    pub(super) normalizer: Option<NormalizerWrapper>,
+    pub(super) pre_tokenizer: Option<PreTokenizerWrapper>,
+    pub(super) decoder: Decoder,
+    pub(super) added_tokens: Vec<(u32, AddedToken)>,
+    pub(super) ignore_merges: bool,
+    pub(super) byte_fallback: bool,
+    pub(super) fuse_unk: bool,
+    pub(super) unk_token: Option<String>,
+}
+
+impl Pipeline {
+    /// Reads a pipeline.
+    ///
+    /// # Errors
+    /// Not JSON, a malformed part, or a part that the runtime does not support, named.
+    pub(super) fn parse(text: &str) -> Result<Self> {
+        let value = serde_json::from_str(text)
+            .map_err(|error| Error::format(format!("longgen.tokenizer.pipeline is no JSON: {error}")))?;
+        Self::from_value(&value)
+    }
+
+    /// The pipeline that a plain GGUF names in `tokenizer.ggml.pre`.
+    ///
+    /// # Errors
+    /// A name that is not known.
+    pub(super) fn from_gguf(pre: &str, vocabulary: &Vocabulary<'_>) -> Result<Self> {
+        let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
+        let split = |regex: &str| {
+            let split = json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
+            json!({"type": "Sequence", "pretokenizers": [split, byte_level(false)]})
+        };
+        let digits = json!({"type": "Digits", "individual_digits": true});
+        let nfc = json!({"type": "NFC"});
+        let (normalizer, pre_tokenizer, ignore_merges) = match pre {
+            "gpt-2" => (Value::Null, byte_level(true), false),
+            "smollm" | "starcoder" | "refact" | "command-r" => {
+                (Value::Null, json!({"type": "Sequence", "pretokenizers": [digits, byte_level(true)]}), false)
+            }
+            "llama-bpe" | "llama3" | "llama-v3" => (Value::Null, split(LLAMA_3), true),
+            "qwen2" | "deepseek-r1-qwen" => (nfc, split(QWEN_2), false),
+            _ => {
+                return Err(Error::unsupported(format!(
+                    "tokenizer.ggml.pre {pre:?} is not known (known: gpt-2, smollm, starcoder, refact, command-r, \
+                     llama-bpe, qwen2, deepseek-r1-qwen); a file that lgconvert makes from the model's Hugging Face \
+                     folder carries its own pipeline"
+                )));
+            }
+        };
+        let mut pipeline = Self::from_value(&json!({
+            "normalizer": normalizer,
+            "pre_tokenizer": pre_tokenizer,
+            "decoder": byte_level(true),
+            "model": {"ignore_merges": ignore_merges},
+        }))?;
+        let added =
+            vocabulary.ids().filter(|(_, _, kind)| kind.is_special() || *kind == TokenKind::UserDefined);
+        pipeline.added_tokens = added
+            .map(|(id, token, kind)| (id, AddedToken::from(token, kind.is_special()).normalized(false)))
+            .collect();
+        Ok(pipeline)
+    }
+
+    pub(super) fn from_value(value: &Value) -> Result<Self> {
+        let (normalizer, pre_tokenizer) = (&value["normalizer"], &value["pre_tokenizer"]);
+        check_components(normalizer, "normalizer", "normalizers", &NORMALIZERS)?;
+        check_components(pre_tokenizer, "pre-tokenizer", "pretokenizers", &PRE_TOKENIZERS)?;
+        let malformed = |what: &str, error: serde_json::Error| {
+            Error::format(format!("tokenizer {what} is malformed: {error}"))
+        };
+        let model = &value["model"];
+        let flag = |key: &str| model[key].as_bool().unwrap_or(false);
+        for key in ["continuing_subword_prefix", "end_of_word_suffix"] {
+            if model[key].as_str().is_some_and(|affix| !affix.is_empty()) {
+                return Err(Error::unsupported(format!("tokenizer model with {key} {}", model[key])));
+            }
+        }
+        Ok(Self {
+            normalizer: serde_json::from_value(normalizer.clone())
+                .map_err(|error| malformed("normalizer", error))?,
+            pre_tokenizer: serde_json::from_value(pre_tokenizer.clone())
+                .map_err(|error| malformed("pre-tokenizer", error))?,
+            decoder: Decoder::parse(&value["decoder"])?,
+            added_tokens: added_tokens(&value["added_tokens"])?,
+            ignore_merges: flag("ignore_merges"),
+            byte_fallback: flag("byte_fallback"),
+            fuse_unk: flag("fuse_unk"),
+            unk_token: model["unk_token"].as_str().map(str::to_owned),
+        })
+    }
+}
+
+/// The added tokens of a tokenizer.json, with their ids.
+pub(super) fn added_tokens(value: &Value) -> Result<Vec<(u32, AddedToken)>> {
+    let entries = match value {
+        Value::Null => return Ok(Vec::new()),
+        Value::Array(entries) => entries,
+        other => return Err(Error::format(format!("tokenizer added_tokens is no list but {other}"))),
+    };
+    let token = |entry: &Value| {
+        let id = entry["id"].as_u64().and_then(|id| u32::try_from(id).ok());
+        let token: Option<AddedToken> = serde_json::from_value(entry.clone()).ok();
+        id.zip(token).ok_or_else(|| Error::format(format!("tokenizer added token is malformed: {entry}")))
+    };
+    entries.iter().map(token).collect()
+}
+
+/// Accepts a component, and those of a sequence, only if all are known.
+fn check_components(value: &Value, what: &str, list: &str, known: &[&str]) -> Result<()> {
+    if value.is_null() {
+        return Ok(());
+    }
+    let Some(kind) = value["type"].as_str() else {
+        return Err(Error::format(format!("tokenizer {what} without a type: {value}")));
+    };
+    if !known.contains(&kind) {
+        let known = known.join(", ");
+        return Err(Error::unsupported(format!("tokenizer {what} {kind:?} (known: {known})")));
+    }
+    if kind == "Replace" && value.pointer("/pattern/String").and_then(Value::as_str).is_none_or(str::is_empty)
+    {
+        return Err(Error::unsupported(format!(
+            "tokenizer {what} replaces something else than a string: {value}"
+        )));
+    }
+    if kind == "Sequence" {
+        let Some(parts) = value[list].as_array() else {
+            return Err(Error::format(format!("tokenizer {what} sequence without {list:?}: {value}")));
+        };
+        parts.iter().try_for_each(|part| check_components(part, what, list, known))?;
+    }
+    Ok(())
+}

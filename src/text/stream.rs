@@ -1,0 +1,115 @@
+//! A stream of tokens as text: complete characters only, and an end at the first stop string.
+
+/// Turns the bytes of one token after the other into text.
+///
+/// What comes out in all is what [`String::from_utf8_lossy`] would make of all the bytes at once, up to the first stop
+/// string, however the bytes were cut into tokens. Text is held back only while it could still become part of a
+/// character or of a stop string.
+///
+/// If several stop strings occur, the one that is complete first counts; of those that end at the same byte, the
+/// longest. The stop string and everything after it is dropped.
+///
+/// ```
+/// let mut stream = longgen::text::TextStream::new(["###"]);
+/// assert_eq!(stream.push(b"caf\xC3"), "caf");
+/// assert_eq!(stream.push(b"\xA9 #"), "é ");
+/// assert_eq!(stream.push(b"1 ##"), "#1 ");
+/// assert_eq!(stream.push(b"# more"), "");
+/// assert_eq!(stream.stopped(), Some("###"));
+/// ```
+#[derive(Clone, Debug)]
+pub struct TextStream {
+    stops: Vec<String>,
+    /// The start of a character whose end has not come yet; three bytes at most between two calls.
+    bytes: Vec<u8>,
+    /// The first `released` bytes were given out by the last call, the others are held back.
+    text: String,
+    released: usize,
+    stopped: Option<usize>,
+}
+
+impl TextStream {
+    /// A stream that ends at the first of `stops`. Empty stop strings are ignored.
+    pub fn new<S: Into<String>>(stops: impl IntoIterator<Item = S>) -> Self {
+        let stops = stops.into_iter().map(Into::into).filter(|stop| !stop.is_empty()).collect();
+        Self { stops, bytes: Vec::new(), text: String::new(), released: 0, stopped: None }
+    }
+
+    /// Takes the bytes of the next token and gives the text that is certain now, which may be empty.
+    pub fn push(&mut self, bytes: &[u8]) -> &str {
+        self.advance(bytes, false)
+    }
+
+    /// Ends the stream and gives the text that was held back; an unfinished character becomes U+FFFD.
+    ///
+    /// The stream is empty afterwards and can be used for another text, unless it has stopped.
+    pub fn finish(&mut self) -> &str {
+        self.advance(&[], true)
+    }
+
+    /// The stop string that ended the text, if one did. Nothing comes out of the stream any more.
+    pub fn stopped(&self) -> Option<&str> {
+        self.stopped.map(|index| self.stops[index].as_str())
+    }
+
+    fn advance(&mut self, bytes: &[u8], last: bool) -> &str {
+        self.text.drain(..self.released);
+        self.released = 0;
+        if self.stopped.is_none() {
+            self.bytes.extend_from_slice(bytes);
+            decode(&mut self.bytes, &mut self.text, last);
+            self.released = self.release(last);
+        }
+        &self.text[..self.released]
+    }
+
+    /// How many bytes of `text` are certain; cuts it off at a stop string.
+    fn release(&mut self, last: bool) -> usize {
+        let found = (self.stops.iter().enumerate())
+            .filter_map(|(index, stop)| Some((self.text.find(stop.as_str())?, stop.len(), index)))
+            .min_by_key(|&(start, len, _)| (start + len, start));
+        if let Some((start, _, index)) = found {
+            self.text.truncate(start);
+            self.stopped = Some(index);
+            return start;
+        }
+        if last { self.text.len() } else { self.text.len() - self.held() }
+    }
+
+    /// Length of the longest end of `text` with which a stop string begins.
+    fn held(&self) -> usize {
+        let longest = |stop: &String| {
+            let ends = stop.char_indices().map(|(len, _)| len).skip(1);
+            ends.filter(|&len| self.text.ends_with(&stop[..len])).max().unwrap_or(0)
+        };
+        self.stops.iter().map(longest).max().unwrap_or(0)
+    }
+}
+
+/// Moves all that is decided from `bytes` to `text`; what could still become a character stays, unless `last`.
+fn decode(bytes: &mut Vec<u8>, text: &mut String, last: bool) {
+    let mut rest: &[u8] = bytes;
+    loop {
+        let error = match std::str::from_utf8(rest) {
+            Ok(valid) => {
+                text.push_str(valid);
+                rest = &[];
+                break;
+            }
+            Err(error) => error,
+        };
+        let (valid, bad) = rest.split_at(error.valid_up_to());
+        text.push_str(&String::from_utf8_lossy(valid));
+        rest = match error.error_len() {
+            Some(len) => &bad[len..],
+            None if last => &[],
+            None => {
+                rest = bad;
+                break;
+            }
+        };
+        text.push(char::REPLACEMENT_CHARACTER);
+    }
+    let decided = bytes.len() - rest.len();
+    bytes.drain(..decided);
+}

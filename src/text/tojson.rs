@@ -1,0 +1,149 @@
+//! The `tojson` filter of chat templates: JSON as Python's `json.dumps(value, ensure_ascii=False)` writes it.
+//!
+//! The engine's own filter escapes `<`, `>`, `&` and `'` for HTML, which a prompt must not have.
+
+use minijinja::value::{Kwargs, Rest, ValueKind};
+use minijinja::{Error, ErrorKind, State, Value};
+
+/// `value | tojson`, with the arguments `ensure_ascii`, `indent` and `sort_keys` of `json.dumps`.
+pub(super) fn tojson(
+    state: &State,
+    value: &Value,
+    args: Rest<Value>,
+    kwargs: Kwargs,
+) -> Result<Value, Error> {
+    let mut args = args.iter();
+    let mut argument = |name: &str| -> Result<Option<Value>, Error> {
+        Ok(kwargs
+            .get::<Option<Value>>(name)?
+            .or_else(|| args.next().cloned())
+            .filter(|value| !value.is_none()))
+    };
+    let flag = |value: Option<Value>| value.is_some_and(|value| value.is_true());
+    let ascii = flag(argument("ensure_ascii")?);
+    let indent = match argument("indent")? {
+        None => None,
+        Some(indent) => Some(match indent.as_str() {
+            Some(text) => text.to_owned(),
+            None => " ".repeat(usize::try_from(indent)?.min(64)),
+        }),
+    };
+    let sort_keys = flag(argument("sort_keys")?);
+    kwargs.assert_all_used()?;
+    let mut writer = Writer { state, out: String::new(), ascii, indent, sort_keys };
+    writer.value(value, 0)?;
+    Ok(Value::from(writer.out))
+}
+
+struct Writer<'a> {
+    state: &'a State<'a, 'a>,
+    out: String,
+    ascii: bool,
+    /// What one level is indented by; everything is on one line without.
+    indent: Option<String>,
+    sort_keys: bool,
+}
+
+impl Writer<'_> {
+    fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        self.state.consume_fuel(1)?;
+        let unserializable =
+            |what: &str| Error::new(ErrorKind::BadSerialization, format!("{what} is not JSON"));
+        if depth > 100 {
+            return Err(unserializable("a value nested more than 100 deep"));
+        }
+        match value.kind() {
+            ValueKind::None => self.out.push_str("null"),
+            ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => self.out.push_str(&value.to_string()),
+            ValueKind::String => self.string(value.as_str().unwrap_or_default())?,
+            ValueKind::Seq | ValueKind::Iterable => {
+                let items = value.try_iter()?.map(|item| (None, item)).collect();
+                self.items('[', items, ']', depth)?;
+            }
+            ValueKind::Map => {
+                let mut items = Vec::new();
+                for key in value.try_iter()? {
+                    let item = value.get_item(&key)?;
+                    items.push((Some(key_text(&key)), item));
+                }
+                if self.sort_keys {
+                    items.sort_by(|(left, _), (right, _)| left.cmp(right));
+                }
+                self.items('{', items, '}', depth)?;
+            }
+            other => return Err(unserializable(&other.to_string())),
+        }
+        Ok(())
+    }
+
+    fn items(
+        &mut self,
+        open: char,
+        items: Vec<(Option<String>, Value)>,
+        close: char,
+        depth: usize,
+    ) -> Result<(), Error> {
+        self.out.push(open);
+        let empty = items.is_empty();
+        for (index, (key, item)) in items.into_iter().enumerate() {
+            match (index, &self.indent) {
+                (0, None) => {}
+                (_, None) => self.out.push_str(", "),
+                (0, Some(_)) => {}
+                (_, Some(_)) => self.out.push(','),
+            }
+            self.new_line(depth + 1);
+            if let Some(key) = key {
+                self.string(&key)?;
+                self.out.push_str(": ");
+            }
+            self.value(&item, depth + 1)?;
+        }
+        if !empty {
+            self.new_line(depth);
+        }
+        self.out.push(close);
+        Ok(())
+    }
+
+    fn new_line(&mut self, depth: usize) {
+        if let Some(indent) = &self.indent {
+            self.out.push('\n');
+            self.out.extend(std::iter::repeat_n(indent.as_str(), depth));
+        }
+    }
+
+    fn string(&mut self, text: &str) -> Result<(), Error> {
+        self.state.consume_fuel(text.len() as u64 / 64)?;
+        self.out.push('"');
+        for c in text.chars() {
+            match c {
+                '"' => self.out.push_str("\\\""),
+                '\\' => self.out.push_str("\\\\"),
+                '\n' => self.out.push_str("\\n"),
+                '\r' => self.out.push_str("\\r"),
+                '\t' => self.out.push_str("\\t"),
+                '\u{8}' => self.out.push_str("\\b"),
+                '\u{C}' => self.out.push_str("\\f"),
+                c if c < ' ' || (self.ascii && c > '~') => {
+                    for unit in c.encode_utf16(&mut [0; 2]) {
+                        self.out.push_str(&format!("\\u{unit:04x}"));
+                    }
+                }
+                c => self.out.push(c),
+            }
+        }
+        self.out.push('"');
+        Ok(())
+    }
+}
+
+/// A key of an object, which JSON has only as text.
+fn key_text(key: &Value) -> String {
+    match key.kind() {
+        ValueKind::None => "null".to_owned(),
+        ValueKind::Bool => if key.is_true() { "true" } else { "false" }.to_owned(),
+        _ => key.to_string(),
+    }
+}

@@ -1,0 +1,232 @@
+//! The tokenizer of a model: byte-pair encoding with the pipeline of its file.
+
+use std::collections::HashSet;
+
+use tokenizers::models::bpe::BPE;
+use tokenizers::normalizers::NormalizerWrapper;
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::{AddedToken, AddedVocabulary, Model, OffsetReferential, OffsetType, PreTokenizer};
+
+use super::pipeline::Pipeline;
+use super::vocabulary::{TokenKind, Vocabulary};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Control tokens that end a turn or a document in the models that have them.
+const END_TOKENS: [&str; 8] = [
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|eos|>",
+];
+
+/// Turns text into tokens and tokens into text. Immutable; can be used by many threads at once.
+pub struct Tokenizer {
+    model: BPE,
+    normalizer: Option<NormalizerWrapper>,
+    pre_tokenizer: Option<PreTokenizerWrapper>,
+    /// Matches every added token in a text.
+    with_special: AddedVocabulary,
+    /// Matches the added tokens that a user's text may spell.
+    without_special: AddedVocabulary,
+    tokens: Vec<Token>,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    add_bos: bool,
+    /// Spaces to drop from the start of a decoded text, at most.
+    strip_start: usize,
+}
+
+struct Token {
+    piece: Box<str>,
+    bytes: Box<[u8]>,
+    special: bool,
+    ends_generation: bool,
+}
+
+impl Tokenizer {
+    /// Builds a tokenizer from a vocabulary and a pipeline, in time linear in the vocabulary.
+    pub(super) fn new(vocabulary: &Vocabulary<'_>, pipeline: Pipeline) -> Result<Self> {
+        vocabulary.check()?;
+        for (id, token) in &pipeline.added_tokens {
+            let found = vocabulary.tokens.get(*id as usize);
+            if found != Some(&token.content.as_str()) {
+                let content = &token.content;
+                return Err(Error::format(format!(
+                    "tokenizer added token {content:?} has id {id}, but the vocabulary has {found:?} there"
+                )));
+            }
+        }
+        let model = model(vocabulary, &pipeline)?;
+        let normalizer = pipeline.normalizer.as_ref();
+        let with_special = added_vocabulary(&pipeline.added_tokens, |_| true, normalizer)?;
+        let without_special = added_vocabulary(&pipeline.added_tokens, |token| !token.special, normalizer)?;
+        let token = |(id, piece, kind): (u32, &str, TokenKind)| Token {
+            piece: piece.into(),
+            bytes: pipeline.decoder.bytes(piece, kind).into(),
+            special: kind.is_special(),
+            ends_generation: vocabulary.eos == Some(id)
+                || vocabulary.ends.contains(&id)
+                || (kind.is_special() && END_TOKENS.contains(&piece)),
+        };
+        Ok(Self {
+            model,
+            with_special,
+            without_special,
+            tokens: vocabulary.ids().map(token).collect(),
+            bos: vocabulary.bos,
+            eos: vocabulary.eos,
+            add_bos: vocabulary.add_bos,
+            strip_start: pipeline.decoder.strip_start,
+            normalizer: pipeline.normalizer,
+            pre_tokenizer: pipeline.pre_tokenizer,
+        })
+    }
+
+    /// The tokens of `text`.
+    ///
+    /// With `special`, special tokens spelt in the text become those tokens: for text that a chat template made.
+    /// Without, they are text like any other, so that a user's words cannot steer the model.
+    ///
+    /// With `add_bos`, the beginning-of-text token comes first if the model wants one ([`adds_bos`](Self::adds_bos))
+    /// and the text does not spell it itself. An end-of-text token is never appended.
+    ///
+    /// # Errors
+    /// Only if the tokenizer's own parts contradict each other.
+    pub fn encode(&self, text: &str, special: bool, add_bos: bool) -> Result<Vec<u32>> {
+        let internal = |error| Error::new(ErrorKind::Internal, format!("tokenizer: {error}"));
+        let added = if special { &self.with_special } else { &self.without_special };
+        let mut pieces = added.extract_and_normalize(self.normalizer.as_ref(), text);
+        if let Some(pre_tokenizer) = &self.pre_tokenizer {
+            pre_tokenizer.pre_tokenize(&mut pieces).map_err(internal)?;
+        }
+        pieces.tokenize(|piece| self.model.tokenize(piece.get())).map_err(internal)?;
+        let splits = pieces.get_splits(OffsetReferential::Original, OffsetType::None);
+        let mut ids =
+            splits.iter().flat_map(|(_, _, tokens)| tokens.iter().flatten()).map(|token| token.id).peekable();
+        let bos = self.bos.filter(|bos| add_bos && self.add_bos && ids.peek() != Some(bos));
+        Ok(bos.into_iter().chain(ids).collect())
+    }
+
+    /// The text of `ids`, without special tokens if `skip_special`. Bytes that are no UTF-8 become U+FFFD, ids that are
+    /// no token add nothing.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
+        let tokens =
+            ids.iter().filter_map(|&id| self.token(id)).filter(|token| !(skip_special && token.special));
+        let bytes: Vec<u8> = tokens.flat_map(|token| token.bytes.iter().copied()).collect();
+        let spaces = bytes.iter().take(self.strip_start).take_while(|&&byte| byte == b' ').count();
+        String::from_utf8_lossy(&bytes[spaces..]).into_owned()
+    }
+
+    /// The bytes that token `id` adds to a text; they need not be whole characters.
+    pub fn token_bytes(&self, id: u32) -> Option<&[u8]> {
+        self.token(id).map(|token| &*token.bytes)
+    }
+
+    /// Token `id` as the vocabulary writes it, for example `Ġthe`.
+    pub fn piece(&self, id: u32) -> Option<&str> {
+        self.token(id).map(|token| &*token.piece)
+    }
+
+    /// Number of tokens; ids are below it. A model's output may have more rows than this.
+    pub fn n_vocab(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// The beginning-of-text token.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// The end-of-text token.
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// Whether the model wants every text to begin with [`bos`](Self::bos).
+    pub fn adds_bos(&self) -> bool {
+        self.add_bos
+    }
+
+    /// Whether `id` is a control token or the unknown token: no text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.token(id).is_some_and(|token| token.special)
+    }
+
+    /// Whether a generation is over when the model chooses `id`.
+    pub fn is_end_of_generation(&self, id: u32) -> bool {
+        self.token(id).is_some_and(|token| token.ends_generation)
+    }
+
+    fn token(&self, id: u32) -> Option<&Token> {
+        self.tokens.get(id as usize)
+    }
+}
+
+/// The merges and the tokens that they can make.
+fn model(vocabulary: &Vocabulary<'_>, pipeline: &Pipeline) -> Result<BPE> {
+    let mut ids = tokenizers::models::bpe::Vocab::with_capacity(vocabulary.tokens.len());
+    let mut hidden = HashSet::new();
+    for (id, token, kind) in vocabulary.ids() {
+        // The model alone must not turn text into a control token, whatever the file's merges say.
+        let spelt = match kind {
+            TokenKind::Control | TokenKind::Unused => pipeline.unk_token.as_deref() == Some(token),
+            _ => true,
+        };
+        if !spelt {
+            hidden.insert(token);
+        } else if let Some(first) = ids.insert(token.to_owned(), id) {
+            return Err(Error::format(format!("tokenizer.ggml.tokens {first} and {id} are both {token:?}")));
+        }
+    }
+    if let Some(unknown) = &pipeline.unk_token
+        && !ids.contains_key(unknown)
+    {
+        return Err(Error::format(format!("tokenizer unk_token {unknown:?} is not in the vocabulary")));
+    }
+    let mut merges = Vec::with_capacity(vocabulary.merges.len());
+    for (rank, merge) in vocabulary.merges.iter().enumerate() {
+        let parts = merge
+            .split_once(' ')
+            .filter(|(left, right)| !left.is_empty() && !right.is_empty() && !right.contains(' '));
+        let Some((left, right)) = parts else {
+            return Err(Error::format(format!(
+                "tokenizer.ggml.merges {rank} is {merge:?}, not \"left right\""
+            )));
+        };
+        let is_hidden = |token: &str| hidden.contains(token);
+        if hidden.is_empty() || !(is_hidden(left) || is_hidden(right) || is_hidden(&[left, right].concat())) {
+            merges.push((left.to_owned(), right.to_owned()));
+        }
+    }
+    let mut builder = BPE::builder()
+        .vocab_and_merges(ids, merges)
+        .ignore_merges(pipeline.ignore_merges)
+        .byte_fallback(pipeline.byte_fallback)
+        .fuse_unk(pipeline.fuse_unk);
+    if let Some(unknown) = &pipeline.unk_token {
+        builder = builder.unk_token(unknown.clone());
+    }
+    builder.build().map_err(|error| Error::format(format!("tokenizer.ggml.merges: {error}")))
+}
+
+/// The matcher of those added tokens that `wanted` names.
+fn added_vocabulary(
+    added: &[(u32, AddedToken)],
+    wanted: impl Fn(&AddedToken) -> bool,
+    normalizer: Option<&NormalizerWrapper>,
+) -> Result<AddedVocabulary> {
+    let wanted: Vec<_> = added.iter().filter(|(_, token)| wanted(token)).collect();
+    // Added tokens take their ids from a model: this one knows nothing else.
+    let names: tokenizers::models::bpe::Vocab =
+        wanted.iter().map(|(id, token)| (token.content.clone(), *id)).collect();
+    let model = BPE::builder().vocab_and_merges(names, Vec::new()).cache_capacity(0).build();
+    let model = model.map_err(|error| Error::format(format!("tokenizer added tokens: {error}")))?;
+    let tokens: Vec<_> = wanted.iter().map(|(_, token)| token.clone()).collect();
+    let mut vocabulary = AddedVocabulary::new();
+    vocabulary.add_tokens(&tokens, &model, normalizer);
+    Ok(vocabulary)
+}
