@@ -74,3 +74,17 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+impl From<longgen_format::Error> for Error {
+    fn from(error: longgen_format::Error) -> Self {
+        use longgen_format::Error as E;
+        let kind = match error {
+            E::UnsupportedTensorType { .. } | E::UnknownTensorType { .. } | E::Version { .. } => {
+                ErrorKind::Unsupported
+            }
+            E::Io(_) => ErrorKind::Io,
+            _ => ErrorKind::Format,
+        };
+        Self::new(kind, error.to_string())
+    }
+}

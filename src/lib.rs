@@ -7,7 +7,15 @@ pub mod backend;
 pub mod cancel;
 pub mod error;
 pub mod kv;
+pub mod model;
+pub mod sampler;
+pub mod session;
 pub mod text;
+pub mod weights;
 
+pub use backend::args::{KvType, Precision};
 pub use cancel::Cancel;
 pub use error::{Error, ErrorKind, Result};
+pub use model::{Device, Model, ModelParams};
+pub use sampler::{Sampler, SamplerParams};
+pub use session::{MemoryPlan, Session, SessionParams};

@@ -91,6 +91,18 @@ impl Mask {
         }
     }
 
+    /// First position from which on queries have no near token before `block`.
+    pub fn first_query_within(&self, block: u32) -> u32 {
+        match *self {
+            _ if block == 0 => 0,
+            Mask::Full => u32::MAX,
+            Mask::Window { window_tokens, .. } => (block * BLOCK_TOKENS).saturating_add(window_tokens - 1),
+            Mask::Blocks { block_size, local_blocks, .. } => {
+                (block + local_blocks - 1).saturating_mul(block_size)
+            }
+        }
+    }
+
     /// Blocks of which any of the queries `first..=last` of a head with this `phase` may see a token, ascending.
     pub fn visible_blocks(&self, first: u32, last: u32, phase: u32) -> impl Iterator<Item = u32> + use<> {
         let near = self.first_near_block(first);
@@ -132,7 +144,7 @@ impl Mask {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 

@@ -297,7 +297,7 @@ pub struct AttnArgs<'a, B: Backend> {
 }
 
 /// Some tokens of one cache block that are to be copied to another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BlockCopy {
     /// Block in the source, counted from its start.
     pub from: usize,

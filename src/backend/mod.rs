@@ -82,7 +82,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn rope_append(&self, ws: &mut Self::Workspace, args: RopeAppendArgs<'_, '_, Self>) -> Result<()>;
     /// See [`AttnArgs`].
     fn attn(&self, ws: &mut Self::Workspace, args: AttnArgs<'_, Self>) -> Result<()>;
-    /// See [`CopyBlocksArgs`].
+    /// See [`CopyBlocksArgs`]. Never stops half-way: a step that counts in some layers and not in others would be worse
+    /// than one that ends late.
     fn copy_blocks(&self, ws: &mut Self::Workspace, args: CopyBlocksArgs<'_, Self>) -> Result<()>;
     /// See [`GluArgs`].
     fn glu(&self, ws: &mut Self::Workspace, args: GluArgs<'_, Self>) -> Result<()>;

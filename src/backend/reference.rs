@@ -1,1 +1,288 @@
-//! The oracle.
+//! The oracle: every op as its definition reads, one element after the other in f64, nothing shared with the fast
+//! backends but the arguments. It runs whole models, slowly.
+
+use half::f16;
+use longgen_format::quant;
+
+use super::Backend;
+use super::args::*;
+use crate::alloc::{HostBuf, Meter};
+use crate::cancel::Cancel;
+use crate::error::{Error, Result};
+
+/// Runs the ops by their definitions.
+#[derive(Debug, Default)]
+pub struct ReferenceBackend {
+    meter: Meter,
+}
+
+/// What a step of the oracle needs: the flag that stops it.
+#[derive(Debug, Default)]
+pub struct ReferenceWorkspace {
+    cancel: Cancel,
+}
+
+/// A cache block holds `block_size` keys, then as many values, row after row, as f32 that were rounded to the type.
+fn kv_row(shape: &KvShape, place: usize, is_value: bool, token: usize) -> std::ops::Range<usize> {
+    let row = (place * 2 + usize::from(is_value)) * shape.block_size + token;
+    row * shape.head_dim..(row + 1) * shape.head_dim
+}
+
+fn round_to(ty: KvType, x: f32) -> f32 {
+    match ty {
+        KvType::F32 => x,
+        KvType::F16 => f16::from_f32(x).to_f32(),
+    }
+}
+
+fn weight_row(w: &WeightData, row: usize) -> Result<Vec<f32>> {
+    let row_bytes = w.bytes().len() / w.rows;
+    let mut out = vec![0.0; w.cols];
+    quant::dequantize(w.ty, &w.bytes()[row * row_bytes..(row + 1) * row_bytes], &mut out)?;
+    Ok(out)
+}
+
+fn turn(head: &mut [f32], table: &[f32], n_pairs: usize, pairing: RopePairing) {
+    for pair in 0..n_pairs {
+        let (cos, sin) = (table[2 * pair], table[2 * pair + 1]);
+        let (a, b) = match pairing {
+            RopePairing::Adjacent => (2 * pair, 2 * pair + 1),
+            RopePairing::Halves => (pair, pair + n_pairs),
+        };
+        let (x, y) = (head[a], head[b]);
+        head[a] = x * cos - y * sin;
+        head[b] = x * sin + y * cos;
+    }
+}
+
+impl Backend for ReferenceBackend {
+    type Buf = HostBuf;
+    type Weight = WeightData;
+    type Descriptor = StepRows;
+    type Workspace = ReferenceWorkspace;
+
+    fn alloc(&self, n_bytes: usize) -> Result<HostBuf> {
+        HostBuf::new(n_bytes, &self.meter)
+    }
+
+    fn allocated_bytes(&self) -> usize {
+        self.meter.n_bytes()
+    }
+
+    fn upload(&self, dst: &mut HostBuf, at: usize, src: &[f32]) -> Result<()> {
+        dst.of_mut()[at..at + src.len()].copy_from_slice(src);
+        Ok(())
+    }
+
+    fn download(&self, dst: &mut [f32], src: &HostBuf, at: usize) -> Result<()> {
+        dst.copy_from_slice(&src.of()[at..at + dst.len()]);
+        Ok(())
+    }
+
+    fn weight(&self, data: WeightData) -> Result<WeightData> {
+        Ok(data)
+    }
+
+    fn kv_block_bytes(&self, shape: &KvShape) -> usize {
+        2 * shape.block_size * shape.head_dim * size_of::<f32>()
+    }
+
+    fn workspace_bytes(&self, _: &WorkspaceShape, _: Precision) -> usize {
+        0
+    }
+
+    fn workspace(&self, _: &WorkspaceShape, _: Precision) -> Result<ReferenceWorkspace> {
+        Ok(ReferenceWorkspace::default())
+    }
+
+    fn descriptor(&self) -> Result<StepRows> {
+        Ok(StepRows::default())
+    }
+
+    fn describe(&self, desc: &mut StepRows, rows: StepRows) -> Result<()> {
+        *desc = rows;
+        Ok(())
+    }
+
+    fn run<T>(
+        &self,
+        workspace: &mut ReferenceWorkspace,
+        cancel: &Cancel,
+        step: impl FnOnce(&mut ReferenceWorkspace) -> Result<T>,
+    ) -> Result<T> {
+        workspace.cancel = cancel.clone();
+        step(workspace)
+    }
+
+    fn embed(&self, ws: &mut ReferenceWorkspace, args: EmbedArgs<'_, Self>) -> Result<()> {
+        let width = args.table.cols;
+        for (out, &token) in args.out.of_mut::<f32>().chunks_mut(width).zip(args.tokens) {
+            ws.cancel.check()?;
+            if token as usize >= args.table.rows {
+                return Err(Error::invalid(format!("token {token} of a vocabulary of {}", args.table.rows)));
+            }
+            for (out, value) in out.iter_mut().zip(weight_row(args.table, token as usize)?) {
+                *out = value * args.scale;
+            }
+        }
+        Ok(())
+    }
+
+    fn norm(&self, _: &mut ReferenceWorkspace, args: NormArgs<'_, Self>) -> Result<()> {
+        let width = args.width;
+        let x = &args.x.of::<f32>()[args.first_row * width..(args.first_row + args.n_rows) * width];
+        for (out, x) in args.out.of_mut::<f32>().chunks_mut(width).zip(x.chunks(width)) {
+            let mean_square = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / width as f64;
+            let factor = 1.0 / (mean_square + f64::from(args.eps)).sqrt();
+            for ((out, &x), &weight) in out.iter_mut().zip(x).zip(args.weight.of::<f32>()) {
+                *out = to_f32(f64::from(x) * factor * f64::from(weight));
+            }
+        }
+        Ok(())
+    }
+
+    fn matmul(&self, ws: &mut ReferenceWorkspace, args: MatmulArgs<'_, '_, Self>) -> Result<()> {
+        for part in args.parts.iter_mut() {
+            let (rows, cols) = (part.w.rows, part.w.cols);
+            for row in 0..rows {
+                ws.cancel.check()?;
+                let w = weight_row(part.w, row)?;
+                let bias = part.bias.map_or(0.0, |bias| bias.of::<f32>()[row]);
+                for i in 0..args.n_rows {
+                    let x = &args.x.of::<f32>()[i * cols..(i + 1) * cols];
+                    let sum: f64 = w.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum();
+                    let out = &mut part.out.of_mut::<f32>()[i * rows + row];
+                    let before = if args.add { f64::from(*out) } else { 0.0 };
+                    *out = to_f32(before + sum + f64::from(bias));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn rope_table(&self, _: &mut ReferenceWorkspace, args: RopeTableArgs<'_, Self>) -> Result<()> {
+        let n_pairs = args.inv_freq.len();
+        for desc in args.seqs {
+            for token in 0..desc.n_tokens {
+                let row = (desc.row + token) as usize;
+                let out = &mut args.out.of_mut::<f32>()[row * n_pairs * 2..(row + 1) * n_pairs * 2];
+                for (pair, &inv_freq) in out.chunks_mut(2).zip(args.inv_freq) {
+                    let angle = f64::from((desc.pos + token) as f32 * inv_freq);
+                    pair[0] = to_f32(angle.cos()) * args.attention_factor;
+                    pair[1] = to_f32(angle.sin()) * args.attention_factor;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn rope_append(&self, _: &mut ReferenceWorkspace, args: RopeAppendArgs<'_, '_, Self>) -> Result<()> {
+        let RopeAppendArgs { q, k, v, table, n_pairs, pairing, n_heads, shape, seqs } = args;
+        let (n_kv, dim) = (shape.n_kv_heads, shape.head_dim);
+        for seq in seqs {
+            for token in 0..seq.desc.n_tokens {
+                let row = (seq.desc.row + token) as usize;
+                let position = (seq.desc.pos + token) as usize;
+                let angles =
+                    table.map(|table| &table.of::<f32>()[row * n_pairs * 2..(row + 1) * n_pairs * 2]);
+                if let Some(angles) = angles {
+                    for head in
+                        q.of_mut::<f32>()[row * n_heads * dim..(row + 1) * n_heads * dim].chunks_mut(dim)
+                    {
+                        turn(head, angles, n_pairs, pairing);
+                    }
+                }
+                for head in 0..n_kv {
+                    let source = (row * n_kv + head) * dim..(row * n_kv + head + 1) * dim;
+                    let mut key = k.of::<f32>()[source.clone()].to_vec();
+                    if let Some(angles) = angles {
+                        turn(&mut key, angles, n_pairs, pairing);
+                    }
+                    let block = index(position / shape.block_size)?;
+                    let place = seq.places.place(index(head)?, block);
+                    let in_block = position % shape.block_size;
+                    for (values, is_value) in [(&key[..], false), (&v.of::<f32>()[source], true)] {
+                        let to = kv_row(&shape, place, is_value, in_block);
+                        for (to, &x) in seq.blocks.of_mut::<f32>()[to].iter_mut().zip(values) {
+                            *to = round_to(shape.ty, x);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn attn(&self, ws: &mut ReferenceWorkspace, args: AttnArgs<'_, Self>) -> Result<()> {
+        let (dim, n_heads) = (args.shape.head_dim, args.n_heads);
+        for seq in args.seqs {
+            for (token, head) in (0..seq.desc.n_tokens).flat_map(|t| (0..n_heads).map(move |h| (t, h))) {
+                ws.cancel.check()?;
+                let at = ((seq.desc.row + token) as usize * n_heads + head) * dim;
+                let query = &args.q.of::<f32>()[at..at + dim];
+                let (position, phase) = (seq.desc.pos + token, args.phases[head]);
+                let kv_head = index(head / (n_heads / args.shape.n_kv_heads))?;
+
+                let mut scores = Vec::new();
+                let mut values = Vec::new();
+                for j in (0..=position).filter(|&j| args.mask.sees(position, j, phase)) {
+                    let row = |is_value| {
+                        let segment = seq.segments.iter().find(|segment| j < segment.end);
+                        let segment =
+                            segment.ok_or_else(|| Error::invalid(format!("no segment holds token {j}")))?;
+                        let block_size = args.shape.block_size;
+                        let place = segment.places.place(kv_head, index(j as usize / block_size)?);
+                        let row = kv_row(&args.shape, place, is_value, j as usize % block_size);
+                        Ok::<_, Error>(&segment.blocks.of::<f32>()[row])
+                    };
+                    let key = row(false)?;
+                    let dot: f64 = query.iter().zip(key).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
+                    let score = dot * f64::from(args.scale);
+                    let cap = f64::from(args.softcap);
+                    scores.push(if cap > 0.0 { cap * (score / cap).tanh() } else { score });
+                    values.push(row(true)?);
+                }
+                let sink = args.sink_logits.map(|sinks| f64::from(sinks.of::<f32>()[head]));
+                let max = scores.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
+                let total: f64 = scores.iter().copied().chain(sink).map(|score| (score - max).exp()).sum();
+                for d in 0..dim {
+                    let sum: f64 =
+                        scores.iter().zip(&values).map(|(s, v)| (s - max).exp() * f64::from(v[d])).sum();
+                    args.out.of_mut::<f32>()[at + d] = to_f32(sum / total);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_blocks(&self, _: &mut ReferenceWorkspace, args: CopyBlocksArgs<'_, Self>) -> Result<()> {
+        for copy in args.copies {
+            for token in copy.begin..copy.end {
+                for is_value in [false, true] {
+                    let from = &args.from.of::<f32>()[kv_row(&args.shape, copy.from, is_value, token)];
+                    args.to.of_mut::<f32>()[kv_row(&args.shape, copy.to, is_value, token)]
+                        .copy_from_slice(from);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn glu(&self, _: &mut ReferenceWorkspace, args: GluArgs<'_, Self>) -> Result<()> {
+        let Activation::Silu = args.activation;
+        for (gate, &up) in args.gate.of_mut::<f32>()[..args.n_elems].iter_mut().zip(args.up.of::<f32>()) {
+            let x = f64::from(*gate);
+            *gate = to_f32(x / (1.0 + (-x).exp()) * f64::from(up));
+        }
+        Ok(())
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the rounding of the result to f32 is meant")]
+fn to_f32(x: f64) -> f32 {
+    x as f32
+}
+
+fn index(i: usize) -> Result<u32> {
+    u32::try_from(i).map_err(|_| Error::invalid(format!("index {i} is too large")))
+}

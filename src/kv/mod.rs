@@ -1,3 +1,4 @@
 //! The key/value cache: which block lies where, and the buffers of a session.
 
+pub mod cache;
 pub mod slots;

@@ -155,3 +155,72 @@ impl HeadSlots {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attention::mask::tests::any_mask;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(3000))]
+
+        /// Writes a context block by block into slots, as a session would, and looks after every block whether what
+        /// any head may still see is there, also from one block further back.
+        #[test]
+        fn everything_that_may_be_seen_is_in_its_slot(
+            mask in any_mask(), n_ctx in 1u32..1500, n_kv_heads in 1u32..4, group in 1usize..4,
+            phases in prop::collection::vec(0u32..9, 12),
+        ) {
+            let phases = &phases[..n_kv_heads as usize * group];
+            let map = SlotMap::new(&mask, phases, n_kv_heads, n_ctx);
+            let block_size = mask.block_size();
+            let n_blocks = n_ctx.div_ceil(block_size);
+            let mut slots = vec![None; map.n_slots() as usize];
+            for newest in 0..n_blocks {
+                for head in 0..n_kv_heads {
+                    let slot = &mut slots[map.slot(head, newest) as usize];
+                    if let Some((other, old)) = slot.replace((head, newest)) {
+                        prop_assert_eq!(other, head);
+                        prop_assert!(!map.is_pinned(head, old), "pinned block {} lost to {}", old, newest);
+                        prop_assert!(old < map.oldest_intact(newest));
+                    }
+                }
+                // Queries anywhere in the newest block, or up to a block before its first token.
+                let last = (newest + 1) * block_size - 1;
+                for i in [last, newest * block_size, (newest * block_size).saturating_sub(block_size)] {
+                    for (query_head, &phase) in phases.iter().enumerate() {
+                        let head = u32::try_from(query_head / group).unwrap();
+                        for block in (0..=i / block_size).filter(|&block| {
+                            (block * block_size..=i).take(block_size as usize).any(|j| mask.sees(i, j, phase))
+                        }) {
+                            let slot = map.slot(head, block) as usize;
+                            prop_assert_eq!(slots[slot], Some((head, block)), "query {} head {}", i, query_head);
+                        }
+                    }
+                }
+                let oldest = mask.first_query_within(map.oldest_intact(newest));
+                prop_assert!(oldest <= (newest * block_size + 1).saturating_sub(block_size));
+            }
+        }
+
+        #[test]
+        fn no_slot_is_more_than_the_plan_needs(
+            mask in any_mask(), n_ctx in 1u32..3000, phase in 0u32..9,
+        ) {
+            let map = SlotMap::new(&mask, &[phase], 1, n_ctx);
+            let n_blocks = n_ctx.div_ceil(mask.block_size());
+            let needed = match mask {
+                Mask::Full => n_blocks,
+                Mask::Window { window_tokens, sink_tokens } => {
+                    sink_tokens.div_ceil(64) + (window_tokens - 1).div_ceil(64) + 2
+                }
+                Mask::Blocks { local_blocks, sink_blocks, stride, .. } => {
+                    let strided = (0..n_blocks).filter(|block| stride > 0 && (block + phase) % stride == 0);
+                    sink_blocks + local_blocks + 1 + u32::try_from(strided.count()).unwrap()
+                }
+            };
+            prop_assert_eq!(map.n_slots(), needed.min(n_blocks));
+        }
+    }
+}

@@ -8,6 +8,7 @@ mod chat;
 mod date;
 mod decoder;
 mod huggingface;
+mod metadata;
 mod pipeline;
 mod stream;
 mod tojson;

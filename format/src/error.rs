@@ -1,0 +1,220 @@
+//! What can be wrong with a file.
+
+use crate::metadata::ValueType;
+
+/// What is wrong, where: offsets are counted in bytes from the start of the file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The file does not begin like a GGUF file.
+    #[error("not a GGUF file: it begins with {found:02x?}, expected \"GGUF\"")]
+    Magic {
+        /// The first bytes, at most four.
+        found: Vec<u8>,
+    },
+    /// A version of GGUF that this crate does not read.
+    #[error("GGUF version {found}: versions 2 and 3 are readable{}", if found.swap_bytes() < 16 { " (this file is big-endian)" } else { "" })]
+    Version {
+        /// The version.
+        found: u32,
+    },
+    /// The file ends before something does.
+    #[error("at offset {offset}: {what} needs {needed} bytes, {left} are left")]
+    Truncated {
+        /// Where it begins.
+        offset: u64,
+        /// What it is.
+        what: &'static str,
+        /// Bytes that it needs.
+        needed: u64,
+        /// Bytes up to the end of the file.
+        left: u64,
+    },
+    /// A string is not UTF-8.
+    #[error("at offset {offset}: {what} is not UTF-8")]
+    NotUtf8 {
+        /// Where the string begins.
+        offset: u64,
+        /// What it is.
+        what: &'static str,
+    },
+    /// A metadata value of an unknown type.
+    #[error("at offset {offset}: key {key:?} has unknown value type {id}")]
+    UnknownValueType {
+        /// Where the type stands.
+        offset: u64,
+        /// The key.
+        key: String,
+        /// The type's number.
+        id: u32,
+    },
+    /// An array of arrays.
+    #[error("at offset {offset}: key {key:?} is an array of arrays, which no reader supports")]
+    NestedArray {
+        /// Where the element type stands.
+        offset: u64,
+        /// The key.
+        key: String,
+    },
+    /// A boolean that is neither 0 nor 1.
+    #[error("at offset {offset}: key {key:?} has boolean {found}, expected 0 or 1")]
+    BadBool {
+        /// Where it stands.
+        offset: u64,
+        /// The key.
+        key: String,
+        /// The byte.
+        found: u8,
+    },
+    /// The same key twice.
+    #[error("key {key:?} appears twice")]
+    DuplicateKey {
+        /// The key.
+        key: String,
+    },
+    /// The same tensor twice.
+    #[error("tensor {tensor:?} appears twice")]
+    DuplicateTensor {
+        /// The tensor.
+        tensor: String,
+    },
+    /// An alignment that is unusable.
+    #[error("general.alignment {found}: expected a power of two from 8 to 1048576")]
+    Alignment {
+        /// The alignment.
+        found: u64,
+    },
+    /// A key that is not there.
+    #[error("key {key:?} is missing")]
+    MissingKey {
+        /// The key.
+        key: String,
+    },
+    /// A key of another type than asked for.
+    #[error("key {key:?}: expected {expected}, found {found}")]
+    WrongType {
+        /// The key.
+        key: String,
+        /// What was asked for.
+        expected: &'static str,
+        /// What it is.
+        found: ValueType,
+    },
+    /// A number that does not fit the type asked for.
+    #[error("key {key:?}: {found} does not fit {expected}")]
+    OutOfRange {
+        /// The key.
+        key: String,
+        /// What was asked for.
+        expected: &'static str,
+        /// The number.
+        found: String,
+    },
+    /// A tensor of an impossible shape.
+    #[error("tensor {tensor:?}: {reason}")]
+    Shape {
+        /// The tensor.
+        tensor: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A tensor whose type nobody knows.
+    #[error("tensor {tensor:?} has unknown type {id}")]
+    UnknownTensorType {
+        /// The tensor.
+        tensor: String,
+        /// The type's number.
+        id: u32,
+    },
+    /// A tensor of a type that exists but is not supported.
+    #[error("tensor {tensor:?} is {name}: supported are F32, F16, BF16, Q8_0, Q4_0, Q4_1")]
+    UnsupportedTensorType {
+        /// The tensor.
+        tensor: String,
+        /// The type's name.
+        name: &'static str,
+    },
+    /// A tensor's data begins where it must not.
+    #[error("tensor {tensor:?}: data offset {offset} is no multiple of the alignment {alignment}")]
+    Misaligned {
+        /// The tensor.
+        tensor: String,
+        /// Its offset in the tensor data.
+        offset: u64,
+        /// The file's alignment.
+        alignment: u64,
+    },
+    /// A tensor's data reaches beyond the file.
+    #[error("tensor {tensor:?}: {n_bytes} bytes at offset {offset} reach beyond the file's {file_bytes}")]
+    OutOfFile {
+        /// The tensor.
+        tensor: String,
+        /// Where its data begins.
+        offset: u64,
+        /// Its length.
+        n_bytes: u64,
+        /// The file's length.
+        file_bytes: u64,
+    },
+    /// Two tensors share bytes.
+    #[error("tensors {first:?} and {second:?} overlap at offset {offset}")]
+    Overlap {
+        /// The one that begins first.
+        first: String,
+        /// The other.
+        second: String,
+        /// Where the other begins.
+        offset: u64,
+    },
+    /// A buffer of another length than the elements need.
+    #[error("{what}: expected {expected}, got {got}")]
+    Length {
+        /// What is measured.
+        what: &'static str,
+        /// What it should be.
+        expected: u64,
+        /// What it is.
+        got: u64,
+    },
+    /// A number that cannot be quantised.
+    #[error("element {index} is {value}: only finite numbers can be quantised")]
+    NotFinite {
+        /// Its index.
+        index: usize,
+        /// The number.
+        value: f32,
+    },
+    /// A file without checksums.
+    #[error("the file has no checksums: key {key:?} is missing")]
+    NoHashes {
+        /// The key.
+        key: &'static str,
+    },
+    /// Checksums that cannot be used.
+    #[error("key {key:?}: {reason}")]
+    BadHashes {
+        /// The key.
+        key: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Bytes that changed since the file was written.
+    #[error("{what}: checksum is {found}, the file says {expected}")]
+    HashMismatch {
+        /// `header`, or the tensor's name.
+        what: String,
+        /// What the file says.
+        expected: String,
+        /// What the bytes give.
+        found: String,
+    },
+    /// Bytes between tensors that changed since the file was written.
+    #[error("at offset {offset}: padding is not zero")]
+    Padding {
+        /// Where.
+        offset: u64,
+    },
+    /// Writing failed.
+    #[error("cannot write: {0}")]
+    Io(#[from] std::io::Error),
+}

@@ -1,0 +1,452 @@
+//! From bytes to a directory of what is in them. Nothing is trusted: every length is compared with what is left of the
+//! file before anything is allocated for it, every sum and product is checked, and time is linear in the file.
+
+use std::collections::HashMap;
+
+use byteorder::{ByteOrder, LittleEndian as LE};
+use xxhash_rust::xxh3::Xxh3Default;
+
+use crate::metadata::{Array, Metadata, Value, ValueType};
+use crate::tensor_type::{KnownType, known_type};
+use crate::{Error, TensorType, keys};
+
+/// Most dimensions of a tensor.
+const MAX_DIMS: u32 = 4;
+/// Largest alignment that makes sense; GGUF's default is 32.
+const MAX_ALIGNMENT: u64 = 1 << 20;
+const DEFAULT_ALIGNMENT: u64 = 32;
+
+/// What is where in a model file.
+#[derive(Clone, Debug)]
+pub struct Directory<'a> {
+    /// The key-value pairs.
+    pub metadata: Metadata<'a>,
+    bytes: &'a [u8],
+    version: u32,
+    alignment: u64,
+    data_offset: u64,
+    tensors: Vec<TensorInfo<'a>>,
+    by_name: HashMap<&'a str, usize>,
+}
+
+/// A tensor's name, shape, type and place.
+#[derive(Clone, Debug)]
+pub struct TensorInfo<'a> {
+    name: &'a str,
+    shape: [u64; MAX_DIMS as usize],
+    n_dims: usize,
+    type_id: u32,
+    offset: u64,
+    n_bytes: u64,
+}
+
+impl<'a> TensorInfo<'a> {
+    /// The name, unique in the file.
+    pub fn name(&self) -> &'a str {
+        self.name
+    }
+
+    /// The dimensions; elements along the first one lie side by side.
+    pub fn shape(&self) -> &[u64] {
+        &self.shape[..self.n_dims]
+    }
+
+    /// Number of elements.
+    pub fn n_elems(&self) -> u64 {
+        // Checked for overflow when the file was read.
+        self.shape().iter().product()
+    }
+
+    /// GGML's number of the type.
+    pub fn type_id(&self) -> u32 {
+        self.type_id
+    }
+
+    /// GGML's name of the type, supported or not.
+    pub fn type_name(&self) -> &'static str {
+        known_type(self.type_id).map_or("unknown", |known| known.name)
+    }
+
+    /// The type.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedTensorType`] for one that this crate cannot decode.
+    pub fn ty(&self) -> Result<TensorType, Error> {
+        let known = known_type(self.type_id);
+        known.and_then(|known| known.supported).ok_or_else(|| Error::UnsupportedTensorType {
+            tensor: self.name.to_owned(),
+            name: self.type_name(),
+        })
+    }
+
+    /// Where the data begins in the file.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Length of the data.
+    pub fn n_bytes(&self) -> u64 {
+        self.n_bytes
+    }
+}
+
+/// Reads forward through the bytes.
+struct Cursor<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    /// The key whose value is being read.
+    key: &'a str,
+}
+
+impl<'a> Cursor<'a> {
+    fn left(&self) -> u64 {
+        (self.bytes.len() - self.at) as u64
+    }
+
+    fn offset(&self) -> u64 {
+        self.at as u64
+    }
+
+    fn take(&mut self, n: u64, what: &'static str) -> Result<&'a [u8], Error> {
+        let (offset, left) = (self.offset(), self.left());
+        let Some(n) = usize::try_from(n).ok().filter(|&n| n as u64 <= left) else {
+            return Err(Error::Truncated { offset, what, needed: n, left });
+        };
+        let taken = &self.bytes[self.at..self.at + n];
+        self.at += n;
+        Ok(taken)
+    }
+
+    fn u32(&mut self, what: &'static str) -> Result<u32, Error> {
+        self.take(4, what).map(LE::read_u32)
+    }
+
+    fn u64(&mut self, what: &'static str) -> Result<u64, Error> {
+        self.take(8, what).map(LE::read_u64)
+    }
+
+    fn str(&mut self, what: &'static str) -> Result<&'a str, Error> {
+        let n = self.u64(what)?;
+        let offset = self.offset();
+        std::str::from_utf8(self.take(n, what)?).map_err(|_| Error::NotUtf8 { offset, what })
+    }
+
+    /// A count of things that take at least `min_bytes` each, as far as the file can hold them.
+    fn count(&mut self, min_bytes: u64, what: &'static str) -> Result<usize, Error> {
+        let count = self.u64(what)?;
+        let (offset, left) = (self.offset(), self.left());
+        let needed = count.saturating_mul(min_bytes);
+        match usize::try_from(count) {
+            Ok(count) if needed <= left => Ok(count),
+            _ => Err(Error::Truncated { offset, what, needed, left }),
+        }
+    }
+
+    fn value_type(&mut self) -> Result<ValueType, Error> {
+        let offset = self.offset();
+        let id = self.u32("value type")?;
+        ValueType::from_id(id).ok_or_else(|| Error::UnknownValueType { offset, key: self.key.to_owned(), id })
+    }
+
+    fn bools(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        match bytes.iter().zip(offset..).find(|(byte, _)| **byte > 1) {
+            None => Ok(()),
+            Some((&found, offset)) => Err(Error::BadBool { offset, key: self.key.to_owned(), found }),
+        }
+    }
+
+    fn value(&mut self) -> Result<Value<'a>, Error> {
+        match self.value_type()? {
+            ValueType::Str => self.str("string").map(Value::Str),
+            ValueType::Array => self.array().map(Value::Array),
+            ty => {
+                let offset = self.offset();
+                let bytes = self.take(ty.min_bytes(), "value")?;
+                if ty == ValueType::Bool {
+                    self.bools(offset, bytes)?;
+                }
+                // Strings and arrays have been dealt with, so there is one.
+                Ok(Value::scalar(ty, bytes).unwrap_or(Value::Bool(false)))
+            }
+        }
+    }
+
+    fn array(&mut self) -> Result<Array<'a>, Error> {
+        let offset = self.offset();
+        let ty = self.value_type()?;
+        if ty == ValueType::Array {
+            return Err(Error::NestedArray { offset, key: self.key.to_owned() });
+        }
+        let len = self.count(ty.min_bytes(), "array")?;
+        let begin = self.at;
+        if ty == ValueType::Str {
+            for _ in 0..len {
+                self.str("string of an array")?;
+            }
+        } else {
+            let offset = self.offset();
+            let elements = self.take(len as u64 * ty.min_bytes(), "array")?;
+            if ty == ValueType::Bool {
+                self.bools(offset, elements)?;
+            }
+        }
+        Ok(Array { ty, len, bytes: &self.bytes[begin..self.at] })
+    }
+}
+
+impl<'a> Directory<'a> {
+    /// Reads and checks everything but the tensors' data.
+    ///
+    /// # Errors
+    /// What is wrong with the file, and where.
+    pub fn read(bytes: &'a [u8]) -> Result<Self, Error> {
+        let mut cursor = Cursor { bytes, at: 0, key: "" };
+        if !bytes.starts_with(b"GGUF") {
+            return Err(Error::Magic { found: bytes[..bytes.len().min(4)].to_vec() });
+        }
+        cursor.take(4, "magic")?;
+        let version = cursor.u32("version")?;
+        if !(2..=3).contains(&version) {
+            return Err(Error::Version { found: version });
+        }
+        // A tensor takes at least: name length, dimension count, one dimension, type, offset.
+        let n_tensors = cursor.u64("tensor count")?;
+        let n_keys = cursor.count(8 + 4 + 1, "key count")?;
+
+        let metadata = read_metadata(&mut cursor, n_keys)?;
+        let alignment = metadata.opt_u64(keys::GENERAL_ALIGNMENT)?.unwrap_or(DEFAULT_ALIGNMENT);
+        if !alignment.is_power_of_two() || !(8..=MAX_ALIGNMENT).contains(&alignment) {
+            return Err(Error::Alignment { found: alignment });
+        }
+        let left = cursor.left();
+        let needed = n_tensors.saturating_mul(8 + 4 + 8 + 4 + 8);
+        if needed > left {
+            return Err(Error::Truncated { offset: cursor.offset(), what: "tensor count", needed, left });
+        }
+        let tensors: Vec<_> = (0..n_tensors).map(|_| read_tensor(&mut cursor)).collect::<Result<_, _>>()?;
+        let data_offset = cursor.offset().next_multiple_of(alignment);
+
+        let mut directory =
+            Self { metadata, bytes, version, alignment, data_offset, tensors, by_name: HashMap::new() };
+        directory.place_tensors()?;
+        Ok(directory)
+    }
+
+    /// Turns offsets into the tensor data into offsets into the file, and checks that data is aligned, within the file
+    /// and not shared.
+    fn place_tensors(&mut self) -> Result<(), Error> {
+        let (file_bytes, alignment) = (self.bytes.len() as u64, self.alignment);
+        for (i, tensor) in self.tensors.iter_mut().enumerate() {
+            let name = || tensor.name.to_owned();
+            if !tensor.offset.is_multiple_of(alignment) {
+                return Err(Error::Misaligned { tensor: name(), offset: tensor.offset, alignment });
+            }
+            let offset = self.data_offset.saturating_add(tensor.offset);
+            let n_bytes = tensor.n_bytes;
+            if offset.checked_add(n_bytes).is_none_or(|end| end > file_bytes) {
+                return Err(Error::OutOfFile { tensor: name(), offset, n_bytes, file_bytes });
+            }
+            tensor.offset = offset;
+            if self.by_name.insert(tensor.name, i).is_some() {
+                return Err(Error::DuplicateTensor { tensor: tensor.name.to_owned() });
+            }
+        }
+        let mut by_offset: Vec<&TensorInfo<'_>> = self.tensors.iter().collect();
+        by_offset.sort_by_key(|tensor| tensor.offset);
+        for pair in by_offset.windows(2) {
+            if pair[0].offset + pair[0].n_bytes > pair[1].offset {
+                return Err(Error::Overlap {
+                    first: pair[0].name.to_owned(),
+                    second: pair[1].name.to_owned(),
+                    offset: pair[1].offset,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Version of GGUF.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// Alignment of the tensors' data.
+    pub fn alignment(&self) -> u64 {
+        self.alignment
+    }
+
+    /// Where the tensors' data begins in the file.
+    pub fn data_offset(&self) -> u64 {
+        self.data_offset
+    }
+
+    /// All tensors in the order of the file.
+    pub fn tensors(&self) -> &[TensorInfo<'a>] {
+        &self.tensors
+    }
+
+    /// The tensor of this name.
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo<'a>> {
+        self.by_name.get(name).map(|&i| &self.tensors[i])
+    }
+
+    /// The data of one of this directory's tensors.
+    pub fn tensor_bytes(&self, tensor: &TensorInfo<'_>) -> &'a [u8] {
+        self.slice(tensor.offset, tensor.n_bytes)
+    }
+
+    /// Places were checked when the file was read; those of another directory's tensors have no bytes here.
+    fn slice(&self, offset: u64, n_bytes: u64) -> &'a [u8] {
+        let begin = usize::try_from(offset).unwrap_or(usize::MAX);
+        let n_bytes = usize::try_from(n_bytes).unwrap_or(usize::MAX);
+        begin.checked_add(n_bytes).and_then(|end| self.bytes.get(begin..end)).unwrap_or(&[])
+    }
+
+    /// Compares the checksum of everything before the tensor data.
+    ///
+    /// # Errors
+    /// [`Error::NoHashes`], [`Error::BadHashes`], [`Error::HashMismatch`].
+    pub fn verify_header(&self) -> Result<(), Error> {
+        self.hash_algorithm()?;
+        let expected = self.metadata.opt_str(keys::HASH_HEADER)?;
+        let expected = expected.ok_or(Error::NoHashes { key: keys::HASH_HEADER })?;
+        if expected.len() != HASH_DIGITS {
+            let reason = format!("{} digits, expected {HASH_DIGITS}", expected.len());
+            return Err(Error::BadHashes { key: keys::HASH_HEADER, reason });
+        }
+        // The digits lie in the file's own bytes: hash around them.
+        let digits = expected.as_ptr().addr() - self.bytes.as_ptr().addr();
+        let data_offset = usize::try_from(self.data_offset).unwrap_or(usize::MAX).min(self.bytes.len());
+        let mut hash = Xxh3Default::new();
+        hash.update(&self.bytes[..digits]);
+        hash.update(&[b'0'; HASH_DIGITS]);
+        hash.update(&self.bytes[digits + HASH_DIGITS..data_offset]);
+        compare("header", expected, hash.digest128())
+    }
+
+    /// Compares the checksum of the `i`-th tensor.
+    ///
+    /// # Errors
+    /// As for [`verify_header`](Self::verify_header).
+    pub fn verify_tensor(&self, i: usize) -> Result<(), Error> {
+        let expected = self.tensor_hashes()?;
+        self.compare_tensor(i, &expected)
+    }
+
+    /// Compares all checksums; `progress` is told the number of each tensor that has been found intact.
+    ///
+    /// # Errors
+    /// As for [`verify_header`](Self::verify_header).
+    pub fn verify(&self, mut progress: impl FnMut(usize)) -> Result<(), Error> {
+        self.verify_header()?;
+        let expected = self.tensor_hashes()?;
+        for i in 0..self.tensors.len() {
+            self.compare_tensor(i, &expected)?;
+            progress(i);
+        }
+        self.verify_padding()
+    }
+
+    /// Bytes behind the header that belong to no tensor are zero.
+    fn verify_padding(&self) -> Result<(), Error> {
+        let mut by_offset: Vec<&TensorInfo<'_>> = self.tensors.iter().collect();
+        by_offset.sort_by_key(|tensor| tensor.offset);
+        let file_bytes = self.bytes.len() as u64;
+        let begins = by_offset.iter().map(|tensor| tensor.offset).chain([file_bytes]);
+        let mut end = self.data_offset.min(file_bytes);
+        for (i, begin) in begins.enumerate() {
+            let gap = self.slice(end, begin - end);
+            if let Some((_, offset)) = gap.iter().zip(end..).find(|(byte, _)| **byte != 0) {
+                return Err(Error::Padding { offset });
+            }
+            end = begin + by_offset.get(i).map_or(0, |tensor| tensor.n_bytes);
+        }
+        Ok(())
+    }
+
+    fn compare_tensor(&self, i: usize, expected: &[&str]) -> Result<(), Error> {
+        let tensor = &self.tensors[i];
+        compare(tensor.name, expected[i], xxhash_rust::xxh3::xxh3_128(self.tensor_bytes(tensor)))
+    }
+
+    fn hash_algorithm(&self) -> Result<(), Error> {
+        match self.metadata.opt_str(keys::HASH_ALGORITHM)? {
+            None => Err(Error::NoHashes { key: keys::HASH_ALGORITHM }),
+            Some(HASH_NAME) => Ok(()),
+            Some(other) => {
+                let reason = format!("{other:?}, expected {HASH_NAME:?}");
+                Err(Error::BadHashes { key: keys::HASH_ALGORITHM, reason })
+            }
+        }
+    }
+
+    fn tensor_hashes(&self) -> Result<Vec<&'a str>, Error> {
+        self.hash_algorithm()?;
+        let hashes = self.metadata.opt_strs(keys::HASH_TENSORS)?;
+        let hashes = hashes.ok_or(Error::NoHashes { key: keys::HASH_TENSORS })?;
+        match hashes.len() == self.tensors.len() {
+            true => Ok(hashes),
+            false => {
+                let reason = format!("{} checksums for {} tensors", hashes.len(), self.tensors.len());
+                Err(Error::BadHashes { key: keys::HASH_TENSORS, reason })
+            }
+        }
+    }
+}
+
+/// The checksum: xxh3 of 128 bits, as lower-case hexadecimal digits, most significant first.
+pub(crate) const HASH_NAME: &str = "xxh3-128";
+/// Digits of a checksum.
+pub(crate) const HASH_DIGITS: usize = 32;
+
+fn compare(what: &str, expected: &str, found: u128) -> Result<(), Error> {
+    let found = format!("{found:032x}");
+    match found == expected {
+        true => Ok(()),
+        false => Err(Error::HashMismatch { what: what.to_owned(), expected: expected.to_owned(), found }),
+    }
+}
+
+fn read_metadata<'a>(cursor: &mut Cursor<'a>, n_keys: usize) -> Result<Metadata<'a>, Error> {
+    let mut metadata = Metadata::default();
+    for i in 0..n_keys {
+        let key = cursor.str("key")?;
+        cursor.key = key;
+        let value = cursor.value()?;
+        if metadata.by_key.insert(key, i).is_some() {
+            return Err(Error::DuplicateKey { key: key.to_owned() });
+        }
+        metadata.entries.push((key, value));
+    }
+    Ok(metadata)
+}
+
+fn read_tensor<'a>(cursor: &mut Cursor<'a>) -> Result<TensorInfo<'a>, Error> {
+    let name = cursor.str("tensor name")?;
+    let wrong = |reason: String| Error::Shape { tensor: name.to_owned(), reason };
+    let n_dims = cursor.u32("dimension count")?;
+    if !(1..=MAX_DIMS).contains(&n_dims) {
+        return Err(wrong(format!("{n_dims} dimensions, expected 1 to {MAX_DIMS}")));
+    }
+    let mut shape = [0; MAX_DIMS as usize];
+    let mut n_elems = 1u64;
+    for dim in shape.iter_mut().take(n_dims as usize) {
+        *dim = cursor.u64("dimension")?;
+        n_elems = match n_elems.checked_mul(*dim) {
+            Some(0) => return Err(wrong("a dimension is 0".to_owned())),
+            Some(n_elems) => n_elems,
+            None => return Err(wrong("more than 2^64 elements".to_owned())),
+        };
+    }
+    let type_id = cursor.u32("tensor type")?;
+    let known =
+        known_type(type_id).ok_or_else(|| Error::UnknownTensorType { tensor: name.to_owned(), id: type_id });
+    let KnownType { name: type_name, block_elems, block_bytes, .. } = known?;
+    if !shape[0].is_multiple_of(block_elems) {
+        return Err(wrong(format!("rows of {} elements, {type_name} has blocks of {block_elems}", shape[0])));
+    }
+    let n_bytes = (n_elems / block_elems).checked_mul(block_bytes);
+    let n_bytes = n_bytes.ok_or_else(|| wrong("more than 2^64 bytes".to_owned()))?;
+    let offset = cursor.u64("tensor offset")?;
+    Ok(TensorInfo { name, shape, n_dims: n_dims as usize, type_id, offset, n_bytes })
+}

@@ -1,0 +1,338 @@
+//! The numbers of a model, read from its file once, checked, and trusted from then on.
+
+use longgen_format::{Metadata, Value, keys};
+
+use crate::attention::mask::Mask;
+use crate::attention::plan::{LayerAttention, MAX_CTX};
+use crate::backend::args::{Activation, RopePairing};
+use crate::error::{Error, Result};
+use crate::weights::WeightFile;
+
+/// Bound of every dimension: products of three of them fit in 64 bits.
+const MAX_DIM: u32 = 1 << 21;
+/// Most layers of a model.
+const MAX_LAYERS: u32 = 1 << 12;
+
+/// Rotary position embedding.
+#[derive(Clone, Debug)]
+pub struct Rope {
+    /// Rotation per position of each pair, in radians; half as many as elements of a head that turn.
+    pub inv_freq: Vec<f32>,
+    /// Factor of cosines and sines.
+    pub attention_factor: f32,
+    /// Which elements make a pair.
+    pub pairing: RopePairing,
+}
+
+/// Everything about a model but its weights and its vocabulary.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of the model, if its file gives one.
+    pub name: Option<String>,
+    /// Layers.
+    pub n_layers: usize,
+    /// Elements of the residual stream.
+    pub d_model: usize,
+    /// Elements of the gated unit.
+    pub d_ff: usize,
+    /// Query heads.
+    pub n_heads: usize,
+    /// KV heads; query heads share them in equal groups in order.
+    pub n_kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Rows of the embedding.
+    pub n_vocab: usize,
+    /// Longest context that the model was trained for.
+    pub n_ctx_train: u32,
+    /// Added to the mean square in norms.
+    pub norm_eps: f32,
+    /// Factor of the embedding's rows.
+    pub embedding_scale: f32,
+    /// Factor of the attention scores.
+    pub attention_scale: f32,
+    /// Function of the gated unit.
+    pub activation: Activation,
+    /// Position embedding.
+    pub rope: Rope,
+    /// What each layer may look at.
+    pub attention: Vec<LayerAttention>,
+}
+
+impl Config {
+    /// Reads the numbers of a LongGen file or of a plain `llama` GGUF.
+    ///
+    /// # Errors
+    /// `Format` naming the key that is missing or wrong, `Unsupported` naming what this runtime does not know.
+    pub fn read(file: &WeightFile<'_>) -> Result<Self> {
+        let metadata = &file.directory.metadata;
+        let architecture = metadata.require_str(keys::GENERAL_ARCHITECTURE)?;
+        match architecture {
+            "longgen" => {
+                let version = metadata.require_u32(keys::FORMAT_VERSION)?;
+                if version != keys::CURRENT_FORMAT_VERSION {
+                    return Err(Error::unsupported(format!(
+                        "{}: version {version}, this runtime reads {}",
+                        keys::FORMAT_VERSION,
+                        keys::CURRENT_FORMAT_VERSION
+                    )));
+                }
+                refuse_unknown_keys(metadata)?;
+            }
+            "llama" => {}
+            other => {
+                return Err(Error::unsupported(format!(
+                    "architecture {other:?}: this runtime reads longgen files and plain llama ones; lgconvert may know it"
+                )));
+            }
+        }
+        Reader { metadata, prefix: architecture }.config(file)
+    }
+}
+
+struct Reader<'a> {
+    metadata: &'a Metadata<'a>,
+    prefix: &'a str,
+}
+
+impl Reader<'_> {
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.prefix)
+    }
+
+    fn dim(&self, name: &str, max: u32) -> Result<usize> {
+        self.in_range(name, self.metadata.require_u32(&self.key(name))?, max)
+    }
+
+    fn in_range(&self, name: &str, value: u32, max: u32) -> Result<usize> {
+        match (1..=max).contains(&value) {
+            true => Ok(value as usize),
+            false => Err(Error::format(format!("{}: {value} is not within 1..={max}", self.key(name)))),
+        }
+    }
+
+    fn positive(&self, name: &str, value: f32) -> Result<f32> {
+        match value.is_finite() && value > 0.0 {
+            true => Ok(value),
+            false => Err(Error::format(format!("{}: {value} is not a positive number", self.key(name)))),
+        }
+    }
+
+    fn config(&self, file: &WeightFile<'_>) -> Result<Config> {
+        let metadata = self.metadata;
+        let n_layers = self.dim("block_count", MAX_LAYERS)?;
+        let d_model = self.dim("embedding_length", MAX_DIM)?;
+        let n_heads = self.dim("attention.head_count", MAX_DIM)?;
+        let n_kv_heads = match metadata.opt_u32(&self.key("attention.head_count_kv"))? {
+            Some(n) => self.in_range("attention.head_count_kv", n, MAX_DIM)?,
+            None => n_heads,
+        };
+        if n_heads % n_kv_heads != 0 {
+            return Err(Error::format(format!("{n_heads} query heads cannot share {n_kv_heads} kv heads")));
+        }
+        let head_dim = match metadata.opt_u32(&self.key("attention.key_length"))? {
+            Some(n) => self.in_range("attention.key_length", n, MAX_DIM)?,
+            None if d_model % n_heads == 0 => d_model / n_heads,
+            None => return Err(Error::format(format!("{n_heads} heads cannot share {d_model} elements"))),
+        };
+        if head_dim % 2 != 0 || head_dim > 512 {
+            return Err(Error::unsupported(format!(
+                "heads of {head_dim} elements: even numbers up to 512 work"
+            )));
+        }
+        let value_length = metadata.opt_u32(&self.key("attention.value_length"))?;
+        if value_length.is_some_and(|n| n as usize != head_dim) {
+            return Err(Error::unsupported("values of another length than keys"));
+        }
+        let embedding = file.directory.tensor("token_embd.weight");
+        let embedding = embedding.ok_or_else(|| Error::format("token_embd.weight: no such tensor"))?;
+        let n_vocab = embedding.shape().get(1).copied().unwrap_or(0);
+        let n_vocab = self.in_range("vocab_size", u32::try_from(n_vocab).unwrap_or(u32::MAX), MAX_DIM * 8)?;
+        let n_ctx_train = self.dim("context_length", MAX_CTX)?;
+        Ok(Config {
+            name: metadata.opt_str("general.name")?.map(str::to_owned),
+            n_layers,
+            d_model,
+            d_ff: self.dim("feed_forward_length", MAX_DIM)?,
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            n_vocab,
+            n_ctx_train: u32::try_from(n_ctx_train).unwrap_or(MAX_CTX),
+            norm_eps: self.positive(
+                "attention.layer_norm_rms_epsilon",
+                metadata.require_f32(&self.key("attention.layer_norm_rms_epsilon"))?,
+            )?,
+            embedding_scale: 1.0,
+            attention_scale: 1.0 / (head_dim as f32).sqrt(),
+            activation: self.block_structure()?,
+            rope: self.rope(file, head_dim)?,
+            attention: match self.prefix {
+                "longgen" => self.attention_plan(n_layers, n_heads)?,
+                _ => self.gguf_windows(n_layers, n_heads)?,
+            },
+        })
+    }
+
+    /// What a layer is made of; a plain `llama` file does not say, it is one kind of block.
+    fn block_structure(&self) -> Result<Activation> {
+        if self.prefix == "longgen" {
+            for (key, only) in [(keys::BLOCK_NORM, "rms_norm"), (keys::BLOCK_ACTIVATION, "silu")] {
+                let value = self.metadata.require_str(key)?;
+                if value != only {
+                    return Err(Error::unsupported(format!("{key}: {value:?}, this runtime knows {only:?}")));
+                }
+            }
+        }
+        Ok(Activation::Silu)
+    }
+
+    fn rope(&self, file: &WeightFile<'_>, head_dim: usize) -> Result<Rope> {
+        let metadata = self.metadata;
+        let base = metadata.opt_f32(&self.key("rope.freq_base"))?.unwrap_or(10_000.0);
+        let base = self.positive("rope.freq_base", base)?;
+        let n_dims = match metadata.opt_u32(&self.key("rope.dimension_count"))? {
+            Some(n) => {
+                self.in_range("rope.dimension_count", n, u32::try_from(head_dim).unwrap_or(u32::MAX))?
+            }
+            None => head_dim,
+        };
+        if n_dims % 2 != 0 {
+            return Err(Error::format(format!("{}: {n_dims} is odd", self.key("rope.dimension_count"))));
+        }
+        let pairing = match self.prefix {
+            "longgen" => match metadata.require_str(keys::ROPE_PAIRING)? {
+                "adjacent" => RopePairing::Adjacent,
+                "halves" => RopePairing::Halves,
+                other => {
+                    return Err(Error::unsupported(format!(
+                        "{}: {other:?}, expected adjacent or halves",
+                        keys::ROPE_PAIRING
+                    )));
+                }
+            },
+            _ => RopePairing::Adjacent,
+        };
+        // As the models were trained: powers and quotients in f32.
+        let mut inv_freq: Vec<f32> =
+            (0..n_dims / 2).map(|i| 1.0 / base.powf((2 * i) as f32 / n_dims as f32)).collect();
+        if file.has("rope_freqs.weight") {
+            for (inv_freq, factor) in inv_freq.iter_mut().zip(file.vector("rope_freqs.weight", n_dims / 2)?) {
+                *inv_freq /= self.positive("rope_freqs.weight", factor)?;
+            }
+        }
+        let linear = self.plain_scaling()?;
+        inv_freq.iter_mut().for_each(|inv_freq| *inv_freq /= linear);
+        let attention_factor = metadata.opt_f32(&self.key("rope.attention_factor"))?.unwrap_or(1.0);
+        Ok(Rope {
+            inv_freq,
+            attention_factor: self.positive("rope.attention_factor", attention_factor)?,
+            pairing,
+        })
+    }
+
+    /// The divisor of all frequencies in a plain `llama` file that scales positions linearly.
+    fn plain_scaling(&self) -> Result<f32> {
+        if self.prefix == "longgen" {
+            return Ok(1.0);
+        }
+        let (ty, factor) = ("rope.scaling.type", "rope.scaling.factor");
+        match self.metadata.opt_str(&self.key(ty))? {
+            None | Some("none") => Ok(1.0),
+            Some("linear") => self.positive(factor, self.metadata.require_f32(&self.key(factor))?),
+            Some(other) => {
+                Err(Error::unsupported(format!("{}: {other:?}, none and linear work", self.key(ty))))
+            }
+        }
+    }
+
+    fn attention_plan(&self, n_layers: usize, n_heads: usize) -> Result<Vec<LayerAttention>> {
+        let metadata = self.metadata;
+        let per_layer = |key: &str| -> Result<Vec<u32>> {
+            let values = metadata.require_u32s(key)?;
+            check_length(key, values.len(), n_layers)?;
+            Ok(values)
+        };
+        let kinds = metadata.require_strs(keys::ATTENTION_KIND)?;
+        check_length(keys::ATTENTION_KIND, kinds.len(), n_layers)?;
+        let window_tokens = per_layer(keys::ATTENTION_WINDOW_TOKENS)?;
+        let sink_tokens = per_layer(keys::ATTENTION_SINK_TOKENS)?;
+        let block_size = per_layer(keys::ATTENTION_BLOCK_SIZE)?;
+        let local_blocks = per_layer(keys::ATTENTION_LOCAL_BLOCKS)?;
+        let sink_blocks = per_layer(keys::ATTENTION_SINK_BLOCKS)?;
+        let stride = per_layer(keys::ATTENTION_STRIDE)?;
+        let phases = metadata.require_u32s(keys::ATTENTION_PHASES)?;
+        check_length(keys::ATTENTION_PHASES, phases.len(), n_layers * n_heads)?;
+
+        let layer = |(i, kind): (usize, &str)| {
+            let mask = match kind {
+                "full" => Mask::Full,
+                "window" => Mask::Window { window_tokens: window_tokens[i], sink_tokens: sink_tokens[i] },
+                "blocks" => Mask::Blocks {
+                    block_size: block_size[i],
+                    local_blocks: local_blocks[i],
+                    sink_blocks: sink_blocks[i],
+                    stride: stride[i],
+                },
+                other => {
+                    return Err(Error::unsupported(format!(
+                        "{}: layer {i} is {other:?}, expected full, window or blocks",
+                        keys::ATTENTION_KIND
+                    )));
+                }
+            };
+            let layer = LayerAttention { mask, phases: phases[i * n_heads..(i + 1) * n_heads].to_vec() };
+            layer
+                .check(n_heads)
+                .map_err(|error| Error::format(format!("attention of layer {i}: {error}")))?;
+            Ok(layer)
+        };
+        kinds.into_iter().enumerate().map(layer).collect()
+    }
+
+    /// Full attention, or the window that the keys of a plain file ask for: in every layer, or where its pattern says.
+    fn gguf_windows(&self, n_layers: usize, n_heads: usize) -> Result<Vec<LayerAttention>> {
+        let metadata = self.metadata;
+        let full = LayerAttention::uniform(Mask::Full, n_heads);
+        let window_tokens = match metadata.opt_u32(&self.key("attention.sliding_window"))? {
+            None | Some(0) => return Ok(vec![full; n_layers]),
+            Some(n) => n,
+        };
+        let window = LayerAttention::uniform(Mask::Window { window_tokens, sink_tokens: 0 }, n_heads);
+        window.check(n_heads)?;
+        let key = self.key("attention.sliding_window_pattern");
+        let is_window: Vec<bool> = match metadata.get(&key) {
+            None => vec![true; n_layers],
+            Some(Value::Array(_)) => metadata.require_bools(&key)?,
+            // Every n-th layer sees everything.
+            Some(_) => {
+                let period = self.dim("attention.sliding_window_pattern", MAX_LAYERS)?;
+                (0..n_layers).map(|i| i % period < period - 1).collect()
+            }
+        };
+        check_length(&key, is_window.len(), n_layers)?;
+        Ok(is_window
+            .into_iter()
+            .map(|is_window| if is_window { window.clone() } else { full.clone() })
+            .collect())
+    }
+}
+
+fn check_length(key: &str, has: usize, expected: usize) -> Result<()> {
+    match has == expected {
+        true => Ok(()),
+        false => Err(Error::format(format!("{key}: {has} elements, expected {expected}"))),
+    }
+}
+
+/// A key that says something about attention, positions or blocks and that this runtime does not know could change
+/// what the model computes.
+fn refuse_unknown_keys(metadata: &Metadata<'_>) -> Result<()> {
+    let guarded = ["longgen.attention.", "longgen.rope.", "longgen.block."];
+    for (key, _) in metadata.iter() {
+        if guarded.iter().any(|prefix| key.starts_with(prefix)) && !keys::STRUCTURE.contains(&key) {
+            return Err(Error::unsupported(format!("{key}: this runtime does not know this key")));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,263 @@
+//! A session: one rewindable sequence of tokens with its memory.
+
+use std::sync::Arc;
+
+use crate::attention::plan::{LayerAttention, MAX_CTX};
+use crate::backend::args::{KvType, Precision};
+use crate::cancel::Cancel;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::Model;
+use crate::model::config::Config;
+use crate::model::network::{Sequence, Want};
+
+/// Tokens of a chunk unless the caller says otherwise.
+const DEFAULT_CHUNK_TOKENS: u32 = 2048;
+
+/// How to open a session, and what its memory is planned for. Zero means the default everywhere.
+#[derive(Clone, Debug, Default)]
+pub struct SessionParams {
+    /// Longest context in tokens; 0 means the one that the model was trained for.
+    pub n_ctx: u32,
+    /// Most tokens that run through the layers together; 0 means 2048. Never changes a result.
+    pub chunk_tokens: u32,
+    /// Element type of the cache.
+    pub kv_type: KvType,
+    /// How precisely matrix products are computed.
+    pub precision: Precision,
+    /// Rows of logits that are computed together by [`Session::prefill_each`]; 0 means 1.
+    pub logits_rows: u32,
+}
+
+/// [`SessionParams`] without defaults, checked.
+pub(crate) struct Shape {
+    pub n_ctx: u32,
+    pub chunk_tokens: u32,
+    pub kv_type: KvType,
+    pub precision: Precision,
+    pub logits_rows: usize,
+}
+
+impl SessionParams {
+    pub(crate) fn shape(&self, config: &Config) -> Result<Shape> {
+        let or = |value, default| if value == 0 { default } else { value };
+        let n_ctx = or(self.n_ctx, config.n_ctx_train);
+        if n_ctx > MAX_CTX {
+            return Err(Error::invalid(format!("context of {n_ctx} tokens: at most {MAX_CTX} work")));
+        }
+        let chunk_tokens = or(self.chunk_tokens, DEFAULT_CHUNK_TOKENS).min(n_ctx);
+        let logits_rows = or(self.logits_rows, 1).min(chunk_tokens) as usize;
+        Ok(Shape { n_ctx, chunk_tokens, kv_type: self.kv_type, precision: self.precision, logits_rows })
+    }
+}
+
+/// The exact memory of a session, in bytes; what is allocated equals it.
+#[derive(Clone, Debug)]
+pub struct MemoryPlan {
+    /// Longest context in tokens.
+    pub n_ctx: u32,
+    /// Most tokens of a step.
+    pub chunk_tokens: u32,
+    /// Layer by layer.
+    pub layers: Vec<LayerPlan>,
+    /// Keys and values of the running step, shared by the layers with a ring.
+    pub scratch_bytes: usize,
+    /// Activations of a step.
+    pub activation_bytes: usize,
+    /// Working memory of the ops.
+    pub workspace_bytes: usize,
+    /// Logits, where they are computed and where they are read.
+    pub logits_bytes: usize,
+}
+
+/// The memory of one layer of a session.
+#[derive(Clone, Debug)]
+pub struct LayerPlan {
+    /// What the layer may look at.
+    pub attention: LayerAttention,
+    /// Cache blocks of all KV heads together.
+    pub n_slots: u32,
+    /// Bytes of those.
+    pub kv_bytes: usize,
+    /// Bytes of the blocks of a step that become current when the step has finished.
+    pub staging_bytes: usize,
+}
+
+impl MemoryPlan {
+    /// Bytes of the cache itself.
+    pub fn kv_bytes(&self) -> usize {
+        self.layers.iter().map(|layer| layer.kv_bytes).sum()
+    }
+
+    /// Bytes of all layers' staging.
+    pub fn staging_bytes(&self) -> usize {
+        self.layers.iter().map(|layer| layer.staging_bytes).sum()
+    }
+
+    /// Bytes of everything.
+    pub fn total_bytes(&self) -> usize {
+        self.kv_bytes()
+            + self.staging_bytes()
+            + self.scratch_bytes
+            + self.activation_bytes
+            + self.workspace_bytes
+            + self.logits_bytes
+    }
+}
+
+/// Told after each chunk of a prompt: tokens done, tokens in all.
+pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
+
+/// One sequence of tokens with its keys and values; one caller at a time.
+pub struct Session {
+    model: Arc<Model>,
+    sequence: Box<dyn Sequence>,
+    tokens: Vec<u32>,
+    n_ctx: u32,
+    chunk_tokens: usize,
+    has_logits: bool,
+}
+
+impl Session {
+    /// Opens a session: allocates exactly what [`Model::plan`] says for the same parameters.
+    ///
+    /// # Errors
+    /// `Invalid`, `OutOfMemory`.
+    pub fn new(model: &Arc<Model>, params: &SessionParams) -> Result<Self> {
+        let shape = params.shape(model.config())?;
+        Ok(Self {
+            sequence: model.sequence(params)?,
+            model: model.clone(),
+            tokens: Vec::new(),
+            n_ctx: shape.n_ctx,
+            chunk_tokens: shape.chunk_tokens as usize,
+            has_logits: false,
+        })
+    }
+
+    /// The model of this session.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// The tokens that the session holds.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Longest context in tokens.
+    pub fn n_ctx(&self) -> u32 {
+        self.n_ctx
+    }
+
+    /// Appends `tokens`, chunk by chunk, and computes the logits behind the last one.
+    ///
+    /// # Errors
+    /// `Invalid` for no tokens or an id beyond the vocabulary, `ContextFull` if they do not all fit; both before
+    /// anything is computed. `Cancelled`: the chunks that had finished count, the others do not; [`tokens`](Self::tokens)
+    /// says which.
+    pub fn prefill(&mut self, tokens: &[u32], cancel: &Cancel, progress: Progress<'_>) -> Result<()> {
+        self.check(tokens)?;
+        let mut done = 0;
+        for chunk in tokens.chunks(self.chunk_tokens) {
+            done += chunk.len();
+            let want = if done == tokens.len() { Want::Last } else { Want::Nothing };
+            self.step(chunk, want, cancel)?;
+            self.has_logits = done == tokens.len();
+            progress(done, tokens.len());
+        }
+        Ok(())
+    }
+
+    /// The same, handing over the logits behind every token: the number of the first token among `tokens`, and one row
+    /// of the vocabulary's size per token. An error that `each` returns ends the call like a cancel. Leaves no
+    /// [`logits`](Self::logits) behind.
+    ///
+    /// # Errors
+    /// Those of [`prefill`](Self::prefill), and those of `each`.
+    pub fn prefill_each(
+        &mut self,
+        tokens: &[u32],
+        cancel: &Cancel,
+        each: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        self.check(tokens)?;
+        self.has_logits = false;
+        let mut done = 0;
+        for chunk in tokens.chunks(self.chunk_tokens) {
+            self.step(chunk, Want::Each(&mut |row, logits| each(done + row, logits)), cancel)?;
+            done += chunk.len();
+        }
+        Ok(())
+    }
+
+    /// Appends one token and computes the logits behind it.
+    ///
+    /// # Errors
+    /// Those of [`prefill`](Self::prefill).
+    pub fn decode(&mut self, token: u32, cancel: &Cancel) -> Result<()> {
+        self.check(&[token])?;
+        self.step(&[token], Want::Last, cancel)?;
+        self.has_logits = true;
+        Ok(())
+    }
+
+    /// Logits behind the last token: (n_vocab).
+    ///
+    /// # Errors
+    /// `Invalid` if nothing has been computed behind the session's last token.
+    pub fn logits(&self) -> Result<&[f32]> {
+        match self.has_logits {
+            true => Ok(self.sequence.logits()),
+            false => Err(Error::invalid("no logits: the session has computed nothing behind its last token")),
+        }
+    }
+
+    /// Goes back to `n_tokens` tokens and returns how many it holds then: exactly that many if every layer can still
+    /// restore them, otherwise 0. Going back to one cache block behind the furthest token so far always works.
+    ///
+    /// # Errors
+    /// `Invalid` if the session holds fewer tokens.
+    pub fn rewind(&mut self, n_tokens: usize) -> Result<usize> {
+        if n_tokens > self.tokens.len() {
+            let has = self.tokens.len();
+            return Err(Error::invalid(format!(
+                "cannot rewind to {n_tokens} tokens, the session holds {has}"
+            )));
+        }
+        if n_tokens == self.tokens.len() {
+            return Ok(n_tokens);
+        }
+        let n_tokens = if n_tokens >= self.sequence.oldest_restorable() as usize { n_tokens } else { 0 };
+        self.sequence.rewind(u32::try_from(n_tokens).unwrap_or(u32::MAX));
+        self.tokens.truncate(n_tokens);
+        self.has_logits = false;
+        Ok(n_tokens)
+    }
+
+    fn check(&self, tokens: &[u32]) -> Result<()> {
+        let n_vocab = self.model.config().n_vocab;
+        if tokens.is_empty() {
+            return Err(Error::invalid("no tokens"));
+        }
+        if let Some(token) = tokens.iter().find(|&&token| token as usize >= n_vocab) {
+            return Err(Error::invalid(format!("token {token} of a vocabulary of {n_vocab}")));
+        }
+        let (has, new, n_ctx) = (self.tokens.len(), tokens.len(), self.n_ctx);
+        match new <= (n_ctx as usize).saturating_sub(has) {
+            true => Ok(()),
+            false => Err(Error::new(
+                ErrorKind::ContextFull,
+                format!("{new} more tokens behind {has} do not fit in a context of {n_ctx}"),
+            )),
+        }
+    }
+
+    fn step(&mut self, tokens: &[u32], want: Want<'_>, cancel: &Cancel) -> Result<()> {
+        let no_room = |_| Error::new(ErrorKind::OutOfMemory, "cannot remember more tokens");
+        self.tokens.try_reserve(tokens.len()).map_err(no_room)?;
+        self.sequence.step(tokens, want, cancel)?;
+        self.tokens.extend_from_slice(tokens);
+        self.has_logits = false;
+        Ok(())
+    }
+}

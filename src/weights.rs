@@ -1,0 +1,103 @@
+//! Model files in memory: mapped or read, and their tensors as typed views.
+#![allow(unsafe_code, reason = "maps the model file")]
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+use longgen_format::{Directory, quant};
+
+use crate::alloc::try_vec;
+use crate::backend::args::{SharedBytes, WeightData};
+use crate::error::{Error, ErrorKind, Result};
+
+/// How a model file comes into memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Load {
+    /// Mapped: pages are read when they are needed and shared with other processes. The file may be replaced by a
+    /// rename while it is in use, but must not be truncated or rewritten in place.
+    #[default]
+    Map,
+    /// Copied: nothing that happens to the file afterwards matters.
+    Read,
+}
+
+/// Brings a file into memory.
+///
+/// # Errors
+/// `NotFound` or `Io`, naming the file; `OutOfMemory` for a file that is too large to copy.
+pub fn open(path: &Path, load: Load) -> Result<SharedBytes> {
+    let failed = |error: std::io::Error| {
+        let kind = match error.kind() {
+            std::io::ErrorKind::NotFound => ErrorKind::NotFound,
+            _ => ErrorKind::Io,
+        };
+        Error::new(kind, format!("{}: {error}", path.display()))
+    };
+    let mut file = File::open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if metadata.is_dir() {
+        return Err(Error::new(ErrorKind::Io, format!("{}: is a folder, not a model file", path.display())));
+    }
+    match load {
+        Load::Map => {
+            // SAFETY: the caller keeps the file from being truncated in place, as `Load::Map` asks; bytes that change
+            // are only ever read as plain numbers.
+            let map = unsafe { memmap2::Mmap::map(&file) }.map_err(failed)?;
+            Ok(Arc::new(map))
+        }
+        Load::Read => {
+            let n_bytes = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
+            let mut bytes = try_vec(n_bytes, 0u8)?;
+            file.read_exact(&mut bytes).map_err(failed)?;
+            Ok(Arc::new(bytes))
+        }
+    }
+}
+
+/// The tensors of an open model file.
+pub struct WeightFile<'a> {
+    /// The file's bytes.
+    pub bytes: &'a SharedBytes,
+    /// What is where in them.
+    pub directory: &'a Directory<'a>,
+}
+
+impl WeightFile<'_> {
+    /// Whether the file has a tensor of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.directory.tensor(name).is_some()
+    }
+
+    /// A matrix of `rows` outputs and `cols` inputs.
+    ///
+    /// # Errors
+    /// `Format` if it is missing or has another shape, `Unsupported` for an unknown element type.
+    pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<WeightData> {
+        let info =
+            self.directory.tensor(name).ok_or_else(|| Error::format(format!("{name}: no such tensor")))?;
+        let has: Vec<u64> = info.shape().iter().rev().copied().collect();
+        let expected = [rows as u64, cols as u64];
+        let is_vector = rows == 1 && has == expected[1..];
+        if !is_vector && has != expected {
+            return Err(Error::format(format!(
+                "{name}: expected {expected:?}, file has {has:?} (outputs first)"
+            )));
+        }
+        let begin = usize::try_from(info.offset()).unwrap_or(usize::MAX);
+        let n_bytes = usize::try_from(info.n_bytes()).unwrap_or(usize::MAX);
+        Ok(WeightData { file: self.bytes.clone(), range: begin..begin + n_bytes, ty: info.ty()?, rows, cols })
+    }
+
+    /// A vector of `n` numbers, as f32.
+    ///
+    /// # Errors
+    /// As for [`matrix`](Self::matrix).
+    pub fn vector(&self, name: &str, n: usize) -> Result<Vec<f32>> {
+        let data = self.matrix(name, 1, n)?;
+        let mut values = try_vec(n, 0.0)?;
+        quant::dequantize(data.ty, data.bytes(), &mut values)?;
+        Ok(values)
+    }
+}

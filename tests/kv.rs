@@ -1,0 +1,217 @@
+//! Sessions of the cache against brute force: random plans, chunks, cancelled steps and rewinds, on poisoned memory.
+//!
+//! Every token gets random values when it is appended. All queries are zero, so that attention is the mean of the
+//! values that a query sees: a token too many, too few, stale or never written shows.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::cast_possible_truncation, reason = "small numbers")]
+
+use longgen::Cancel;
+use longgen::attention::mask::Mask;
+use longgen::attention::plan::LayerAttention;
+use longgen::backend::Backend;
+use longgen::backend::args::*;
+
+use longgen::backend::reference::ReferenceBackend;
+use longgen::kv::cache::{KvCache, LayerLayout};
+use proptest::prelude::*;
+
+const HEAD_DIM: usize = 8;
+
+#[derive(Clone, Debug)]
+enum Action {
+    /// Append this many tokens; if `cancelled`, in some layers only.
+    Step { n_tokens: u32, cancelled: bool },
+    /// Go back by at most this many tokens.
+    Rewind(u32),
+}
+
+fn any_attention(n_heads: usize) -> impl Strategy<Value = LayerAttention> {
+    let mask = prop_oneof![
+        Just(Mask::Full),
+        (1u32..150, 0u32..100)
+            .prop_map(|(window_tokens, sink_tokens)| Mask::Window { window_tokens, sink_tokens }),
+        (prop::sample::select(vec![16u32, 32]), 1u32..4, 0u32..3, 0u32..5).prop_map(
+            |(block_size, local_blocks, sink_blocks, stride)| {
+                Mask::Blocks { block_size, local_blocks, sink_blocks, stride }
+            }
+        ),
+    ];
+    (mask, prop::collection::vec(0u32..7, n_heads)).prop_map(|(mask, phases)| LayerAttention { mask, phases })
+}
+
+fn any_action() -> impl Strategy<Value = Action> {
+    prop_oneof![
+        4 => (1u32..70, prop::bool::weighted(0.2))
+            .prop_map(|(n_tokens, cancelled)| Action::Step { n_tokens, cancelled }),
+        2 => Just(Action::Step { n_tokens: 1, cancelled: false }),
+        1 => (1u32..80).prop_map(Action::Rewind),
+    ]
+}
+
+/// The values of a token that was appended as the `stamp`-th, in [-1, 1).
+fn value(stamp: u64, layer: usize, head: usize, d: usize) -> f32 {
+    let mut z = stamp ^ (layer as u64) << 48 ^ (head as u64) << 40 ^ (d as u64) << 32;
+    for _ in 0..3 {
+        z = (z ^ (z >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9).wrapping_add(1);
+    }
+    (z >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+}
+
+fn check<B: Backend>(
+    backend: &B,
+    plan: &[LayerAttention],
+    n_kv_heads: usize,
+    n_ctx: u32,
+    actions: &[Action],
+) {
+    let n_heads = plan[0].phases.len();
+    let group = n_heads / n_kv_heads;
+    let chunk_tokens = 70;
+    let layouts: Vec<_> = plan
+        .iter()
+        .map(|attention| {
+            let block_size = attention.mask.block_size() as usize;
+            let shape = KvShape { n_kv_heads, head_dim: HEAD_DIM, block_size, ty: KvType::F32 };
+            LayerLayout::new(attention, shape, n_ctx, chunk_tokens)
+        })
+        .collect();
+    let mut kv = KvCache::new(backend, layouts, plan).unwrap();
+    let shape = WorkspaceShape {
+        max_rows: chunk_tokens as usize,
+        max_cols: 64,
+        n_heads,
+        head_dim: HEAD_DIM,
+        n_ctx: n_ctx as usize,
+    };
+    let mut workspace = backend.workspace(&shape, Precision::Exact).unwrap();
+    let mut desc = backend.descriptor().unwrap();
+    let alloc = |heads: usize| backend.alloc(chunk_tokens as usize * heads * HEAD_DIM * 4).unwrap();
+    let (mut q, mut k, mut v, mut out) =
+        (alloc(n_heads), alloc(n_kv_heads), alloc(n_kv_heads), alloc(n_heads));
+    let mut held: Vec<u64> = Vec::new();
+    let (mut stamp, mut furthest) = (0, 0);
+
+    for action in actions {
+        let (n_tokens, cancelled) = match *action {
+            Action::Rewind(by) => {
+                let to = (kv.n_tokens() - by.min(kv.n_tokens())).max(kv.oldest_restorable());
+                kv.rewind(to);
+                furthest = if to == 0 { 0 } else { furthest };
+                held.truncate(to as usize);
+                continue;
+            }
+            Action::Step { n_tokens, cancelled } => (n_tokens.min(n_ctx - kv.n_tokens()), cancelled),
+        };
+        if n_tokens == 0 {
+            continue;
+        }
+        let begin = kv.n_tokens();
+        let restorable = kv.oldest_restorable();
+        let stamps: Vec<u64> = (0..u64::from(n_tokens)).map(|i| stamp + i).collect();
+        stamp += u64::from(n_tokens);
+        let mut tokens = held.clone();
+        tokens.extend(&stamps);
+        backend.describe(&mut desc, StepRows { row: 0, n_tokens, pos: begin }).unwrap();
+        let n_layers = if cancelled { plan.len().div_ceil(2) } else { plan.len() };
+        for (layer, attention) in plan.iter().enumerate().take(n_layers) {
+            let rows = |heads: usize, f: &dyn Fn(u64, usize, usize) -> f32| {
+                let mut rows = Vec::new();
+                for &stamp in &stamps {
+                    rows.extend((0..heads * HEAD_DIM).map(|i| f(stamp, i / HEAD_DIM, i % HEAD_DIM)));
+                }
+                rows
+            };
+            backend.upload(&mut q, 0, &rows(n_heads, &|_, _, _| 0.0)).unwrap();
+            backend.upload(&mut k, 0, &rows(n_kv_heads, &|s, h, d| value(!s, layer, h, d))).unwrap();
+            backend.upload(&mut v, 0, &rows(n_kv_heads, &|s, h, d| value(s, layer, h, d))).unwrap();
+            backend
+                .run(&mut workspace, &Cancel::default(), |ws| {
+                    let shape = kv.shape(layer);
+                    let seqs = &mut [kv.append_target(layer, &desc)];
+                    let append = RopeAppendArgs {
+                        q: &mut q,
+                        k: &k,
+                        v: &v,
+                        table: None,
+                        n_pairs: 0,
+                        pairing: RopePairing::Halves,
+                        n_heads,
+                        shape,
+                        seqs,
+                    };
+                    backend.rope_append(ws, append)?;
+                    let seqs = &[AttnSeq { desc: &desc, segments: &kv.segments(layer, n_tokens) }];
+                    let attend = AttnArgs {
+                        out: &mut out,
+                        q: &q,
+                        n_heads,
+                        shape,
+                        scale: 1.0,
+                        softcap: 0.0,
+                        sink_logits: None,
+                        mask: attention.mask,
+                        phases: &attention.phases,
+                        seqs,
+                    };
+                    backend.attn(ws, attend)?;
+                    kv.stage(backend, ws, layer, n_tokens)
+                })
+                .unwrap();
+            let mut result = vec![0.0f32; stamps.len() * n_heads * HEAD_DIM];
+            backend.download(&mut result, &out, 0).unwrap();
+            for (row, i) in (begin..begin + n_tokens)
+                .enumerate()
+                .filter(|(row, _)| row % 7 == 0 || row + 1 == stamps.len())
+            {
+                for head in 0..n_heads {
+                    let seen: Vec<_> =
+                        (0..=i).filter(|&j| attention.mask.sees(i, j, attention.phases[head])).collect();
+                    for d in 0..HEAD_DIM {
+                        let sum: f64 = seen
+                            .iter()
+                            .map(|&j| f64::from(value(tokens[j as usize], layer, head / group, d)))
+                            .sum();
+                        let (expected, has) =
+                            (sum / seen.len() as f64, result[(row * n_heads + head) * HEAD_DIM + d]);
+                        assert!(
+                            (f64::from(has) - expected).abs() < 1e-5,
+                            "layer {layer} {:?}: position {i} head {head}: {has} instead of {expected}",
+                            attention.mask
+                        );
+                    }
+                }
+            }
+        }
+        if cancelled {
+            assert_eq!((kv.n_tokens(), kv.oldest_restorable()), (begin, restorable));
+        } else {
+            backend.run(&mut workspace, &Cancel::default(), |ws| kv.commit(backend, ws, n_tokens)).unwrap();
+            held = tokens;
+            furthest = furthest.max(kv.n_tokens());
+            let promised = furthest.saturating_sub(16).min(kv.n_tokens());
+            assert!(kv.oldest_restorable() <= promised, "the spare block is gone");
+        }
+    }
+}
+
+fn any_case() -> impl Strategy<Value = (Vec<LayerAttention>, usize, u32, Vec<Action>)> {
+    prop_oneof![Just((1usize, 1usize)), Just((1, 3)), Just((2, 1)), Just((2, 2))].prop_flat_map(
+        |(n_kv, group)| {
+            (
+                prop::collection::vec(any_attention(n_kv * group), 1..4),
+                Just(n_kv),
+                1u32..500,
+                prop::collection::vec(any_action(), 1..16),
+            )
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn every_query_sees_what_its_mask_says_by_definition((plan, n_kv_heads, n_ctx, actions) in any_case()) {
+        check(&ReferenceBackend::default(), &plan, n_kv_heads, n_ctx, &actions);
+    }
+}
