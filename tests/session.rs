@@ -85,7 +85,10 @@ fn the_cpu_computes_what_the_oracle_computes() {
         };
         let expected = logits(Device::Reference, Precision::Exact);
         let worst = |has: Vec<f32>| {
-            has.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, |worst: f32, d| if d > worst || d.is_nan() { d } else { worst })
+            has.iter()
+                .zip(&expected)
+                .map(|(a, b)| (a - b).abs())
+                .fold(0.0, |worst: f32, d| if d > worst || d.is_nan() { d } else { worst })
         };
         let exact = worst(logits(Device::Cpu, Precision::Exact));
         assert!(exact < 2e-3, "{ty}: exact differs by {exact}");

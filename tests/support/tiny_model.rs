@@ -25,7 +25,12 @@ const D_FF: usize = 96;
 
 /// Full, window with sinks, blocks with a sink, blocks with a stride and a phase per query head.
 pub fn plan() -> Vec<LayerAttention> {
-    let blocks = |local_blocks, sink_blocks, stride| Mask::Blocks { block_size: 16, local_blocks, sink_blocks, stride };
+    let blocks = |local_blocks, sink_blocks, stride| Mask::Blocks {
+        block_size: 16,
+        local_blocks,
+        sink_blocks,
+        stride,
+    };
     vec![
         LayerAttention::uniform(Mask::Window { window_tokens: 70, sink_tokens: 5 }, N_HEADS),
         LayerAttention::uniform(Mask::Full, N_HEADS),
@@ -83,7 +88,9 @@ pub fn bytes_with(ty: TensorType, plan: &[LayerAttention]) -> Vec<u8> {
 }
 
 fn metadata(plan: &[LayerAttention]) -> Vec<(String, OwnedValue)> {
-    let u32s = |number: &dyn Fn(&Mask) -> u32| OwnedValue::U32s(plan.iter().map(|layer| number(&layer.mask)).collect());
+    let u32s = |number: &dyn Fn(&Mask) -> u32| {
+        OwnedValue::U32s(plan.iter().map(|layer| number(&layer.mask)).collect())
+    };
     let u32 = |n: usize| OwnedValue::U32(u32::try_from(n).unwrap());
     let str = |text: &str| OwnedValue::Str(text.to_owned());
     let block = |field: &dyn Fn(u32, u32, u32, u32) -> u32| {
@@ -131,7 +138,10 @@ fn metadata(plan: &[LayerAttention]) -> Vec<(String, OwnedValue)> {
         (keys::ATTENTION_LOCAL_BLOCKS, block(&|_, local, _, _| local)),
         (keys::ATTENTION_SINK_BLOCKS, block(&|_, _, sinks, _| sinks)),
         (keys::ATTENTION_STRIDE, block(&|_, _, _, stride| stride)),
-        (keys::ATTENTION_PHASES, OwnedValue::U32s(plan.iter().flat_map(|layer| layer.phases.clone()).collect())),
+        (
+            keys::ATTENTION_PHASES,
+            OwnedValue::U32s(plan.iter().flat_map(|layer| layer.phases.clone()).collect()),
+        ),
         (keys::ROPE_FREQ_BASE, OwnedValue::F32(10_000.0)),
         (keys::ROPE_PAIRING, str("halves")),
         (keys::BLOCK_NORM, str("rms_norm")),
