@@ -2,9 +2,9 @@
 
     compare.py expected.npy actual.npy [--positions positions.npy] [--tolerance 0.02]
 
-Both hold float32 [n, n_vocab]. They agree if no logit differs by more than the tolerance, and if the largest logit of a row
-is the same token wherever the expected row's two largest differ by more than 0.05. Anything that is not finite differs.
-With --positions, row r of the expected file belongs to row positions[r] of the actual one.
+Both hold float32 [n, n_vocab]. They agree if no logit differs by more than the tolerance, and if the largest logit of a
+row is the same token wherever the expected row's two largest differ by more than 0.05. Anything that is not finite
+differs. With --positions, row r of the expected file belongs to row positions[r] of the actual one.
 """
 
 import argparse

@@ -3,10 +3,10 @@
     needle.py --lgeval target/release/lgeval --model tiny.gguf --lengths 1024 4096 8192 --expect 24
     needle.py --reference tests/data/longgen-tiny-8k --lengths 1024 --attention plan.json --at-most 6
 
-A document of T tokens is `<|bos|>`, technical prose with the line `The secret code for WORD is DDDDDD.` in it, and at the end
-that sentence once more, up to the number. The number is found if every one of its six digits is the likeliest next token
-after the ones before it: that is what greedy decoding would produce, so one prompt with five digits appended tells.
-The rows of the table are depths (0 the start, 23 the end), the columns lengths; `+` found, `.` not.
+A document of T tokens is `<|bos|>`, technical prose with the line `The secret code for WORD is DDDDDD.` in it, and at
+the end that sentence once more, up to the number. The number is found if every one of its six digits is the likeliest
+next token after the ones before it: that is what greedy decoding would produce, so one prompt with five digits appended
+tells. The rows of the table are depths (0 the start, 23 the end), the columns lengths; `+` found, `.` not.
 """
 
 import argparse
@@ -26,10 +26,10 @@ N_DEPTHS = 24
 N_DIGITS = 6
 TEXT_BYTES = 400_000
 TINY = Path(__file__).parent.parent / "data" / "longgen-tiny-8k"
-WORDS = (
-    "anvil barnacle caraway dulcimer estuary falcon gazebo halibut isthmus juniper kestrel lichen marmot nutmeg obelisk "
-    "parsnip quartz rhubarb sextant thimble urchin verbena walnut yarrow"
-).split()
+WORDS = """
+anvil barnacle caraway dulcimer estuary falcon gazebo halibut isthmus juniper kestrel lichen
+marmot nutmeg obelisk parsnip quartz rhubarb sextant thimble urchin verbena walnut yarrow
+""".split()
 
 # Token ids -> logits of the last N_DIGITS of them, float32 [N_DIGITS, n_vocab].
 LastLogits = Callable[[list[int]], np.ndarray]

@@ -3,9 +3,10 @@
     reference.py logits --model F --tokens ids.txt [--plan plan.json] -o out.npy
 
 writes the logits of every token, float32 [n_tokens, n_vocab]. F is a plain `llama` GGUF (dequantised to float32) or a
-Hugging Face folder; ids.txt holds token ids with blanks between them (an .npy file of integers will do, too). The plan is
-the given one, else the one in the folder's config.json, else full attention. It shares no code with the runtime and is
-written to be read, not to be fast; attention goes in tiles of queries so that thousands of tokens fit into memory.
+Hugging Face folder; ids.txt holds token ids with blanks between them (an .npy file of integers will do, too). The plan
+is the given one, else the one in the folder's config.json, else full attention. It shares no code with the runtime and
+is written to be read, not to be fast; attention goes in tiles of queries so that thousands of tokens fit into memory.
+On a busy machine set OPENBLAS_NUM_THREADS=1: OpenBLAS' threads wait for each other by spinning.
 """
 
 import argparse
@@ -74,27 +75,32 @@ def silu(x: np.ndarray) -> np.ndarray:
     return x * (np.float32(0.5) * (np.float32(1) + np.tanh(np.float32(0.5) * x)))
 
 
+def layer_output(model: Model, i_layer: int, layer: LayerAttention, x: np.ndarray, angles) -> np.ndarray:
+    """One layer: x [n_tokens, d_model] plus attention, plus the feed-forward network."""
+    n_tokens = len(x)
+
+    def weight(name: str) -> np.ndarray:
+        return model.tensor(f"blk.{i_layer}.{name}")
+
+    def heads(x: np.ndarray, name: str) -> np.ndarray:
+        return (x @ weight(name).T).reshape(n_tokens, -1, model.head_dim)
+
+    normed = rms_norm(x, weight("attn_norm"), model.norm_epsilon)
+    q = rope(heads(normed, "attn_q"), model.rope_base, model.rope_pairing, angles)
+    k = rope(heads(normed, "attn_k"), model.rope_base, model.rope_pairing, angles)
+    v = heads(normed, "attn_v")
+    x = x + attend(layer, q, k, v).reshape(n_tokens, -1) @ weight("attn_output").T
+
+    normed = rms_norm(x, weight("ffn_norm"), model.norm_epsilon)
+    gated = silu(normed @ weight("ffn_gate").T) * (normed @ weight("ffn_up").T)
+    return x + gated @ weight("ffn_down").T
+
+
 def final_states(model: Model, plan: list[LayerAttention], ids: np.ndarray, angles=np.float32) -> np.ndarray:
     """Runs the transformer: the normalised states that the logits are made of, float32 [n_tokens, d_model]."""
-    n_tokens = len(ids)
     x = model.tensor("token_embd")[ids]
     for i_layer, layer in enumerate(plan):
-
-        def weight(name: str) -> np.ndarray:
-            return model.tensor(f"blk.{i_layer}.{name}")
-
-        def heads(x: np.ndarray, name: str) -> np.ndarray:
-            return (x @ weight(name).T).reshape(n_tokens, -1, model.head_dim)
-
-        normed = rms_norm(x, weight("attn_norm"), model.norm_epsilon)
-        q = rope(heads(normed, "attn_q"), model.rope_base, model.rope_pairing, angles)
-        k = rope(heads(normed, "attn_k"), model.rope_base, model.rope_pairing, angles)
-        v = heads(normed, "attn_v")
-        x = x + attend(layer, q, k, v).reshape(n_tokens, -1) @ weight("attn_output").T
-
-        normed = rms_norm(x, weight("ffn_norm"), model.norm_epsilon)
-        gated = silu(normed @ weight("ffn_gate").T) * (normed @ weight("ffn_up").T)
-        x = x + gated @ weight("ffn_down").T
+        x = layer_output(model, i_layer, layer, x, angles)
     return rms_norm(x, model.tensor("output_norm"), model.norm_epsilon)
 
 
@@ -125,7 +131,7 @@ def main():
     logits.add_argument("--model", required=True, help="a llama GGUF or a Hugging Face folder")
     logits.add_argument("--tokens", required=True, help="token ids: text, or .npy")
     logits.add_argument("--plan", help="JSON plan to use instead of the model's own")
-    logits.add_argument("--angles", choices=("float32", "float64"), default="float32", help="precision of RoPE's angles")
+    logits.add_argument("--angles", choices=("float32", "float64"), default="float32", help="type of RoPE's angles")
     logits.add_argument("-o", "--output", required=True, help=".npy file to write")
     options = parser.parse_args()
 

@@ -3,10 +3,11 @@
     run.py --lgeval target/release/lgeval --model llama.gguf --cache models/reference [--quick]
     run.py --lgeval target/release/lgeval --pytorch tests/data/longgen-tiny-8k --model tiny.gguf
 
-The first form runs a plain `llama` GGUF under several plans. What comes later never changes the logits of a token, so one
-reference run of the longest text serves all lengths of a plan; its final states are kept in the cache folder, under a hash
-of everything that they depend on. The second form compares with the logits that PyTorch left in a model's Hugging Face
-folder (golden_ids.npy, golden_logits.npy, golden_positions.npy); the GGUF was made from that folder by `lgconvert`.
+The first form runs a plain `llama` GGUF under several plans (or, with --source llama.gguf, what was made of that). What
+comes later never changes the logits of a token, so one reference run of the longest text serves all lengths of a plan;
+its final states are kept in the cache folder, under a hash of everything that they depend on. The second form compares
+with the logits that PyTorch left in a model's Hugging Face folder (golden_ids.npy, golden_logits.npy,
+golden_positions.npy); the GGUF was made from that folder by `lgconvert`.
 """
 
 import argparse
@@ -77,11 +78,10 @@ def cached_states(cache: Path, model_hash: str, model: Model, plan: dict, ids: n
     return np.load(file)
 
 
-def compare_plans(lgeval: Lgeval, cache: Path, lengths: tuple[int, ...], only: list[str] | None) -> bool:
+def compare_plans(lgeval: Lgeval, source: Path, cache: Path, lengths: tuple[int, ...], only: list[str] | None) -> bool:
     """Compares all plans at all lengths, prints a line each, and says whether all agree."""
-    model = open_model(lgeval.model)
-    with open(lgeval.model, "rb") as file:
-        model_hash = hashlib.file_digest(file, "sha256").hexdigest()
+    model = open_model(source)
+    model_hash = hashlib.sha256(source.read_bytes()).hexdigest()
     ids = lgeval.tokenize(prose(TEXT_BYTES))[: max(lengths)]
     if len(ids) < max(lengths):
         sys.exit(f"the text has {len(ids)} tokens, {max(lengths)} wanted")
@@ -120,13 +120,15 @@ def compare_pytorch(lgeval: Lgeval, folder: Path) -> bool:
 
 
 def verdict(comparison: Comparison) -> str:
+    """One word for a printed line."""
     return "agree " if comparison.agrees else "DIFFER"
 
 
 def main():
     parser = argparse.ArgumentParser(description="compare lgeval with the numpy reference")
     parser.add_argument("--lgeval", required=True, type=Path, help="the program to test")
-    parser.add_argument("--model", required=True, type=Path, help="a GGUF file")
+    parser.add_argument("--model", required=True, type=Path, help="the GGUF file that lgeval runs")
+    parser.add_argument("--source", type=Path, help="the llama GGUF for the reference, if not the model")
     parser.add_argument("--cache", type=Path, help="folder for the reference's results")
     parser.add_argument("--quick", action="store_true", help="two lengths instead of seven")
     parser.add_argument("--plans", nargs="+", metavar="NAME", help="only these plans")
@@ -137,7 +139,8 @@ def main():
     if options.pytorch:
         agrees = compare_pytorch(lgeval, options.pytorch)
     elif options.cache:
-        agrees = compare_plans(lgeval, options.cache, QUICK_LENGTHS if options.quick else LENGTHS, options.plans)
+        lengths = QUICK_LENGTHS if options.quick else LENGTHS
+        agrees = compare_plans(lgeval, options.source or options.model, options.cache, lengths, options.plans)
     else:
         parser.error("--cache is needed")
     sys.exit(not agrees)

@@ -2,7 +2,7 @@
 
     text.py -o out.txt --bytes 120000
 
-writes that many bytes of it at most, cut at the end of a line. The text depends on Python's version and on nothing else.
+writes that many bytes of it at most, cut at the end of a line. The text depends on Python's version, on nothing else.
 """
 
 import argparse
