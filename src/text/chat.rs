@@ -62,7 +62,7 @@ impl ChatTemplate {
                 .map_err(|error| minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, error))
         });
         environment
-            .add_template_owned(NAME, source.to_owned())
+            .add_template_owned(NAME, without_generation_tags(source))
             .map_err(|error| template_error(ErrorKind::Format, &error))?;
         let owned = |token: Option<&str>| token.map(str::to_owned);
         Ok(Self { environment, bos_token: owned(bos_token), eos_token: owned(eos_token) })
@@ -95,6 +95,25 @@ impl ChatTemplate {
         let text = template.and_then(|template| template.render(Value::from_pairs(context)));
         text.map_err(|error| template_error(ErrorKind::Invalid, &error))
     }
+}
+
+/// `{% generation %}` marks what the assistant said, for training; here it is a block like any other.
+fn without_generation_tags(source: &str) -> String {
+    let mut text = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start + 2);
+        let Some(end) = tag.find("%}") else { break };
+        let (inside, after) = tag.split_at(end);
+        text.push_str(before);
+        match inside.trim_matches(['-', '+']).trim() {
+            "generation" => text.push_str(&inside.replace("generation", "with")),
+            "endgeneration" => text.push_str(&inside.replace("endgeneration", "endwith")),
+            _ => text.push_str(inside),
+        }
+        rest = after;
+    }
+    text + rest
 }
 
 /// One line: where in the template, and every cause.

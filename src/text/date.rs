@@ -154,3 +154,59 @@ fn days_in_month(year: u64, month: usize) -> u64 {
         _ => 31,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Expected values are those of `date -u -d @SECONDS` of GNU coreutils.
+    #[test]
+    fn known_seconds() {
+        let format = "%Y-%m-%d %H:%M:%S %I %p %j %a %A %b %B %y %e|%-d|%-I %w %F %T %%";
+        for (seconds, expected) in [
+            (0, "1970-01-01 00:00:00 12 AM 001 Thu Thursday Jan January 70  1|1|12 4 1970-01-01 00:00:00 %"),
+            (
+                951782399,
+                "2000-02-28 23:59:59 11 PM 059 Mon Monday Feb February 00 28|28|11 1 2000-02-28 23:59:59 %",
+            ),
+            (
+                951782400,
+                "2000-02-29 00:00:00 12 AM 060 Tue Tuesday Feb February 00 29|29|12 2 2000-02-29 00:00:00 %",
+            ),
+            (
+                951868800,
+                "2000-03-01 00:00:00 12 AM 061 Wed Wednesday Mar March 00  1|1|12 3 2000-03-01 00:00:00 %",
+            ),
+            (
+                1735689599,
+                "2024-12-31 23:59:59 11 PM 366 Tue Tuesday Dec December 24 31|31|11 2 2024-12-31 23:59:59 %",
+            ),
+            (
+                1735689600,
+                "2025-01-01 00:00:00 12 AM 001 Wed Wednesday Jan January 25  1|1|12 3 2025-01-01 00:00:00 %",
+            ),
+            (
+                4107542400,
+                "2100-03-01 00:00:00 12 AM 060 Mon Monday Mar March 00  1|1|12 1 2100-03-01 00:00:00 %",
+            ),
+            (
+                1709210096,
+                "2024-02-29 12:34:56 12 PM 060 Thu Thursday Feb February 24 29|29|12 4 2024-02-29 12:34:56 %",
+            ),
+            (
+                13574653323,
+                "2400-03-01 01:02:03 01 AM 061 Wed Wednesday Mar March 00  1|1|1 3 2400-03-01 01:02:03 %",
+            ),
+        ] {
+            assert_eq!(strftime(format, seconds).as_deref(), Ok(expected));
+        }
+    }
+
+    #[test]
+    fn unknown_directives_are_named() {
+        assert_eq!(strftime("%Y %Q", 0), Err("strftime directive \"%Q\" is not known".to_owned()));
+        assert_eq!(strftime("%-", 0), Err("strftime directive \"%-\" is not known".to_owned()));
+        assert!(strftime("%", 0).is_err());
+        assert!(strftime("%Y", u64::MAX).is_ok());
+    }
+}

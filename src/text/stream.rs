@@ -88,28 +88,17 @@ impl TextStream {
 
 /// Moves all that is decided from `bytes` to `text`; what could still become a character stays, unless `last`.
 fn decode(bytes: &mut Vec<u8>, text: &mut String, last: bool) {
-    let mut rest: &[u8] = bytes;
-    loop {
-        let error = match std::str::from_utf8(rest) {
-            Ok(valid) => {
-                text.push_str(valid);
-                rest = &[];
-                break;
-            }
-            Err(error) => error,
-        };
-        let (valid, bad) = rest.split_at(error.valid_up_to());
-        text.push_str(&String::from_utf8_lossy(valid));
-        rest = match error.error_len() {
-            Some(len) => &bad[len..],
-            None if last => &[],
-            None => {
-                rest = bad;
-                break;
-            }
-        };
-        text.push(char::REPLACEMENT_CHARACTER);
+    let mut undecided = 0;
+    let mut chunks = bytes.utf8_chunks().peekable();
+    while let Some(chunk) = chunks.next() {
+        text.push_str(chunk.valid());
+        let bad = chunk.invalid();
+        let unfinished = std::str::from_utf8(bad).is_err_and(|error| error.error_len().is_none());
+        if unfinished && !last && chunks.peek().is_none() {
+            undecided = bad.len();
+        } else if !bad.is_empty() {
+            text.push(char::REPLACEMENT_CHARACTER);
+        }
     }
-    let decided = bytes.len() - rest.len();
-    bytes.drain(..decided);
+    bytes.drain(..bytes.len() - undecided);
 }

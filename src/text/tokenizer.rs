@@ -23,6 +23,10 @@ const END_TOKENS: [&str; 8] = [
     "<|eos|>",
 ];
 
+/// Longest run of whitespace, in characters, that the splitting patterns are trusted with: their engine keeps a state
+/// for each and gives up in silence at 1,000,000.
+const MAX_WHITESPACE_RUN: usize = 500_000;
+
 /// Turns text into tokens and tokens into text. Immutable; can be used by many threads at once.
 pub struct Tokenizer {
     model: BPE,
@@ -95,8 +99,14 @@ impl Tokenizer {
     /// and the text does not spell it itself. An end-of-text token is never appended.
     ///
     /// # Errors
-    /// Only if the tokenizer's own parts contradict each other.
+    /// More than 500,000 whitespace characters in a row; or parts of the tokenizer that contradict each other.
     pub fn encode(&self, text: &str, special: bool, add_bos: bool) -> Result<Vec<u32>> {
+        let run = longest_whitespace_run(text);
+        if run > MAX_WHITESPACE_RUN {
+            return Err(Error::invalid(format!(
+                "text has {run} whitespace characters in a row, at most {MAX_WHITESPACE_RUN} can be tokenized"
+            )));
+        }
         let internal = |error| Error::new(ErrorKind::Internal, format!("tokenizer: {error}"));
         let added = if special { &self.with_special } else { &self.without_special };
         let mut pieces = added.extract_and_normalize(self.normalizer.as_ref(), text);
@@ -164,6 +174,15 @@ impl Tokenizer {
     fn token(&self, id: u32) -> Option<&Token> {
         self.tokens.get(id as usize)
     }
+}
+
+/// In characters.
+fn longest_whitespace_run(text: &str) -> usize {
+    text.split(|c: char| !c.is_whitespace())
+        .filter(|run| run.len() > 1)
+        .map(|run| run.chars().count())
+        .max()
+        .unwrap_or(0)
 }
 
 /// The merges and the tokens that they can make.

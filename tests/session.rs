@@ -1,0 +1,212 @@
+//! Facts about sessions that need no reference: chunks, threads, cancels and rewinds leave no trace in the numbers, and
+//! memory is what the plan says.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::sync::Arc;
+
+use longgen::{Cancel, Device, ErrorKind, KvType, Model, ModelParams, Precision, Session, SessionParams};
+use longgen_format::TensorType;
+use support::random::Random;
+use support::tiny_model;
+
+struct File(tempfile::TempPath);
+
+impl File {
+    fn new(bytes: &[u8]) -> Self {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        Self(file.into_temp_path())
+    }
+
+    fn open(&self, device: Device, n_threads: usize) -> Arc<Model> {
+        Arc::new(Model::open(&self.0, &ModelParams { device, n_threads, ..Default::default() }).unwrap())
+    }
+}
+
+fn tokens(n: usize, seed: u64) -> Vec<u32> {
+    let mut random = Random::new(seed);
+    (0..n).map(|_| u32::try_from(random.below(tiny_model::N_VOCAB)).unwrap()).collect()
+}
+
+fn params(chunk_tokens: u32, precision: Precision, kv_type: KvType) -> SessionParams {
+    SessionParams { n_ctx: 400, chunk_tokens, kv_type, precision, logits_rows: 3 }
+}
+
+/// Logits behind every token.
+fn all_logits(session: &mut Session, tokens: &[u32]) -> Vec<f32> {
+    let mut all = Vec::new();
+    let mut expected_row = 0;
+    session
+        .prefill_each(tokens, &Cancel::default(), &mut |row, logits| {
+            assert_eq!(row, expected_row);
+            expected_row += logits.len() / tiny_model::N_VOCAB;
+            all.extend_from_slice(logits);
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(all.len(), tokens.len() * tiny_model::N_VOCAB);
+    all
+}
+
+#[test]
+fn logits_are_the_same_bits_for_every_chunk_size_and_thread_count() {
+    let text = tokens(333, 5);
+    for ty in [TensorType::F32, TensorType::Q8_0, TensorType::Q4_1, TensorType::BF16] {
+        let file = File::new(&tiny_model::bytes(ty));
+        for (precision, kv_type) in [(Precision::Exact, KvType::F32), (Precision::Fast, KvType::F16)] {
+            let model = file.open(Device::Cpu, 1);
+            let mut session = Session::new(&model, &params(400, precision, kv_type)).unwrap();
+            let expected = all_logits(&mut session, &text);
+            assert!(expected.iter().all(|x| x.is_finite()));
+            for n_threads in [1, 2, 3] {
+                let model = file.open(Device::Cpu, n_threads);
+                for chunk in [1, 7, 64, 100] {
+                    let mut session = Session::new(&model, &params(chunk, precision, kv_type)).unwrap();
+                    let has = all_logits(&mut session, &text);
+                    let differs = has.iter().zip(&expected).position(|(a, b)| a.to_bits() != b.to_bits());
+                    let row = differs.map(|i| i / tiny_model::N_VOCAB);
+                    assert_eq!(row, None, "{ty} {precision:?} chunk {chunk} threads {n_threads}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_cpu_computes_what_the_oracle_computes() {
+    let text = tokens(260, 6);
+    for ty in TensorType::ALL {
+        let file = File::new(&tiny_model::bytes(ty));
+        let logits = |device, precision| {
+            let model = file.open(device, 2);
+            all_logits(&mut Session::new(&model, &params(90, precision, KvType::F16)).unwrap(), &text)
+        };
+        let expected = logits(Device::Reference, Precision::Exact);
+        let worst = |has: Vec<f32>| {
+            has.iter()
+                .zip(&expected)
+                .map(|(a, b)| (a - b).abs())
+                .fold(0.0, |worst: f32, d| if d > worst || d.is_nan() { d } else { worst })
+        };
+        let exact = worst(logits(Device::Cpu, Precision::Exact));
+        assert!(exact < 2e-3, "{ty}: exact differs by {exact}");
+        let fast = worst(logits(Device::Cpu, Precision::Fast));
+        assert!(fast < 0.5, "{ty}: fast differs by {fast}");
+    }
+}
+
+#[test]
+fn a_cancelled_prompt_leaves_the_chunks_before_it_and_no_trace() {
+    let file = File::new(&tiny_model::bytes(TensorType::Q8_0));
+    let model = file.open(Device::Cpu, 2);
+    let (first, second) = (tokens(130, 1), tokens(150, 2));
+    let params = params(50, Precision::Fast, KvType::F16);
+    let nothing = &mut |_, _| {};
+
+    let mut straight = Session::new(&model, &params).unwrap();
+    straight.prefill(&first, &Cancel::default(), nothing).unwrap();
+    straight.prefill(&second, &Cancel::default(), nothing).unwrap();
+    let expected = straight.logits().unwrap().to_vec();
+
+    // Stopped between chunks, before the first one, and from another thread at whatever moment.
+    let mut session = Session::new(&model, &params).unwrap();
+    session.prefill(&first, &Cancel::default(), nothing).unwrap();
+    let before = session.logits().unwrap().to_vec();
+    let cancel = Cancel::default();
+    cancel.cancel();
+    assert_eq!(session.prefill(&second, &cancel, nothing).unwrap_err().kind(), ErrorKind::Cancelled);
+    assert_eq!(session.tokens(), first);
+    assert_eq!(session.logits().unwrap(), before);
+
+    for delay in 0..40 {
+        let cancel = Cancel::default();
+        let stop = cancel.clone();
+        let stopper = std::thread::spawn(move || {
+            for _ in 0..delay * 2000 {
+                std::hint::black_box(&stop);
+            }
+            stop.cancel();
+        });
+        let done = session.tokens().len() - first.len();
+        match session.prefill(&second[done..], &cancel, nothing) {
+            Ok(()) => {}
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Cancelled),
+        }
+        stopper.join().unwrap();
+        assert!(session.tokens().len() == 280 || (session.tokens().len() - 130).is_multiple_of(50));
+        if session.tokens().len() == 280 {
+            break;
+        }
+    }
+    let done = session.tokens().len() - first.len();
+    if done < second.len() {
+        session.prefill(&second[done..], &Cancel::default(), nothing).unwrap();
+    }
+    assert_eq!(session.logits().unwrap(), expected);
+}
+
+#[test]
+fn memory_is_what_the_plan_says() {
+    let file = File::new(&tiny_model::bytes(TensorType::F16));
+    let model = file.open(Device::Cpu, 2);
+    let mut random = Random::new(3);
+    for _ in 0..200 {
+        let params = SessionParams {
+            n_ctx: u32::try_from(1 + random.below(3000)).unwrap(),
+            chunk_tokens: u32::try_from(random.below(300)).unwrap(),
+            kv_type: [KvType::F32, KvType::F16][random.below(2)],
+            precision: [Precision::Exact, Precision::Fast][random.below(2)],
+            logits_rows: u32::try_from(random.below(9)).unwrap(),
+        };
+        let plan = model.plan(&params).unwrap();
+        let session = Session::new(&model, &params).unwrap();
+        assert_eq!(model.session_bytes(), plan.total_bytes(), "{params:?}");
+        drop(session);
+        assert_eq!(model.session_bytes(), 0);
+    }
+}
+
+#[test]
+fn a_rewind_gives_what_a_new_session_gives_or_starts_again() {
+    let file = File::new(&tiny_model::bytes(TensorType::F32));
+    let model = file.open(Device::Cpu, 2);
+    let params = params(64, Precision::Exact, KvType::F16);
+    let (text, other) = (tokens(300, 8), tokens(40, 9));
+    let mut session = Session::new(&model, &params).unwrap();
+    let nothing = &mut |_, _| {};
+    let mut restored = 0;
+    for back in [0usize, 1, 5, 16, 17, 40, 300] {
+        session.rewind(0).unwrap();
+        session.prefill(&text, &Cancel::default(), nothing).unwrap();
+        let kept = session.rewind(text.len() - back).unwrap();
+        assert!(kept == text.len() - back || kept == 0);
+        assert!(back > 16 || kept > 0, "a block further back must be there");
+        restored += usize::from(kept > 0);
+        session.prefill(&other, &Cancel::default(), nothing).unwrap();
+
+        let mut fresh = Session::new(&model, &params).unwrap();
+        fresh.prefill(&[&text[..kept], &other].concat(), &Cancel::default(), nothing).unwrap();
+        assert_eq!(session.logits().unwrap(), fresh.logits().unwrap(), "{back} tokens back");
+    }
+    assert!(restored >= 4);
+    assert_eq!(session.rewind(session.tokens().len() + 1).unwrap_err().kind(), ErrorKind::Invalid);
+}
+
+#[test]
+fn what_cannot_be_done_is_said_before_anything_changes() {
+    let file = File::new(&tiny_model::bytes(TensorType::F32));
+    let model = file.open(Device::Cpu, 1);
+    let mut session = Session::new(&model, &params(64, Precision::Exact, KvType::F32)).unwrap();
+    let nothing = &mut |_, _| {};
+    let kind = |result: Result<(), longgen::Error>| result.unwrap_err().kind();
+    assert_eq!(session.logits().unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(kind(session.prefill(&[], &Cancel::default(), nothing)), ErrorKind::Invalid);
+    assert_eq!(kind(session.decode(258, &Cancel::default())), ErrorKind::Invalid);
+    assert_eq!(kind(session.prefill(&tokens(401, 1), &Cancel::default(), nothing)), ErrorKind::ContextFull);
+    assert!(session.tokens().is_empty());
+    session.prefill(&tokens(400, 1), &Cancel::default(), nothing).unwrap();
+    assert_eq!(kind(session.decode(0, &Cancel::default())), ErrorKind::ContextFull);
+    session.logits().unwrap();
+}

@@ -1,0 +1,6 @@
+//! What several tests need.
+#![allow(dead_code, reason = "every test uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+pub mod random;
+pub mod tiny_model;
