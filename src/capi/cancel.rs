@@ -55,7 +55,7 @@ pub unsafe extern "C" fn lg_cancel_reset(cancel: *mut lg_cancel) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lg_cancel_free(cancel: *mut lg_cancel) {
     // SAFETY: the caller's word.
-    guard_or((), || Ok(unsafe { free(cancel) }));
+    unsafe { free(cancel) }
 }
 
 /// The flag of a cancel object; NULL stands for one that is never set.

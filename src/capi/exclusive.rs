@@ -25,7 +25,10 @@ impl<T> Exclusive<T> {
     /// `Invalid` while another call runs, `Poisoned` after one that panicked or returned `Internal`; those of `body`.
     pub(super) fn with<R>(&self, name: &str, body: impl FnOnce(&mut T) -> Result<R>) -> Result<R> {
         let poisoned = || {
-            Error::new(ErrorKind::Poisoned, format!("an internal error left the {name} unusable, it can only be freed"))
+            Error::new(
+                ErrorKind::Poisoned,
+                format!("an internal error left the {name} unusable, it can only be freed"),
+            )
         };
         let mut value = match self.value.try_lock() {
             Ok(value) => value,
@@ -69,7 +72,8 @@ mod tests {
     #[test]
     fn a_panic_of_a_worker_that_comes_back_as_an_error_poisons_as_well() {
         let object = Exclusive::new(0);
-        let worker_panicked = |_: &mut u32| Err(Error::new(ErrorKind::Internal, "a thread of the device panicked"));
+        let worker_panicked =
+            |_: &mut u32| Err(Error::new(ErrorKind::Internal, "a thread of the device panicked"));
         assert_eq!(call(&object, worker_panicked), lg_status::LG_ERR_INTERNAL);
         assert_eq!(call(&object, |_| Ok(())), lg_status::LG_ERR_POISONED);
     }

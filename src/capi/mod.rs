@@ -1,8 +1,8 @@
 //! The C interface, which `include/longgen.h` declares.
 //!
-//! Nothing is computed here: an exported function checks its pointers, enters the [`guard`](guard::guard) and calls the
-//! Rust API. The conventions that all of them share stand at the top of the header; their text is in
-//! `include/cbindgen.toml`. Doc comments here are written for readers of the header.
+//! Nothing is computed here: an exported function checks its pointers, enters the guard and calls the Rust API. The
+//! conventions that all of them share stand at the top of the header; their text is in `include/cbindgen.toml`. Doc
+//! comments here are written for readers of the header.
 #![allow(unsafe_code, reason = "takes pointers from C")]
 #![allow(non_camel_case_types, reason = "types are spelt as C programs spell them")]
 
@@ -19,4 +19,6 @@ pub mod tokenize;
 pub mod version;
 
 #[cfg(not(panic = "unwind"))]
-compile_error!("build with panic = \"unwind\": panics are caught at the C boundary, an abort would end the host process");
+compile_error!(
+    "build with panic = \"unwind\": panics are caught at the C boundary, an abort would end the host process"
+);

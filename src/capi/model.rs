@@ -117,7 +117,7 @@ pub unsafe extern "C" fn lg_model_open(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lg_model_free(model: *mut lg_model) {
     // SAFETY: the caller's word.
-    guard_or((), || Ok(unsafe { free(model) }));
+    unsafe { free(model) }
 }
 
 /// What `body` says about a model, or `fallback` for NULL.

@@ -33,7 +33,9 @@ pub(super) unsafe fn read<T: Params>(pointer: *const T, name: &str) -> Result<T>
         // SAFETY: the caller vouches for `size` bytes.
         let bytes = unsafe { std::slice::from_raw_parts(pointer.cast::<u8>(), size) };
         if let Some(at) = (known..size).find(|&at| bytes[at] != 0) {
-            return Err(Error::unsupported(format!("{name}: byte {at} is set, this version knows {known} bytes")));
+            return Err(Error::unsupported(format!(
+                "{name}: byte {at} is set, this version knows {known} bytes"
+            )));
         }
         let n_bytes = size.min(known);
         // SAFETY: `params` has `known` bytes.

@@ -6,6 +6,7 @@ use std::ffi::{CStr, c_char};
 use std::mem::MaybeUninit;
 use std::path::Path;
 
+use super::guard::guard_or;
 use crate::error::{Error, Result};
 
 /// Moves a value behind a handle; [`free`] takes it back.
@@ -18,10 +19,13 @@ pub(super) fn into_handle<T>(value: T) -> *mut T {
 /// # Safety
 /// `handle` is NULL or comes from [`into_handle`], and nobody uses it any more.
 pub(super) unsafe fn free<T>(handle: *mut T) {
-    if !handle.is_null() {
-        // SAFETY: as the caller says.
-        drop(unsafe { Box::from_raw(handle) });
-    }
+    guard_or((), || {
+        if !handle.is_null() {
+            // SAFETY: as the caller says.
+            drop(unsafe { Box::from_raw(handle) });
+        }
+        Ok(())
+    });
 }
 
 /// # Safety
@@ -125,7 +129,9 @@ fn check<T>(pointer: *const T, name: &str) -> Result<()> {
     }
     match pointer.is_aligned() {
         true => Ok(()),
-        false => Err(Error::invalid(format!("{name} at {pointer:p} is not aligned to {} bytes", align_of::<T>()))),
+        false => {
+            Err(Error::invalid(format!("{name} at {pointer:p} is not aligned to {} bytes", align_of::<T>())))
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! `lg_sampler`.
 
 use super::exclusive::Exclusive;
-use super::guard::{guard, guard_or};
+use super::guard::guard;
 use super::params::{self, Params, reserved};
 use super::pointer::{free, into_handle, output, reference};
 use super::session::lg_session;
@@ -91,7 +91,8 @@ pub unsafe extern "C" fn lg_sampler_sample(
         let (sampler, session) = unsafe { (reference(sampler, "sampler")?, reference(session, "session")?) };
         // SAFETY: as above.
         let token = unsafe { output(token, "token") }?;
-        let chosen = session.with(|session| sampler.sampler.with("sampler", |s| s.sample(session.logits()?)))?;
+        let chosen =
+            session.with(|session| sampler.sampler.with("sampler", |s| s.sample(session.logits()?)))?;
         token.write(chosen);
         Ok(())
     };
@@ -106,5 +107,5 @@ pub unsafe extern "C" fn lg_sampler_sample(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lg_sampler_free(sampler: *mut lg_sampler) {
     // SAFETY: the caller's word.
-    guard_or((), || Ok(unsafe { free(sampler) }));
+    unsafe { free(sampler) }
 }

@@ -120,7 +120,7 @@ pub unsafe extern "C" fn lg_session_new(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lg_session_free(session: *mut lg_session) {
     // SAFETY: the caller's word.
-    guard_or((), || Ok(unsafe { free(session) }));
+    unsafe { free(session) }
 }
 
 /// Appends `n_tokens` tokens, at least one, and computes the logits behind the last.
@@ -146,7 +146,8 @@ pub unsafe extern "C" fn lg_session_prefill(
 ) -> lg_status {
     let body = || {
         // SAFETY: the caller's word, as for all pointers of this function.
-        let (session, tokens) = unsafe { (reference(session, "session")?, slice(tokens, n_tokens, "tokens")?) };
+        let (session, tokens) =
+            unsafe { (reference(session, "session")?, slice(tokens, n_tokens, "tokens")?) };
         // SAFETY: as above.
         let cancel = unsafe { flag(cancel) }?;
         let mut tell = |n_done, n_tokens| {
@@ -189,8 +190,8 @@ pub unsafe extern "C" fn lg_session_decode(
 /// They are not copied, since a vocabulary can have half a megabyte of them per token: `*logits` points into the session,
 /// must not be written to, and is valid until the session is next appended to, rewound or freed.
 ///
-/// Errors: `LG_ERR_INVALID` if nothing was computed behind the last token: the session is empty, was rewound, or a call
-/// was cancelled; `LG_ERR_POISONED`.
+/// Errors: `LG_ERR_INVALID` if nothing was computed behind the last token: the session is empty, was rewound, or
+/// `lg_session_prefill` stopped between two chunks; `LG_ERR_POISONED`.
 ///
 /// # Safety
 /// The caller must pass pointers as the conventions ask.

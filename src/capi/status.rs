@@ -1,7 +1,6 @@
 //! What a call reports: its status, and an error with the details.
 
 use std::ffi::{CStr, c_char};
-use std::mem::{offset_of, size_of};
 
 use crate::error::ErrorKind;
 
@@ -96,22 +95,23 @@ impl ErrorOut {
         // SAFETY: `new` found the whole struct to be there; nothing is read, so it may be uninitialised.
         unsafe {
             (*self.0).code = status as u32;
-            write_text(self.0.byte_add(offset_of!(lg_error, message)).cast(), 512, message);
-            write_text(self.0.byte_add(offset_of!(lg_error, r#where)).cast(), 124, place);
+            write_text(&raw mut (*self.0).message, message);
+            write_text(&raw mut (*self.0).r#where, place);
         }
     }
 }
 
-/// Writes as many whole characters of `text` as fit in `cap` bytes together with the zero byte behind them.
+/// Writes as many whole characters of `text` as fit together with the zero byte behind them.
 ///
 /// # Safety
-/// `to` is valid for `cap` bytes; `cap` is at least 1.
-unsafe fn write_text(to: *mut u8, cap: usize, text: &str) {
-    let text = &text[..text.floor_char_boundary(cap - 1)];
-    // SAFETY: at most `cap - 1` bytes and the zero byte.
+/// `to` is valid for writes.
+unsafe fn write_text<const CAP: usize>(to: *mut [c_char; CAP], text: &str) {
+    let to = to.cast::<u8>();
+    let n_bytes = (0..CAP.min(text.len() + 1)).rev().find(|&n| text.is_char_boundary(n)).unwrap_or(0);
+    // SAFETY: `n_bytes` is at most the text's length, and below `CAP`, which leaves room for the zero byte.
     unsafe {
-        to.copy_from_nonoverlapping(text.as_ptr(), text.len());
-        to.add(text.len()).write(0);
+        to.copy_from_nonoverlapping(text.as_ptr(), n_bytes);
+        to.add(n_bytes).write(0);
     }
 }
 

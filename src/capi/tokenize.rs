@@ -46,7 +46,11 @@ pub unsafe extern "C" fn lg_model_tokenize(
             return Err(Error::invalid(format!("flags: bits {unknown:#x} mean nothing")));
         }
         let has = |flag| flags & flag != 0;
-        tokens.fill(&model.model.tokenizer().encode(text, has(LG_TOKENIZE_SPECIAL), has(LG_TOKENIZE_ADD_BOS))?)
+        tokens.fill(&model.model.tokenizer().encode(
+            text,
+            has(LG_TOKENIZE_SPECIAL),
+            has(LG_TOKENIZE_ADD_BOS),
+        )?)
     };
     // SAFETY: the caller's word.
     unsafe { guard("lg_model_tokenize", error, body) }
