@@ -26,8 +26,10 @@
 //   Whether other pointers point to what they should cannot be checked: that is the caller's promise, and what "Safety"
 //   means below.
 // - Threads. Each type says who may use it when. No state belongs to a thread: a call may be made from any.
-// - The library never prints, exits, aborts, changes signal handlers or reads environment variables. A bug in it is
+// - The library never prints, exits, changes signal handlers or reads environment variables. A bug in it is
 //   LG_ERR_INTERNAL, and poisons the session or sampler at hand: that can only be freed; models and other objects go on.
+//   Memory that the system refuses is LG_ERR_OUT_OF_MEMORY, unless not even a few hundred bytes can be had: then the
+//   process ends.
 
 
 #ifndef LONGGEN_H
@@ -36,6 +38,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
 // Version of this header. LG_VERSION is one number, as lg_version returns it: 1000 for 0.1.0.
 #define LG_VERSION_MAJOR 0
 #define LG_VERSION_MINOR 1
@@ -151,7 +154,7 @@ typedef struct lg_sampler lg_sampler;
 typedef struct lg_session lg_session;
 
 // How to open a model.
-typedef struct {
+typedef struct lg_model_params {
     // `sizeof(lg_model_params)`.
     size_t struct_size;
     // How the file comes into memory: `LG_LOAD_MAP` or `LG_LOAD_READ`.
@@ -168,7 +171,7 @@ typedef struct {
 //
 // Written only by a call that fails. Texts are UTF-8, end with a zero byte, and are cut between characters if they do
 // not fit.
-typedef struct {
+typedef struct lg_error {
     // Set by the caller: `sizeof(lg_error)`. A call with an error object that is smaller than the first version's
     // fails with `LG_ERR_INVALID` and does nothing else.
     size_t struct_size;
@@ -181,7 +184,7 @@ typedef struct {
 } lg_error;
 
 // How to open a session, and what its memory is planned for.
-typedef struct {
+typedef struct lg_session_params {
     // `sizeof(lg_session_params)`.
     size_t struct_size;
     // Longest context in tokens; 0 means the one that the model was trained for.
@@ -200,7 +203,7 @@ typedef struct {
 typedef void (*lg_progress)(void *user, size_t n_done, size_t n_tokens);
 
 // How the next token is chosen. All zero takes the likeliest one.
-typedef struct {
+typedef struct lg_sampler_params {
     // `sizeof(lg_sampler_params)`.
     size_t struct_size;
     // Start of the random numbers: the same seed gives the same choices, on every machine.
@@ -244,52 +247,52 @@ const char *lg_status_str(uint32_t status);
 // # Safety
 // The caller must pass pointers as the conventions ask.
 lg_status lg_model_open(const char *path,
-                        const lg_model_params *params,
-                        lg_model **out,
-                        lg_error *error);
+                        const struct lg_model_params *params,
+                        struct lg_model **out,
+                        struct lg_error *error);
 
 // Frees a model. Its sessions go on living. NULL does nothing.
 //
 // # Safety
 // The caller must not use the model any more, in no thread and in no running call.
-void lg_model_free(lg_model *model);
+void lg_model_free(struct lg_model *model);
 
 // Number of tokens in the vocabulary, which is the number of logits. Token ids are below it. 0 for NULL.
 //
 // # Safety
 // The caller must not free the model before this returns.
-uint32_t lg_model_n_vocab(const lg_model *model);
+uint32_t lg_model_n_vocab(const struct lg_model *model);
 
 // Longest context, in tokens, that the model was trained for. 0 for NULL.
 //
 // # Safety
 // The caller must not free the model before this returns.
-uint32_t lg_model_n_ctx_train(const lg_model *model);
+uint32_t lg_model_n_ctx_train(const struct lg_model *model);
 
 // Number of layers. 0 for NULL.
 //
 // # Safety
 // The caller must not free the model before this returns.
-uint32_t lg_model_n_layers(const lg_model *model);
+uint32_t lg_model_n_layers(const struct lg_model *model);
 
 // The beginning-of-text token, or `LG_TOKEN_NONE` if the model has none or is NULL.
 //
 // # Safety
 // The caller must not free the model before this returns.
-uint32_t lg_model_bos_token(const lg_model *model);
+uint32_t lg_model_bos_token(const struct lg_model *model);
 
 // The end-of-text token, or `LG_TOKEN_NONE` if the model has none or is NULL. A model may end its answers with other
 // tokens as well: ask `lg_model_is_end_of_generation`.
 //
 // # Safety
 // The caller must not free the model before this returns.
-uint32_t lg_model_eos_token(const lg_model *model);
+uint32_t lg_model_eos_token(const struct lg_model *model);
 
 // Whether a generation is over when the model chooses `token`. False for NULL and for numbers that are no token.
 //
 // # Safety
 // The caller must not free the model before this returns.
-bool lg_model_is_end_of_generation(const lg_model *model,
+bool lg_model_is_end_of_generation(const struct lg_model *model,
                                    uint32_t token);
 
 // The memory, in bytes, that `lg_session_new` would allocate for a session with these parameters, to the byte.
@@ -299,10 +302,10 @@ bool lg_model_is_end_of_generation(const lg_model *model,
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.
-lg_status lg_model_plan_bytes(const lg_model *model,
-                              const lg_session_params *params,
+lg_status lg_model_plan_bytes(const struct lg_model *model,
+                              const struct lg_session_params *params,
                               uint64_t *n_bytes,
-                              lg_error *error);
+                              struct lg_error *error);
 
 // The tokens of a text.
 //
@@ -314,14 +317,14 @@ lg_status lg_model_plan_bytes(const lg_model *model,
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.
-lg_status lg_model_tokenize(const lg_model *model,
+lg_status lg_model_tokenize(const struct lg_model *model,
                             const char *text,
                             size_t n_bytes,
                             uint32_t flags,
                             uint32_t *tokens,
                             size_t cap,
                             size_t *n_tokens,
-                            lg_error *error);
+                            struct lg_error *error);
 
 // The bytes that a token adds to a text. They need not be whole characters, and no zero byte follows them.
 //
@@ -332,12 +335,12 @@ lg_status lg_model_tokenize(const lg_model *model,
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.
-lg_status lg_model_token_bytes(const lg_model *model,
+lg_status lg_model_token_bytes(const struct lg_model *model,
                                uint32_t token,
                                uint8_t *bytes,
                                size_t cap,
                                size_t *n_bytes,
-                               lg_error *error);
+                               struct lg_error *error);
 
 // Opens an empty session. Allocates all memory that it will ever need: what `lg_model_plan_bytes` says.
 //
@@ -348,16 +351,16 @@ lg_status lg_model_token_bytes(const lg_model *model,
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.
-lg_status lg_session_new(const lg_model *model,
-                         const lg_session_params *params,
-                         lg_session **out,
-                         lg_error *error);
+lg_status lg_session_new(const struct lg_model *model,
+                         const struct lg_session_params *params,
+                         struct lg_session **out,
+                         struct lg_error *error);
 
 // Frees a session. NULL does nothing.
 //
 // # Safety
 // The caller must not use the session or its logits any more, in no thread and in no running call.
-void lg_session_free(lg_session *session);
+void lg_session_free(struct lg_session *session);
 
 // Appends `n_tokens` tokens, at least one, and computes the logits behind the last.
 //
@@ -370,13 +373,13 @@ void lg_session_free(lg_session *session);
 //
 // # Safety
 // The caller must pass pointers as the conventions ask, and a `progress` that keeps its promises.
-lg_status lg_session_prefill(lg_session *session,
+lg_status lg_session_prefill(struct lg_session *session,
                              const uint32_t *tokens,
                              size_t n_tokens,
-                             const lg_cancel *cancel,
+                             const struct lg_cancel *cancel,
                              lg_progress progress,
                              void *user,
-                             lg_error *error);
+                             struct lg_error *error);
 
 // Appends one token and computes the logits behind it. `cancel` may be NULL. After an error the session stands where it
 // stood.
@@ -385,38 +388,38 @@ lg_status lg_session_prefill(lg_session *session,
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.
-lg_status lg_session_decode(lg_session *session,
+lg_status lg_session_decode(struct lg_session *session,
                             uint32_t token,
-                            const lg_cancel *cancel,
-                            lg_error *error);
+                            const struct lg_cancel *cancel,
+                            struct lg_error *error);
 
 // The logits behind the session's last token: `*n_logits` floats, one per token of the vocabulary.
 //
 // They are not copied, since a vocabulary can have half a megabyte of them per token: `*logits` points into the session,
 // must not be written to, and is valid until the session is next appended to, rewound or freed.
 //
-// Errors: `LG_ERR_INVALID` if nothing was computed behind the last token: the session is empty, was rewound, or a call
-// was cancelled; `LG_ERR_POISONED`.
+// Errors: `LG_ERR_INVALID` if nothing was computed behind the last token: the session is empty, was rewound, or
+// `lg_session_prefill` stopped between two chunks; `LG_ERR_POISONED`.
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.
-lg_status lg_session_logits(const lg_session *session,
+lg_status lg_session_logits(const struct lg_session *session,
                             const float **logits,
                             size_t *n_logits,
-                            lg_error *error);
+                            struct lg_error *error);
 
 // Number of tokens that the session holds, which is the position of the next one. 0 for NULL, and while another call
 // runs in the session.
 //
 // # Safety
 // The caller must not free the session before this returns.
-size_t lg_session_position(const lg_session *session);
+size_t lg_session_position(const struct lg_session *session);
 
 // Longest context of the session in tokens. 0 for NULL, and while another call runs in the session.
 //
 // # Safety
 // The caller must not free the session before this returns.
-uint32_t lg_session_n_ctx(const lg_session *session);
+uint32_t lg_session_n_ctx(const struct lg_session *session);
 
 // Goes back to the first `n_tokens` tokens and forgets the others.
 //
@@ -429,10 +432,10 @@ uint32_t lg_session_n_ctx(const lg_session *session);
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.
-lg_status lg_session_rewind(lg_session *session,
+lg_status lg_session_rewind(struct lg_session *session,
                             size_t n_tokens,
                             size_t *n_kept,
-                            lg_error *error);
+                            struct lg_error *error);
 
 // Makes a sampler. `params` may be NULL: all defaults. `*out` is the caller's and is freed by `lg_sampler_free`.
 //
@@ -440,9 +443,9 @@ lg_status lg_session_rewind(lg_session *session,
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.
-lg_status lg_sampler_new(const lg_sampler_params *params,
-                         lg_sampler **out,
-                         lg_error *error);
+lg_status lg_sampler_new(const struct lg_sampler_params *params,
+                         struct lg_sampler **out,
+                         struct lg_error *error);
 
 // Chooses the token that follows the last one of `session`; appending it is the caller's, with `lg_session_decode`. Of
 // equally likely tokens the lowest id is taken.
@@ -451,41 +454,41 @@ lg_status lg_sampler_new(const lg_sampler_params *params,
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.
-lg_status lg_sampler_sample(lg_sampler *sampler,
-                            const lg_session *session,
+lg_status lg_sampler_sample(struct lg_sampler *sampler,
+                            const struct lg_session *session,
                             uint32_t *token,
-                            lg_error *error);
+                            struct lg_error *error);
 
 // Frees a sampler. NULL does nothing.
 //
 // # Safety
 // The caller must not use the sampler any more, in no thread and in no running call.
-void lg_sampler_free(lg_sampler *sampler);
+void lg_sampler_free(struct lg_sampler *sampler);
 
 // Makes a cancel object that is not set. `lg_cancel_free` frees it.
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.
-lg_status lg_cancel_new(lg_cancel **out, lg_error *error);
+lg_status lg_cancel_new(struct lg_cancel **out, struct lg_error *error);
 
 // Asks the calls that were given this object to stop soon; they return `LG_ERR_CANCELLED`. Calls that come later stop
 // at once, until `lg_cancel_reset`. NULL does nothing.
 //
 // # Safety
 // The caller must not free the object before this returns.
-void lg_cancel_set(lg_cancel *cancel);
+void lg_cancel_set(struct lg_cancel *cancel);
 
 // Makes the object usable for the next call. NULL does nothing.
 //
 // # Safety
 // The caller must not free the object before this returns.
-void lg_cancel_reset(lg_cancel *cancel);
+void lg_cancel_reset(struct lg_cancel *cancel);
 
 // Frees a cancel object. NULL does nothing.
 //
 // # Safety
 // The caller must not use the object any more, in no thread and in no running call.
-void lg_cancel_free(lg_cancel *cancel);
+void lg_cancel_free(struct lg_cancel *cancel);
 
 #ifdef __cplusplus
 }  // extern "C"
