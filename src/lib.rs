@@ -5,6 +5,7 @@ mod alloc;
 pub mod attention;
 pub mod backend;
 pub mod cancel;
+pub mod capi;
 pub mod error;
 pub mod kv;
 pub mod model;

@@ -2,5 +2,6 @@
 #![allow(dead_code, reason = "every test uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+pub mod library;
 pub mod random;
 pub mod tiny_model;

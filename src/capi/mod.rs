@@ -1,0 +1,24 @@
+//! The C interface, which `include/longgen.h` declares.
+//!
+//! Nothing is computed here: an exported function checks its pointers, enters the guard and calls the Rust API. The
+//! conventions that all of them share stand at the top of the header; their text is in `include/cbindgen.toml`. Doc
+//! comments here are written for readers of the header.
+#![allow(unsafe_code, reason = "takes pointers from C")]
+#![allow(non_camel_case_types, reason = "types are spelt as C programs spell them")]
+
+pub mod cancel;
+mod exclusive;
+mod guard;
+pub mod model;
+mod params;
+mod pointer;
+pub mod sampler;
+pub mod session;
+pub mod status;
+pub mod tokenize;
+pub mod version;
+
+#[cfg(not(panic = "unwind"))]
+compile_error!(
+    "build with panic = \"unwind\": panics are caught at the C boundary, an abort would end the host process"
+);

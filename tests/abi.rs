@@ -1,0 +1,57 @@
+//! The binary interface: exported names, the soname, and the layout of the structs. A change here is one for the "ABI"
+//! part of the change log; a name that goes away, or a field that moves, needs another soname.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::mem::{offset_of, size_of};
+use std::process::Command;
+
+use longgen::capi::model::lg_model_params;
+use longgen::capi::sampler::lg_sampler_params;
+use longgen::capi::session::lg_session_params;
+use longgen::capi::status::lg_error;
+use support::library;
+
+fn output_of(program: &str, options: &[&str]) -> String {
+    let output = Command::new(program).args(options).arg(library::path()).output().unwrap();
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn exactly_the_listed_names_are_exported() {
+    let names = output_of("nm", &["--dynamic", "--defined-only", "--format=just-symbols"]);
+    let mut names: Vec<&str> = names.lines().collect();
+    names.sort_unstable();
+    let listed: Vec<&str> = include_str!("abi/symbols.txt").lines().collect();
+    assert_eq!(names, listed, "exported, and listed in tests/abi/symbols.txt");
+}
+
+#[test]
+fn programs_find_the_library_by_its_abi_version() {
+    let dynamic = output_of("readelf", &["--dynamic", "--wide"]);
+    let soname = dynamic.lines().find(|line| line.contains("(SONAME)")).unwrap();
+    assert!(soname.ends_with(&format!("[{}]", library::soname())), "{soname}");
+}
+
+/// The same numbers are in tests/capi/layout.c, for the compilers of C.
+#[test]
+fn structs_lie_in_memory_as_they_always_did() {
+    assert_eq!(size_of::<lg_error>(), 648);
+    assert_eq!([offset_of!(lg_error, code), offset_of!(lg_error, message)], [8, 12]);
+    assert_eq!(offset_of!(lg_error, r#where), 524);
+
+    assert_eq!(size_of::<lg_model_params>(), 24);
+    assert_eq!([offset_of!(lg_model_params, load), offset_of!(lg_model_params, device)], [8, 12]);
+    assert_eq!([offset_of!(lg_model_params, n_threads), offset_of!(lg_model_params, verify)], [16, 20]);
+
+    assert_eq!(size_of::<lg_session_params>(), 24);
+    assert_eq!([offset_of!(lg_session_params, n_ctx), offset_of!(lg_session_params, chunk_tokens)], [8, 12]);
+    assert_eq!([offset_of!(lg_session_params, kv_type), offset_of!(lg_session_params, precision)], [16, 20]);
+
+    assert_eq!(size_of::<lg_sampler_params>(), 32);
+    assert_eq!([offset_of!(lg_sampler_params, seed), offset_of!(lg_sampler_params, temperature)], [8, 16]);
+    assert_eq!([offset_of!(lg_sampler_params, top_k), offset_of!(lg_sampler_params, top_p)], [20, 24]);
+    assert_eq!(offset_of!(lg_sampler_params, reserved), 28);
+}

@@ -1,0 +1,212 @@
+// Arguments that no program should pass: each gets its status and an error that names the function, and changes nothing.
+// usage: hostile MODEL FOLDER
+#include "check.h"
+
+#include <math.h>
+
+static lg_error error = {.struct_size = sizeof error};
+// What an output holds before a call that must not write it.
+static void *const UNTOUCHED = (void *)&error;
+
+static void open_model(const char *path, const char *folder)
+{
+    lg_model *model = UNTOUCHED;
+    lg_model_params params = {.struct_size = sizeof params};
+    REFUSED(LG_ERR_INVALID, lg_model_open, (NULL, NULL, &model, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_open, (path, NULL, NULL, &error));
+    REFUSED(LG_ERR_NOT_FOUND, lg_model_open, ("/no/such/file", NULL, &model, &error));
+    REFUSED(LG_ERR_IO, lg_model_open, (folder, NULL, &model, &error));
+    REFUSED(LG_ERR_FORMAT, lg_model_open, (__FILE__, NULL, &model, &error));
+
+    const size_t wrong_sizes[] = {0, 1, 8, sizeof params - 1, 4097, SIZE_MAX};
+    for (size_t i = 0; i < sizeof wrong_sizes / sizeof *wrong_sizes; i++) {
+        params.struct_size = wrong_sizes[i];
+        REFUSED(LG_ERR_INVALID, lg_model_open, (path, &params, &model, &error));
+    }
+    params.struct_size = sizeof params;
+    params.load = 7;
+    REFUSED(LG_ERR_INVALID, lg_model_open, (path, &params, &model, &error));
+    params.load = LG_LOAD_READ;
+    params.device = UINT32_MAX;
+    REFUSED(LG_ERR_INVALID, lg_model_open, (path, &params, &model, &error));
+    params.device = LG_DEVICE_CPU;
+    params.verify = 2;
+    REFUSED(LG_ERR_INVALID, lg_model_open, (path, &params, &model, &error));
+
+    // A newer program's struct: fine as long as it does not use what this library does not know.
+    struct {
+        lg_model_params known;
+        uint32_t unknown[2];
+    } newer = {{.struct_size = sizeof newer, .n_threads = 1}, {0, 1}};
+    REFUSED(LG_ERR_UNSUPPORTED, lg_model_open, (path, &newer.known, &model, &error));
+    CHECK(model == UNTOUCHED);
+    newer.unknown[1] = 0;
+    CALL(lg_model_open, (path, &newer.known, &model, &error));
+    lg_model_free(model);
+}
+
+static void errors(const char *path)
+{
+    lg_model *model = UNTOUCHED;
+    CHECK(lg_model_open(NULL, NULL, &model, NULL) == LG_ERR_INVALID);
+    lg_error small = {.struct_size = 16, .code = 77};
+    CHECK(lg_model_open(path, NULL, &model, &small) == LG_ERR_INVALID);
+    CHECK(small.code == 77 && model == UNTOUCHED);
+
+    for (uint32_t status = 0; status <= LG_ERR_INTERNAL; status++)
+        CHECK(strcmp(lg_status_str(status), lg_status_str(UINT32_MAX)) != 0);
+    CHECK(strcmp(lg_status_str(LG_ERR_INTERNAL + 1), lg_status_str(UINT32_MAX)) == 0);
+}
+
+static void tokenize(const lg_model *model)
+{
+    uint32_t tokens[8] = {99, 99, 99, 99, 99, 99, 99, 99};
+    size_t n = 99;
+    REFUSED(LG_ERR_INVALID, lg_model_tokenize, (NULL, "abc", 3, 0, tokens, 8, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_tokenize, (model, NULL, 3, 0, tokens, 8, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_tokenize, (model, "abc", SIZE_MAX, 0, tokens, 8, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_tokenize, (model, "a\xff", 2, 0, tokens, 8, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_tokenize, (model, "abc", 3, 4, tokens, 8, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_tokenize, (model, "abc", 3, 0, NULL, 8, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_tokenize, (model, "abc", 3, 0, tokens, SIZE_MAX, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_tokenize, (model, "abc", 3, 0, tokens, 8, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_tokenize, (model, "abc", 3, 0, tokens, 2, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_tokenize, (model, "abc", 3, 0, tokens, 0, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_tokenize, (model, "abc", 3, 0, (uint32_t *)((char *)tokens + 1), 4, &n, &error));
+    CHECK(n == 99 && tokens[0] == 99);
+    CALL(lg_model_tokenize, (model, NULL, 0, 0, NULL, 0, &n, &error));
+    CHECK(n == 0);
+    CALL(lg_model_tokenize, (model, "abc", 3, LG_TOKENIZE_ADD_BOS, NULL, 0, &n, &error));
+    CHECK(n == 4);
+    CALL(lg_model_tokenize, (model, "abc", 3, LG_TOKENIZE_ADD_BOS, tokens, 4, &n, &error));
+    CHECK(tokens[0] == lg_model_bos_token(model) && tokens[3] == 'c' && tokens[4] == 99);
+    CALL(lg_model_tokenize, (model, "<|eos|>", 7, LG_TOKENIZE_SPECIAL, tokens, 8, &n, &error));
+    CHECK(n == 1 && tokens[0] == lg_model_eos_token(model));
+    CALL(lg_model_tokenize, (model, "<|eos|>", 7, 0, tokens, 8, &n, &error));
+    CHECK(n == 7);
+
+    uint8_t bytes[4] = {99, 99, 99, 99};
+    REFUSED(LG_ERR_INVALID, lg_model_token_bytes, (NULL, 65, bytes, 4, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_token_bytes, (model, lg_model_n_vocab(model), bytes, 4, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_token_bytes, (model, LG_TOKEN_NONE, bytes, 4, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_token_bytes, (model, 65, bytes, 0, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_token_bytes, (model, 65, NULL, 4, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_token_bytes, (model, 65, bytes, 4, NULL, &error));
+    CHECK(bytes[0] == 99);
+    CALL(lg_model_token_bytes, (model, 65, NULL, 0, &n, &error));
+    CHECK(n == 1);
+    CALL(lg_model_token_bytes, (model, 65, bytes, 4, &n, &error));
+    CHECK(n == 1 && bytes[0] == 'A' && bytes[1] == 99);
+}
+
+static void sessions(const lg_model *model)
+{
+    lg_session *session = UNTOUCHED;
+    lg_session_params params = {.struct_size = sizeof params, .n_ctx = 8};
+    uint64_t n_bytes = 99;
+    REFUSED(LG_ERR_INVALID, lg_session_new, (NULL, &params, &session, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_new, (model, &params, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_plan_bytes, (NULL, &params, &n_bytes, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_plan_bytes, (model, &params, NULL, &error));
+    params.kv_type = 9;
+    REFUSED(LG_ERR_INVALID, lg_session_new, (model, &params, &session, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_plan_bytes, (model, &params, &n_bytes, &error));
+    params.kv_type = LG_KV_TYPE_F32;
+    params.precision = 9;
+    REFUSED(LG_ERR_INVALID, lg_session_new, (model, &params, &session, &error));
+    params.precision = LG_PRECISION_EXACT;
+    params.n_ctx = UINT32_MAX;
+    REFUSED(LG_ERR_INVALID, lg_session_new, (model, &params, &session, &error));
+    params.struct_size = 4;
+    REFUSED(LG_ERR_INVALID, lg_session_new, (model, &params, &session, &error));
+    CHECK(session == UNTOUCHED && n_bytes == 99);
+
+    params.struct_size = sizeof params;
+    params.n_ctx = 8;
+    CALL(lg_session_new, (model, &params, &session, &error));
+    CHECK(lg_session_n_ctx(session) == 8 && lg_session_position(session) == 0);
+    uint32_t tokens[9] = {1, 2, 3, 4, 5, 6, 7, 8, 9};
+    REFUSED(LG_ERR_INVALID, lg_session_prefill, (NULL, tokens, 3, NULL, NULL, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_prefill, (session, NULL, 3, NULL, NULL, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_prefill, (session, NULL, 0, NULL, NULL, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_prefill, (session, tokens, SIZE_MAX, NULL, NULL, NULL, &error));
+    REFUSED(LG_ERR_CONTEXT_FULL, lg_session_prefill, (session, tokens, 9, NULL, NULL, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_decode, (NULL, 1, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_decode, (session, lg_model_n_vocab(model), NULL, &error));
+    tokens[2] = LG_TOKEN_NONE;
+    REFUSED(LG_ERR_INVALID, lg_session_prefill, (session, tokens, 3, NULL, NULL, NULL, &error));
+    CHECK(lg_session_position(session) == 0);
+
+    const float *logits = UNTOUCHED;
+    size_t n = 99;
+    REFUSED(LG_ERR_INVALID, lg_session_logits, (NULL, &logits, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_logits, (session, &logits, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_rewind, (NULL, 0, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_rewind, (session, 1, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_rewind, (session, 0, NULL, &error));
+    CHECK(logits == UNTOUCHED && n == 99);
+
+    lg_sampler *sampler = NULL;
+    uint32_t token = 99;
+    CALL(lg_sampler_new, (NULL, &sampler, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_sample, (NULL, session, &token, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_sample, (sampler, NULL, &token, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_sample, (sampler, session, &token, &error));
+    CALL(lg_session_decode, (session, 1, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_sample, (sampler, session, NULL, &error));
+    CHECK(token == 99);
+    CALL(lg_sampler_sample, (sampler, session, &token, &error));
+    CHECK(token < lg_model_n_vocab(model));
+    REFUSED(LG_ERR_INVALID, lg_session_logits, (session, NULL, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_logits, (session, &logits, NULL, &error));
+    lg_sampler_free(sampler);
+    lg_session_free(session);
+}
+
+static void samplers(void)
+{
+    lg_sampler *sampler = UNTOUCHED;
+    const lg_sampler_params wrong[] = {
+        {.struct_size = sizeof *wrong, .temperature = -1.0f}, {.struct_size = sizeof *wrong, .temperature = NAN},
+        {.struct_size = sizeof *wrong, .top_p = 1.5f},        {.struct_size = sizeof *wrong, .top_p = -0.5f},
+        {.struct_size = sizeof *wrong - 8},
+    };
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+        REFUSED(LG_ERR_INVALID, lg_sampler_new, (&wrong[i], &sampler, &error));
+    const lg_sampler_params reserved = {.struct_size = sizeof reserved, .reserved = 1};
+    REFUSED(LG_ERR_UNSUPPORTED, lg_sampler_new, (&reserved, &sampler, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_new, (NULL, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_cancel_new, (NULL, &error));
+    CHECK(sampler == UNTOUCHED);
+}
+
+static void nothing(void)
+{
+    lg_model_free(NULL);
+    lg_session_free(NULL);
+    lg_sampler_free(NULL);
+    lg_cancel_free(NULL);
+    lg_cancel_set(NULL);
+    lg_cancel_reset(NULL);
+    CHECK(lg_model_n_vocab(NULL) == 0 && lg_model_n_ctx_train(NULL) == 0 && lg_model_n_layers(NULL) == 0);
+    CHECK(lg_model_bos_token(NULL) == LG_TOKEN_NONE && lg_model_eos_token(NULL) == LG_TOKEN_NONE);
+    CHECK(!lg_model_is_end_of_generation(NULL, 0));
+    CHECK(lg_session_position(NULL) == 0 && lg_session_n_ctx(NULL) == 0);
+}
+
+int main(int argc, char **argv)
+{
+    CHECK(argc == 3);
+    lg_model *model = NULL;
+    nothing();
+    errors(argv[1]);
+    open_model(argv[1], argv[2]);
+    samplers();
+    CALL(lg_model_open, (argv[1], NULL, &model, &error));
+    CHECK(lg_model_is_end_of_generation(model, lg_model_eos_token(model)));
+    CHECK(!lg_model_is_end_of_generation(model, 65) && !lg_model_is_end_of_generation(model, LG_TOKEN_NONE));
+    tokenize(model);
+    sessions(model);
+    lg_model_free(model);
+    return 0;
+}

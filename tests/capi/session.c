@@ -1,0 +1,168 @@
+// What a session promises: chunks do not show, rewinds leave nothing behind, a stopped call can go on, any order of
+// freeing works.
+// usage: session MODEL
+#include "check.h"
+
+enum { N_TOKENS = 150, CHUNK = 16 };
+
+static lg_error error = {.struct_size = sizeof error};
+static uint32_t tokens[N_TOKENS];
+
+static lg_session *new_session(const lg_model *model, uint32_t chunk_tokens)
+{
+    const lg_session_params params = {.struct_size = sizeof params, .n_ctx = 256, .chunk_tokens = chunk_tokens};
+    lg_session *session = NULL;
+    CALL(lg_session_new, (model, &params, &session, &error));
+    return session;
+}
+
+static void prefill(lg_session *session, size_t begin, size_t end)
+{
+    CALL(lg_session_prefill, (session, tokens + begin, end - begin, NULL, NULL, NULL, &error));
+    CHECK(lg_session_position(session) == end);
+}
+
+// Whether the logits of both sessions are the same bits.
+static bool same_logits(const lg_session *a, const lg_session *b)
+{
+    const float *x, *y;
+    size_t n, m;
+    CALL(lg_session_logits, (a, &x, &n, &error));
+    CALL(lg_session_logits, (b, &y, &m, &error));
+    return n == m && memcmp(x, y, n * sizeof *x) == 0;
+}
+
+static void chunks_do_not_show(const lg_model *model, const lg_session *expected)
+{
+    lg_session *session = new_session(model, 7);
+    prefill(session, 0, 100);
+    for (size_t i = 100; i < N_TOKENS; i++)
+        CALL(lg_session_decode, (session, tokens[i], NULL, &error));
+    CHECK(same_logits(session, expected));
+    lg_session_free(session);
+}
+
+static void a_rewind_leaves_nothing_behind(const lg_model *model, const lg_session *expected)
+{
+    lg_session *session = new_session(model, CHUNK);
+    size_t n_kept;
+    prefill(session, 0, N_TOKENS - 9);
+    for (uint32_t token = 0; token < 5; token++)
+        CALL(lg_session_decode, (session, token, NULL, &error));
+    CALL(lg_session_rewind, (session, N_TOKENS - 9, &n_kept, &error));
+    CHECK(n_kept == N_TOKENS - 9 && lg_session_position(session) == n_kept);
+    const float *logits;
+    size_t n;
+    REFUSED(LG_ERR_INVALID, lg_session_logits, (session, &logits, &n, &error));
+    prefill(session, N_TOKENS - 9, N_TOKENS);
+    CHECK(same_logits(session, expected));
+
+    // So far back that the sparse layers have forgotten: the session starts again.
+    CALL(lg_session_rewind, (session, 20, &n_kept, &error));
+    CHECK(n_kept == 0 && lg_session_position(session) == 0);
+    prefill(session, 0, N_TOKENS);
+    CHECK(same_logits(session, expected));
+    REFUSED(LG_ERR_INVALID, lg_session_rewind, (session, N_TOKENS + 1, &n_kept, &error));
+    lg_session_free(session);
+}
+
+typedef struct {
+    lg_session *session;
+    lg_cancel *cancel;
+    size_t stop_at;
+    size_t n_calls;
+    size_t n_done;
+} Progress;
+
+static void on_progress(void *user, size_t n_done, size_t n_tokens)
+{
+    Progress *progress = user;
+    CHECK(n_done > progress->n_done && n_done <= n_tokens);
+    progress->n_calls++;
+    progress->n_done = n_done;
+    // The session is in use: calls into it are refused and harm nothing.
+    REFUSED(LG_ERR_INVALID, lg_session_decode, (progress->session, 1, NULL, &error));
+    CHECK(lg_session_position(progress->session) == 0);
+    if (n_done >= progress->stop_at)
+        lg_cancel_set(progress->cancel);
+}
+
+static void a_stopped_call_can_go_on(const lg_model *model, const lg_session *expected)
+{
+    Progress progress = {.session = new_session(model, CHUNK), .stop_at = 40};
+    lg_session *session = progress.session;
+    CALL(lg_cancel_new, (&progress.cancel, &error));
+    REFUSED(LG_ERR_CANCELLED, lg_session_prefill,
+            (session, tokens, N_TOKENS, progress.cancel, on_progress, &progress, &error));
+    CHECK(progress.n_calls == 3 && lg_session_position(session) == 3 * CHUNK);
+    REFUSED(LG_ERR_CANCELLED, lg_session_decode, (session, 1, progress.cancel, &error));
+    CHECK(lg_session_position(session) == 3 * CHUNK);
+
+    lg_cancel_reset(progress.cancel);
+    progress = (Progress){.session = session, .cancel = progress.cancel, .stop_at = SIZE_MAX};
+    CALL(lg_session_prefill, (session, tokens + 3 * CHUNK, N_TOKENS - 3 * CHUNK, progress.cancel, on_progress,
+                              &progress, &error));
+    CHECK(progress.n_done == N_TOKENS - 3 * CHUNK);
+    lg_cancel_free(progress.cancel);
+    CHECK(same_logits(session, expected));
+    lg_session_free(session);
+}
+
+static void samplers_repeat_themselves(const lg_session *session)
+{
+    const lg_sampler_params params = {.struct_size = sizeof params, .seed = 5, .temperature = 1.0f, .top_k = 50};
+    lg_sampler *a = NULL, *b = NULL;
+    CALL(lg_sampler_new, (&params, &a, &error));
+    CALL(lg_sampler_new, (&params, &b, &error));
+    bool differ = false;
+    uint32_t first = LG_TOKEN_NONE;
+    for (int i = 0; i < 100; i++) {
+        uint32_t x, y;
+        CALL(lg_sampler_sample, (a, session, &x, &error));
+        CALL(lg_sampler_sample, (b, session, &y, &error));
+        CHECK(x == y);
+        differ = differ || (i > 0 && x != first);
+        first = x;
+    }
+    CHECK(differ);
+    lg_sampler_free(b);
+    lg_sampler_free(a);
+}
+
+static void a_longer_context_costs_more(const lg_model *model)
+{
+    lg_session_params params = {.struct_size = sizeof params, .n_ctx = 256};
+    uint64_t n_bytes, longer;
+    CALL(lg_model_plan_bytes, (model, &params, &n_bytes, &error));
+    params.n_ctx = 512;
+    CALL(lg_model_plan_bytes, (model, &params, &longer, &error));
+    CHECK(0 < n_bytes && n_bytes < longer);
+}
+
+int main(int argc, char **argv)
+{
+    CHECK(argc == 2);
+    for (size_t i = 0; i < N_TOKENS; i++)
+        tokens[i] = (uint32_t)(i * i * 7 + i * 3 + 1) % 256;
+    const lg_model_params params = {.struct_size = sizeof params, .load = LG_LOAD_READ, .n_threads = 2, .verify = 1};
+    lg_model *model = NULL;
+    CALL(lg_model_open, (argv[1], &params, &model, &error));
+    CHECK(lg_model_n_layers(model) > 0 && lg_model_n_ctx_train(model) >= 256);
+    a_longer_context_costs_more(model);
+
+    lg_session *expected = new_session(model, 0);
+    prefill(expected, 0, N_TOKENS);
+    chunks_do_not_show(model, expected);
+    a_rewind_leaves_nothing_behind(model, expected);
+    a_stopped_call_can_go_on(model, expected);
+    samplers_repeat_themselves(expected);
+
+    // Sessions keep what they need of their model.
+    lg_session *other = new_session(model, 32);
+    lg_model_free(model);
+    prefill(other, 0, N_TOKENS);
+    CHECK(same_logits(other, expected));
+    lg_session_free(expected);
+    lg_session_free(other);
+    return 0;
+}

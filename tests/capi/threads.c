@@ -1,0 +1,123 @@
+// One model, several threads: sessions compute what they compute alone, and any thread can stop a call.
+// usage: threads MODEL
+#define _POSIX_C_SOURCE 200809L
+#include "check.h"
+
+#include <pthread.h>
+
+enum { N_PROMPT = 90, N_NEW = 20, CHUNK = 16 };
+
+typedef struct {
+    const lg_model *model;
+    uint32_t seed;
+    uint32_t tokens[N_NEW];
+} Generation;
+
+static void *generate(void *user)
+{
+    Generation *generation = user;
+    lg_error error = {.struct_size = sizeof error};
+    const lg_session_params params = {.struct_size = sizeof params, .n_ctx = 128, .chunk_tokens = CHUNK};
+    lg_session *session = NULL;
+    lg_sampler *sampler = NULL;
+    CALL(lg_session_new, (generation->model, &params, &session, &error));
+    CALL(lg_sampler_new, (NULL, &sampler, &error));
+
+    char text[N_PROMPT];
+    uint32_t prompt[N_PROMPT];
+    size_t n_prompt;
+    for (size_t i = 0; i < N_PROMPT; i++)
+        text[i] = (char)('a' + (i * i + generation->seed * i) % 26);
+    CALL(lg_model_tokenize, (generation->model, text, N_PROMPT, 0, prompt, N_PROMPT, &n_prompt, &error));
+    CALL(lg_session_prefill, (session, prompt, n_prompt, NULL, NULL, NULL, &error));
+    for (size_t i = 0; i < N_NEW; i++) {
+        CALL(lg_sampler_sample, (sampler, session, &generation->tokens[i], &error));
+        CALL(lg_session_decode, (session, generation->tokens[i], NULL, &error));
+    }
+    lg_session_free(session);
+    lg_sampler_free(sampler);
+    return NULL;
+}
+
+static void sessions_side_by_side_compute_what_they_compute_alone(const lg_model *model)
+{
+    enum { N = 3 };
+    Generation alone[N], together[N];
+    pthread_t threads[N];
+    for (uint32_t i = 0; i < N; i++) {
+        alone[i] = together[i] = (Generation){.model = model, .seed = i};
+        generate(&alone[i]);
+    }
+    for (size_t i = 0; i < N; i++)
+        CHECK(pthread_create(&threads[i], NULL, generate, &together[i]) == 0);
+    for (size_t i = 0; i < N; i++) {
+        CHECK(pthread_join(threads[i], NULL) == 0);
+        CHECK(memcmp(alone[i].tokens, together[i].tokens, sizeof alone[i].tokens) == 0);
+    }
+    CHECK(memcmp(alone[0].tokens, alone[1].tokens, sizeof alone[0].tokens) != 0);
+}
+
+// The first chunk has finished; the other thread has set the cancel object.
+typedef struct {
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+    bool has_started, is_set;
+    lg_cancel *cancel;
+} Stop;
+
+static void *stop(void *user)
+{
+    Stop *state = user;
+    pthread_mutex_lock(&state->mutex);
+    while (!state->has_started)
+        pthread_cond_wait(&state->changed, &state->mutex);
+    lg_cancel_set(state->cancel);
+    state->is_set = true;
+    pthread_cond_signal(&state->changed);
+    pthread_mutex_unlock(&state->mutex);
+    return NULL;
+}
+
+static void on_progress(void *user, size_t n_done, size_t n_tokens)
+{
+    Stop *state = user;
+    CHECK(n_done == CHUNK && n_tokens == N_PROMPT);
+    pthread_mutex_lock(&state->mutex);
+    state->has_started = true;
+    pthread_cond_signal(&state->changed);
+    while (!state->is_set)
+        pthread_cond_wait(&state->changed, &state->mutex);
+    pthread_mutex_unlock(&state->mutex);
+}
+
+static void another_thread_stops_a_call(const lg_model *model)
+{
+    lg_error error = {.struct_size = sizeof error};
+    const lg_session_params params = {.struct_size = sizeof params, .n_ctx = 128, .chunk_tokens = CHUNK};
+    lg_session *session = NULL;
+    const uint32_t prompt[N_PROMPT] = {0};
+    Stop state = {.mutex = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+    pthread_t thread;
+    CALL(lg_session_new, (model, &params, &session, &error));
+    CALL(lg_cancel_new, (&state.cancel, &error));
+    CHECK(pthread_create(&thread, NULL, stop, &state) == 0);
+    REFUSED(LG_ERR_CANCELLED, lg_session_prefill,
+            (session, prompt, N_PROMPT, state.cancel, on_progress, &state, &error));
+    CHECK(pthread_join(thread, NULL) == 0);
+    CHECK(lg_session_position(session) == CHUNK);
+    lg_session_free(session);
+    lg_cancel_free(state.cancel);
+}
+
+int main(int argc, char **argv)
+{
+    CHECK(argc == 2);
+    lg_error error = {.struct_size = sizeof error};
+    const lg_model_params params = {.struct_size = sizeof params, .n_threads = 2};
+    lg_model *model = NULL;
+    CALL(lg_model_open, (argv[1], &params, &model, &error));
+    sessions_side_by_side_compute_what_they_compute_alone(model);
+    another_thread_stops_a_call(model);
+    lg_model_free(model);
+    return 0;
+}
