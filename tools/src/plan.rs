@@ -303,7 +303,7 @@ pub fn table(plan: &[LayerAttention], note: impl Fn(Range<usize>) -> String) -> 
         };
         let line = format!("  layers {range:<8} {:<7} {}", layer.kind(), describe(layer));
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "{}", format!("{line:<60}{}", note(layers)).trim_end());
+        let _ = writeln!(text, "{}", format!("{line:<66}  {}", note(layers)).trim_end());
     }
     text
 }

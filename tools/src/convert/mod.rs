@@ -98,7 +98,6 @@ impl Conversion {
             ));
         }
 
-        metadata.extend(plan_pairs(&attention));
         if let Some(file_type) = matrices.file_type() {
             set(&mut metadata, "general.file_type", OwnedValue::U32(file_type));
         }
@@ -108,6 +107,8 @@ impl Conversion {
             // The version of the block layouts.
             set(&mut metadata, "general.quantization_version", OwnedValue::U32(2));
         }
+        // Last, where it stays when the result is converted again.
+        metadata.extend(plan_pairs(&attention));
         Ok(Self { metadata, tensors, attention, warnings })
     }
 

@@ -4,9 +4,12 @@ use anyhow::{Result, bail, ensure};
 use longgen_format::{OwnedValue, keys};
 
 use super::json::Object;
-use super::{Family, rope, share};
+use super::{Family, rope};
 use crate::convert::names::{Dims, OUTPUT};
 use crate::convert::{identity, structure};
+
+/// Most elements of a head that the runtime knows.
+const MAX_HEAD_DIM: usize = 512;
 
 /// What a `config.json` of this type says.
 pub fn family(config: &Object<'_>) -> Result<Family> {
@@ -24,11 +27,23 @@ pub fn family(config: &Object<'_>) -> Result<Family> {
     let size = |field| config.require_u32(field).map(|n| n as usize);
     let (d_model, n_heads) = (size("hidden_size")?, size("num_attention_heads")?);
     let n_kv_heads = config.opt_u32("num_key_value_heads")?.map_or(n_heads, |n| n as usize);
-    share(n_heads, n_kv_heads, "kv heads")?;
     let head_dim = match config.opt_u32("head_dim")? {
         Some(n) => n as usize,
-        None => share(d_model, n_heads, "heads")?,
+        None => d_model.checked_div(n_heads).unwrap_or(0),
     };
+    ensure!(
+        n_kv_heads > 0 && n_heads > 0 && n_heads.is_multiple_of(n_kv_heads),
+        "config.json: {n_heads} query heads cannot share {n_kv_heads} kv heads"
+    );
+    ensure!(
+        config.get("head_dim").is_some() || d_model.is_multiple_of(n_heads),
+        "config.json: {n_heads} heads cannot share {d_model} elements"
+    );
+    ensure!(
+        (2..=MAX_HEAD_DIM).contains(&head_dim) && head_dim.is_multiple_of(2),
+        "config.json: heads of {head_dim} elements: even numbers up to {MAX_HEAD_DIM} work"
+    );
+    ensure!(size("num_hidden_layers")? > 0, "config.json: num_hidden_layers is 0");
     let dims = Dims {
         n_layers: size("num_hidden_layers")?,
         d_model,

@@ -10,7 +10,7 @@ mod tokenizer;
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use longgen_format::{OwnedValue, keys};
 
 use self::json::Object;
@@ -81,10 +81,4 @@ fn tensors(family: &Family, mut weights: Weights) -> Result<Vec<SourceTensor>> {
         None => Ok(tensors),
         Some(name) => bail!("tensor {name:?}: config.json does not say that the model has it"),
     }
-}
-
-/// The number of elements that each of `n` things gets of `total`.
-fn share(total: usize, n: usize, what: &str) -> Result<usize> {
-    ensure!(n > 0 && total.is_multiple_of(n), "config.json: {n} {what} cannot share {total} elements");
-    Ok(total / n)
 }
