@@ -11,6 +11,7 @@ use longgen::attention::plan::LayerAttention;
 use longgen::backend::Backend;
 use longgen::backend::args::*;
 
+use longgen::backend::cpu::CpuBackend;
 use longgen::backend::reference::ReferenceBackend;
 use longgen::kv::cache::{KvCache, LayerLayout};
 use proptest::prelude::*;
@@ -213,5 +214,10 @@ proptest! {
     #[test]
     fn every_query_sees_what_its_mask_says_by_definition((plan, n_kv_heads, n_ctx, actions) in any_case()) {
         check(&ReferenceBackend::default(), &plan, n_kv_heads, n_ctx, &actions);
+    }
+
+    #[test]
+    fn every_query_sees_what_its_mask_says_on_the_cpu((plan, n_kv_heads, n_ctx, actions) in any_case()) {
+        check(&CpuBackend::new(2).unwrap(), &plan, n_kv_heads, n_ctx, &actions);
     }
 }

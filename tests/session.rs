@@ -81,7 +81,7 @@ fn the_cpu_computes_what_the_oracle_computes() {
         let file = File::new(&tiny_model::bytes(ty));
         let logits = |device, precision| {
             let model = file.open(device, 2);
-            all_logits(&mut Session::new(&model, &params(90, precision, KvType::F16)).unwrap(), &text)
+            all_logits(&mut Session::new(&model, &params(90, precision, KvType::F32)).unwrap(), &text)
         };
         let expected = logits(Device::Reference, Precision::Exact);
         let worst = |has: Vec<f32>| {

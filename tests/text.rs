@@ -1,7 +1,9 @@
 //! Tokenizers against the Python `tokenizers` package, chat templates against Jinja2, streams against the whole text.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use longgen::ErrorKind;
 use longgen::text::{ChatTemplate, Message, TextStream, Tokenizer, split_hf_tokenizer};
+use longgen_format::{Directory, Metadata, OwnedValue, Writer};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -46,6 +48,127 @@ fn tiny_tokens_are_those_of_python() {
 fn spaces_tokens_are_those_of_python() {
     let tokenizer = split_hf_tokenizer(SPACES, None).unwrap().tokenizer().unwrap();
     check_tokens(&tokenizer, "spaces");
+}
+
+/// Reads a file that consists of these keys only.
+fn with_metadata<T>(metadata: &[(&str, OwnedValue)], read: impl FnOnce(&Metadata<'_>) -> T) -> T {
+    let metadata = metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+    let file = Writer::new(std::io::Cursor::new(Vec::new()), metadata, Vec::new()).unwrap().finish().unwrap();
+    let bytes = file.into_inner();
+    read(&Directory::read(&bytes).unwrap().metadata)
+}
+
+/// The keys of a plain GGUF with the tiny model's vocabulary.
+fn tiny_metadata() -> Vec<(&'static str, OwnedValue)> {
+    let parts = split_hf_tokenizer(TINY, Some(TINY_CONFIG)).unwrap();
+    vec![
+        ("general.architecture", OwnedValue::Str("llama".into())),
+        ("tokenizer.ggml.model", OwnedValue::Str(parts.model.into())),
+        ("tokenizer.ggml.tokens", OwnedValue::Strs(parts.tokens)),
+        ("tokenizer.ggml.token_type", OwnedValue::I32s(parts.token_types)),
+        ("tokenizer.ggml.merges", OwnedValue::Strs(parts.merges)),
+        ("tokenizer.ggml.bos_token_id", OwnedValue::U32(0)),
+        ("tokenizer.ggml.eos_token_id", OwnedValue::U32(1)),
+    ]
+}
+
+#[test]
+fn a_converted_file_has_the_tokenizer_of_its_folder() {
+    let mut metadata = tiny_metadata();
+    let pipeline = split_hf_tokenizer(TINY, Some(TINY_CONFIG)).unwrap().pipeline;
+    metadata.push(("longgen.tokenizer.pipeline", OwnedValue::Str(pipeline)));
+    metadata.push(("tokenizer.chat_template", OwnedValue::Str("{{ bos_token }}{{ eos_token }}!".into())));
+    with_metadata(&metadata, |metadata| {
+        check_tokens(&Tokenizer::from_metadata(metadata).unwrap(), "tiny");
+        let template = ChatTemplate::from_metadata(metadata).unwrap().unwrap();
+        assert_eq!(template.render(&[], false).unwrap(), "<|bos|><|eos|>!");
+    });
+}
+
+#[test]
+fn a_plain_gguf_splits_text_as_its_pre_tokenizer_says() {
+    let with_pre = |pre: &str| {
+        let mut metadata = tiny_metadata();
+        metadata.push(("tokenizer.ggml.pre", OwnedValue::Str(pre.into())));
+        with_metadata(&metadata, Tokenizer::from_metadata)
+    };
+    check_tokens(&with_pre("smollm").unwrap(), "tiny");
+    let texts: Vec<_> =
+        expected("tiny").into_iter().map(|case| case["text"].as_str().unwrap().to_owned()).collect();
+    for pre in ["gpt-2", "llama-bpe", "qwen2"] {
+        let tokenizer = with_pre(pre).unwrap();
+        let all = expected(pre);
+        assert_eq!(all.len(), texts.len());
+        for (text, expected) in texts.iter().zip(&all) {
+            assert_eq!(tokenizer.encode(text, false, false).unwrap(), ids(expected), "{pre}: {text:?}");
+        }
+    }
+    let error = with_pre("tekken").err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("tekken") && error.to_string().contains("lgconvert"), "{error}");
+}
+
+#[test]
+fn contradicting_metadata_is_refused_with_the_key() {
+    let refuse = |key: &str, value: Option<OwnedValue>, reason: &str| {
+        let mut metadata = tiny_metadata();
+        metadata.push(("tokenizer.ggml.pre", OwnedValue::Str("smollm".into())));
+        metadata.retain(|(name, _)| *name != key);
+        metadata.extend(value.map(|value| (key, value)));
+        let error = with_metadata(&metadata, Tokenizer::from_metadata).err().unwrap().to_string();
+        assert!(error.contains(reason), "{key}: {error}");
+    };
+    let strings =
+        |strings: &[&str]| Some(OwnedValue::Strs(strings.iter().map(|&text| text.to_owned()).collect()));
+    refuse("tokenizer.ggml.pre", None, "tokenizer.ggml.pre");
+    refuse("tokenizer.ggml.model", Some(OwnedValue::Str("bert".into())), "bert");
+    refuse("tokenizer.ggml.tokens", None, "tokenizer.ggml.tokens");
+    refuse("tokenizer.ggml.tokens", strings(&[]), "0 tokens");
+    refuse("tokenizer.ggml.tokens", strings(&["a"]), "4096 entries for 1 tokens");
+    refuse("tokenizer.ggml.token_type", Some(OwnedValue::I32s(vec![9; 4096])), "9");
+    refuse("tokenizer.ggml.merges", strings(&["a b", "ab"]), "merges 1");
+    refuse("tokenizer.ggml.merges", strings(&["a \u{4F60}"]), "\u{4F60}");
+    refuse("tokenizer.ggml.eos_token_id", Some(OwnedValue::U32(4096)), "eos token id 4096");
+    refuse("tokenizer.ggml.eot_token_id", Some(OwnedValue::U32(u32::MAX)), "4294967295");
+    let foreign = r#"{"decoder": {"type": "ByteLevel"}, "added_tokens": [{"id": 7, "content": "<z>", "single_word": false,
+        "lstrip": false, "rstrip": false, "normalized": false, "special": true}]}"#;
+    refuse("longgen.tokenizer.pipeline", Some(OwnedValue::Str(foreign.into())), "<z>");
+    refuse("longgen.tokenizer.pipeline", Some(OwnedValue::Str("{".into())), "longgen.tokenizer.pipeline");
+    let twice: Vec<&str> = std::iter::repeat_n("a", 4096).collect();
+    refuse("tokenizer.ggml.tokens", strings(&twice), "both \"a\"");
+}
+
+/// A real file, which is not part of the repository: demanded by CI, optional elsewhere.
+fn smollm2() -> Option<Vec<u8>> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/SmolLM2-135M-Instruct.Q4_1.gguf");
+    let bytes = std::fs::read(path).ok();
+    assert!(bytes.is_some() || std::env::var_os("CI").is_none(), "{path} is missing");
+    if bytes.is_none() {
+        println!("SKIPPED: {path} is missing");
+    }
+    bytes
+}
+
+#[test]
+fn smollm2_tokens_are_those_of_python() {
+    let Some(bytes) = smollm2() else { return };
+    let directory = Directory::read(&bytes).unwrap();
+    let tokenizer = Tokenizer::from_metadata(&directory.metadata).unwrap();
+    check_tokens(&tokenizer, "smollm2");
+    assert_eq!((tokenizer.n_vocab(), tokenizer.adds_bos()), (49152, false));
+    let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+    let template = ChatTemplate::from_metadata(&directory.metadata).unwrap().unwrap();
+    let text = template.render(&[message("user", "Hi")], true).unwrap();
+    let system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face";
+    assert_eq!(
+        text,
+        format!(
+            "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+        )
+    );
+    let ids = tokenizer.encode(&text, true, true).unwrap();
+    assert_eq!(ids.iter().filter(|&&id| tokenizer.is_end_of_generation(id)).count(), 2);
+    assert_eq!((ids[0], tokenizer.decode(&ids, false)), (1, text));
 }
 
 #[test]
@@ -349,9 +472,9 @@ fn chat_templates_tell_the_date() {
 #[test]
 fn broken_chat_templates_name_line_and_cause() {
     let error = ChatTemplate::new("fine\n{% if %}", None, None).unwrap_err();
-    assert!(error.kind() == longgen::ErrorKind::Format && error.to_string().contains("line 2"), "{error}");
+    assert!(error.kind() == ErrorKind::Format && error.to_string().contains("line 2"), "{error}");
     let error = render("\n\n{{ raise_exception('no roles') }}").unwrap_err();
-    assert!(error.kind() == longgen::ErrorKind::Invalid, "{error}");
+    assert!(error.kind() == ErrorKind::Invalid, "{error}");
     assert!(error.to_string().contains("line 3") && error.to_string().contains("no roles"), "{error}");
     let error = render("{{ messages | nonsense }}").unwrap_err().to_string();
     assert!(error.contains("nonsense"), "{error}");

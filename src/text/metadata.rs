@@ -21,7 +21,7 @@ impl Tokenizer {
         let model = metadata.require_str("tokenizer.ggml.model")?;
         if model != "gpt2" {
             return Err(Error::unsupported(format!(
-                "tokenizer.ggml.model {model:?}: only gpt2, byte-level BPE, is known"
+                "tokenizer.ggml.model {model:?}: only gpt2, byte-pair encoding with merges, is known"
             )));
         }
         let tokens = metadata.require_strs("tokenizer.ggml.tokens")?;
@@ -48,6 +48,7 @@ impl Tokenizer {
         };
         let pipeline = match metadata.opt_str(keys::TOKENIZER_PIPELINE)? {
             Some(pipeline) => Pipeline::parse(pipeline)?,
+            // A file without the key splits text in a way that nobody can tell: guessing would cost quality in silence.
             None => Pipeline::from_gguf(metadata.require_str("tokenizer.ggml.pre")?, &vocabulary)?,
         };
         Self::new(&vocabulary, pipeline)

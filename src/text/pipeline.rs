@@ -62,7 +62,11 @@ impl Pipeline {
     /// # Errors
     /// A name that is not known.
     pub(super) fn from_gguf(pre: &str, vocabulary: &Vocabulary<'_>) -> Result<Self> {
-        let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
+        let byte_level = |use_regex: bool| {
+            let mut component = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true});
+            component["use_regex"] = use_regex.into();
+            component
+        };
         let split = |regex: &str| {
             let split = json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
             json!({"type": "Sequence", "pretokenizers": [split, byte_level(false)]})

@@ -1,15 +1,19 @@
 #!/usr/bin/env python3
 """Writes tokens.json and spaces.tokenizer.json: what the Python `tokenizers` package makes of hard texts.
 
-    pip install tokenizers==0.22.2 gguf
+For other ways to split text, what plain Python makes of them.
+
+    pip install tokenizers==0.22.2 gguf regex
     python make_tokens.py path/to/SmolLM2-135M-Instruct.Q4_1.gguf
 """
 import json
 import pathlib
 import random
 import sys
+import unicodedata
 
 import gguf
+import regex
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 HERE = pathlib.Path(__file__).parent
@@ -112,7 +116,54 @@ def spaces():
     return tokenizer
 
 
-expected = {"tiny": cases(tiny()), "smollm2": cases(smollm2(sys.argv[1])), "spaces": cases(spaces())}
+CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
+GPT_2 = CONTRACTIONS + r"| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# Of the models whose tokenizers llama.cpp calls llama-bpe and qwen2, as their tokenizer.json has them.
+NEWER = (f"(?i:{CONTRACTIONS})" + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS"
+         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+
+
+def byte_characters():
+    """GPT-2's alphabet: printable bytes are themselves, the others are numbered from U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+def by_hand(pattern, whole_words=False, form=None):
+    """Byte-level BPE in plain Python, with the vocabulary of the tiny model and another way to split text."""
+    model = json.loads((HERE / "../longgen-tiny-8k/tokenizer.json").read_text())["model"]
+    vocab, ranks = model["vocab"], {tuple(pair): rank for rank, pair in enumerate(model["merges"])}
+    characters, pattern = byte_characters(), regex.compile(pattern)
+    found = []
+    for text in TEXTS + random_texts(100):
+        ids = []
+        for word in pattern.findall(unicodedata.normalize(form, text) if form else text):
+            parts = [characters[byte] for byte in word.encode()]
+            if whole_words and "".join(parts) in vocab:
+                parts = ["".join(parts)]
+            while True:
+                pairs = [pair for pair in zip(parts, parts[1:]) if pair in ranks]
+                if not pairs:
+                    break
+                best, i = min(pairs, key=ranks.get), 0
+                while i + 1 < len(parts):
+                    if (parts[i], parts[i + 1]) == best:
+                        parts[i:i + 2] = ["".join(best)]
+                    i += 1
+            ids += [vocab[part] for part in parts]
+        found.append(ids)
+    return found
+
+
+expected = {
+    "tiny": cases(tiny()),
+    "smollm2": cases(smollm2(sys.argv[1])),
+    "spaces": cases(spaces()),
+    "gpt-2": by_hand(GPT_2),
+    "llama-bpe": by_hand(NEWER.replace("DIGITS", "{1,3}"), whole_words=True),
+    "qwen2": by_hand(NEWER.replace("DIGITS", ""), form="NFC"),
+}
 lines = ",\n".join(
     f'"{name}": [\n' + ",\n".join(json.dumps(case) for case in found) + "\n]" for name, found in expected.items())
 (HERE / "tokens.json").write_text("{\n" + lines + "\n}\n")
