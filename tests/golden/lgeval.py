@@ -1,0 +1,48 @@
+"""Calls `lgeval` and reads what it writes. Import this; it is not a program."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Lgeval:
+    """A built `lgeval` and the model that it runs. A failing call ends the script with what `lgeval` said."""
+
+    program: Path
+    model: Path
+
+    def call(self, command: str, *arguments) -> str:
+        """Runs one command on the model and returns its standard output."""
+        line = [str(word) for word in (self.program, command, "-m", self.model, *arguments)]
+        try:
+            result = subprocess.run(line, capture_output=True, text=True)
+        except OSError as error:
+            sys.exit(f"{self.program}: {error}")
+        if result.returncode != 0:
+            sys.exit(f"{' '.join(line)}\nended with {result.returncode}: {result.stderr.strip()}")
+        return result.stdout
+
+    def tokenize(self, text: str) -> np.ndarray:
+        """The token ids of a text."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "text.txt"
+            file.write_text(text, encoding="utf-8", newline="\n")
+            return np.array(self.call("tokenize", "-f", file).split(), np.int64)
+
+    def logits(self, ids, *arguments) -> np.ndarray:
+        """The logits of these tokens: float32 [n_tokens, n_vocab], or what `--last N` in the arguments leaves of it."""
+        with tempfile.TemporaryDirectory() as folder:
+            tokens, output = Path(folder) / "ids.txt", Path(folder) / "logits.npy"
+            tokens.write_text(" ".join(str(token) for token in ids) + "\n", encoding="ascii")
+            self.call("logits", "--tokens", tokens, "-o", output, *arguments)
+            return np.load(output)
+
+    def perplexity(self, text: Path, *arguments) -> float:
+        """The perplexity of a text file."""
+        return json.loads(self.call("perplexity", "-f", text, "--json", *arguments))["perplexity"]
