@@ -1,0 +1,160 @@
+//! GGUF files: plain `llama` ones, and LongGen's own to be changed.
+
+use anyhow::{Context, Result, bail, ensure};
+use longgen::attention::mask::Mask;
+use longgen::backend::args::SharedBytes;
+use longgen::model::config::Config;
+use longgen::text::Tokenizer;
+use longgen::weights::WeightFile;
+use longgen_format::{Directory, Metadata, OwnedValue, Value, keys, quant};
+
+use super::names::{Dims, ROPE_FREQS};
+use super::source::{Source, SourceTensor};
+use super::{PLAN_KEYS, identity, structure};
+
+/// Keys of a `llama` file that are called the same under `longgen.`.
+const SAME: &[&str] = &[
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "vocab_size",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "attention.layer_norm_rms_epsilon",
+    "rope.freq_base",
+    "rope.dimension_count",
+];
+
+/// Keys of a `llama` file that become the attention plan or the divisors of the frequencies.
+const CONSUMED: &[&str] = &[
+    "attention.sliding_window",
+    "attention.sliding_window_pattern",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+];
+
+/// Keys of a `llama` file that change nothing that is computed here.
+const INFORMATION: &[&str] =
+    &["rope.scaling.original_context_length", "rope.scaling.finetuned", "tensor_data_layout"];
+
+/// Keys of a `llama` file that change nothing when they are 0.
+const ZERO: &[&str] = &["expert_count", "expert_used_count"];
+
+/// Reads a GGUF file.
+///
+/// # Errors
+/// A file that is damaged, of another architecture, or says something that a model file cannot.
+pub fn read(bytes: &SharedBytes) -> Result<Source> {
+    let directory = Directory::read((**bytes).as_ref())?;
+    let metadata = &directory.metadata;
+    let architecture = metadata.require_str(keys::GENERAL_ARCHITECTURE)?;
+    ensure!(
+        matches!(architecture, "llama" | "longgen"),
+        "architecture {architecture:?}: llama and longgen files can be converted"
+    );
+    if let Some(count) = metadata.opt_u32("split.count")?
+        && count > 1
+    {
+        bail!("split.count: this is one of {count} parts, merge them first");
+    }
+    let config = Config::read(&WeightFile { bytes, directory: &directory })?;
+    Tokenizer::from_metadata(metadata)?;
+
+    let dims = Dims {
+        n_layers: config.n_layers,
+        d_model: config.d_model,
+        d_ff: config.d_ff,
+        n_heads: config.n_heads,
+        n_kv_heads: config.n_kv_heads,
+        head_dim: config.head_dim,
+        n_rot: config.rope.inv_freq.len() * 2,
+        n_vocab: config.n_vocab,
+    };
+    let mut tensors = tensors(&directory, bytes)?;
+    let is_llama = architecture == "llama";
+    if is_llama {
+        fold_linear_scaling(metadata, &mut tensors, dims.n_rot / 2)?;
+    }
+    let brought = !is_llama || config.attention.iter().any(|layer| layer.mask != Mask::Full);
+    Ok(Source {
+        dims,
+        metadata: if is_llama { from_llama(metadata)? } else { from_longgen(metadata) },
+        tensors,
+        attention: brought.then_some(config.attention),
+        warnings: Vec::new(),
+    })
+}
+
+fn tensors(directory: &Directory<'_>, bytes: &SharedBytes) -> Result<Vec<SourceTensor>> {
+    let tensor = |info: &longgen_format::TensorInfo<'_>| {
+        let begin = usize::try_from(info.offset())?;
+        let range = begin..begin + usize::try_from(info.n_bytes())?;
+        Ok(SourceTensor::in_file(info.name().to_owned(), info.shape().to_vec(), info.ty()?, bytes, range))
+    };
+    directory.tensors().iter().map(tensor).collect()
+}
+
+fn owned((key, value): (&str, &Value<'_>)) -> (String, OwnedValue) {
+    (key.to_owned(), value.into())
+}
+
+fn from_longgen(metadata: &Metadata<'_>) -> Vec<(String, OwnedValue)> {
+    metadata.iter().filter(|(key, _)| !PLAN_KEYS.contains(key)).map(owned).collect()
+}
+
+fn from_llama(metadata: &Metadata<'_>) -> Result<Vec<(String, OwnedValue)>> {
+    let mut pairs = identity("llama");
+    for (key, value) in metadata.iter() {
+        let Some(name) = key.strip_prefix("llama.") else {
+            if key != keys::GENERAL_ARCHITECTURE {
+                pairs.push(owned((key, value)));
+            }
+            continue;
+        };
+        if SAME.contains(&name) {
+            pairs.push((format!("longgen.{name}"), value.into()));
+        } else if ZERO.contains(&name) {
+            let n = metadata.require_u64(key)?;
+            ensure!(n == 0, "{key}: {n}, models with experts cannot be converted");
+        } else if !CONSUMED.contains(&name) && !INFORMATION.contains(&name) {
+            bail!("{key}: this key is unknown, and the model may need it");
+        }
+    }
+    pairs.extend(structure("adjacent"));
+    Ok(pairs)
+}
+
+/// Multiplies the divisors of the frequencies by the factor of a linear scaling.
+fn fold_linear_scaling(
+    metadata: &Metadata<'_>,
+    tensors: &mut Vec<SourceTensor>,
+    n_pairs: usize,
+) -> Result<()> {
+    let (ty, factor) = ("llama.rope.scaling.type", "llama.rope.scaling.factor");
+    let factor = match metadata.opt_str(ty)? {
+        Some("linear") => metadata.require_f32(factor)?,
+        // Files that give a factor and no type mean linear scaling.
+        None => metadata.opt_f32(factor)?.unwrap_or(1.0),
+        // Another type than none has been refused with the other numbers.
+        Some(_) => 1.0,
+    };
+    ensure!(
+        factor.is_finite() && factor > 0.0,
+        "llama.rope.scaling.factor: {factor} is not a positive number"
+    );
+    if factor == 1.0 {
+        return Ok(());
+    }
+    let mut divisors = vec![1.0; n_pairs];
+    let stored = tensors.iter().position(|tensor| tensor.name == ROPE_FREQS);
+    if let Some(i) = stored {
+        let tensor = tensors.remove(i);
+        quant::dequantize(tensor.ty, tensor.bytes(), &mut divisors).context(ROPE_FREQS)?;
+    }
+    divisors.iter_mut().for_each(|divisor| *divisor *= factor);
+    tensors.insert(stored.unwrap_or(0), SourceTensor::computed(ROPE_FREQS, &divisors));
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! JSON files and their fields, with errors that name both.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow};
+use serde_json::{Map, Value};
+
+/// Reads a JSON file.
+pub fn read(path: &Path) -> Result<Value> {
+    serde_json::from_str(&read_text(path)?).with_context(|| format!("{} is no JSON", path.display()))
+}
+
+/// Reads a text file.
+pub fn read_text(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| path.display().to_string())
+}
+
+/// The same for a file that need not be there.
+pub fn read_text_if_present(path: &Path) -> Result<Option<String>> {
+    if path.exists() { read_text(path).map(Some) } else { Ok(None) }
+}
+
+/// An object of a JSON file; a field that is null counts as missing.
+#[derive(Clone, Copy)]
+pub struct Object<'a> {
+    name: &'a str,
+    fields: &'a Map<String, Value>,
+}
+
+impl<'a> Object<'a> {
+    /// `name` is what errors call it.
+    pub fn new(name: &'a str, value: &'a Value) -> Result<Self> {
+        let fields = value.as_object().with_context(|| format!("{name}: expected an object"))?;
+        Ok(Self { name, fields })
+    }
+
+    pub fn get(&self, field: &str) -> Option<&'a Value> {
+        self.fields.get(field).filter(|value| !value.is_null())
+    }
+
+    fn opt<T>(&self, field: &str, what: &str, convert: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
+        let Some(value) = self.get(field) else { return Ok(None) };
+        let wrong = || anyhow!("{}: {field}: expected {what}, found {value}", self.name);
+        convert(value).ok_or_else(wrong).map(Some)
+    }
+
+    fn missing(&self, field: &str) -> anyhow::Error {
+        anyhow!("{}: {field} is missing", self.name)
+    }
+
+    pub fn opt_u32(&self, field: &str) -> Result<Option<u32>> {
+        self.opt(field, "a whole number", |value| value.as_u64().and_then(|n| u32::try_from(n).ok()))
+    }
+
+    pub fn require_u32(&self, field: &str) -> Result<u32> {
+        self.opt_u32(field)?.ok_or_else(|| self.missing(field))
+    }
+
+    /// A finite number above 0.
+    pub fn opt_positive(&self, field: &str) -> Result<Option<f64>> {
+        self.opt(field, "a number above 0", |value| value.as_f64().filter(|x| x.is_finite() && *x > 0.0))
+    }
+
+    pub fn require_positive(&self, field: &str) -> Result<f64> {
+        self.opt_positive(field)?.ok_or_else(|| self.missing(field))
+    }
+
+    pub fn opt_bool(&self, field: &str) -> Result<Option<bool>> {
+        self.opt(field, "true or false", Value::as_bool)
+    }
+
+    pub fn opt_str(&self, field: &str) -> Result<Option<&'a str>> {
+        self.opt(field, "a string", Value::as_str)
+    }
+
+    pub fn require_str(&self, field: &str) -> Result<&'a str> {
+        self.opt_str(field)?.ok_or_else(|| self.missing(field))
+    }
+
+    pub fn opt_object(&self, field: &'a str) -> Result<Option<Object<'a>>> {
+        let fields = self.opt(field, "an object", Value::as_object)?;
+        Ok(fields.map(|fields| Object { name: field, fields }))
+    }
+}

@@ -1,0 +1,327 @@
+//! `lgconvert` as its user sees it: what it leaves on disk, prints and returns.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::fs;
+use std::io::{self, Cursor, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use longgen::Cancel;
+use longgen_format::{Directory, TensorType};
+use longgen_tools::convert::types::MatrixType;
+use longgen_tools::convert::{self, Conversion, save};
+use longgen_tools::plan::AttentionArgs;
+use serde_json::{Value, json};
+use support::*;
+use tempfile::TempDir;
+
+fn lgconvert(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_lgconvert")).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+/// What a command that should succeed prints to standard output.
+fn printed(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// What a command that should fail with status 1 prints to standard error.
+fn failure(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(1));
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// A folder with a checkpoint and an older file beside it.
+struct Place {
+    folder: TempDir,
+    input: PathBuf,
+    old: PathBuf,
+}
+
+impl Place {
+    fn new(checkpoint: &Checkpoint) -> Self {
+        let folder = TempDir::new().unwrap();
+        let input = checkpoint.write(folder.path());
+        let old = folder.path().join("out.gguf");
+        fs::write(&old, "the old file").unwrap();
+        Self { folder, input, old }
+    }
+
+    fn conversion(&self, matrices: MatrixType) -> Conversion {
+        Conversion::new(convert::open(&self.input).unwrap(), &AttentionArgs::default(), matrices).unwrap()
+    }
+
+    fn names(&self) -> Vec<String> {
+        let name = |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+        let mut names: Vec<_> = fs::read_dir(&self.folder).unwrap().map(name).collect();
+        names.sort();
+        names
+    }
+
+    /// Nothing has happened here.
+    fn assert_untouched(&self) {
+        assert_eq!(fs::read_to_string(&self.old).unwrap(), "the old file");
+        assert_eq!(self.names(), ["model", "out.gguf"]);
+    }
+}
+
+fn str(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn a_failed_conversion_leaves_the_old_file_and_nothing_else() {
+    let mut checkpoint = Checkpoint::new(WHOLE_BLOCKS, 1);
+    let last = checkpoint.tensors.get_mut("model.layers.2.mlp.down_proj.weight").unwrap();
+    *last.values.last_mut().unwrap() = f32::INFINITY;
+    let place = Place::new(&checkpoint);
+    let error = save(&place.conversion(MatrixType::Q8_0), &place.old, &Cancel::default(), &mut |_| {});
+    assert!(format!("{:#}", error.unwrap_err()).contains("blk.2.ffn_down.weight"));
+    place.assert_untouched();
+}
+
+#[test]
+fn a_conversion_that_is_stopped_leaves_the_old_file_and_nothing_else() {
+    let place = Place::new(&Checkpoint::new(WHOLE_BLOCKS, 1));
+    let conversion = place.conversion(MatrixType::F32);
+    let total: u64 = conversion.sizes().unwrap().iter().map(|(.., n_bytes)| n_bytes).sum();
+    // At once, in the middle, and behind the last byte.
+    for stop_at in [1, total / 2, total] {
+        let cancel = Cancel::default();
+        let mut progress = |written| {
+            if written >= stop_at {
+                cancel.cancel();
+            }
+        };
+        let error = save(&conversion, &place.old, &cancel, &mut progress).unwrap_err();
+        assert_eq!(error.to_string(), "stopped");
+        place.assert_untouched();
+    }
+}
+
+#[test]
+fn a_full_disk_leaves_the_old_file_and_nothing_else() {
+    let place = Place::new(&Checkpoint::new(WHOLE_BLOCKS, 1));
+    // No file may grow beyond some KiB; with the signal ignored, writing fails.
+    let script = "ulimit -c 0; ulimit -f 100; trap '' XFSZ; exec \"$0\" \"$1\" -o \"$2\"";
+    let run = |script: &str| {
+        let args = [script, env!("CARGO_BIN_EXE_lgconvert"), str(&place.input), str(&place.old)];
+        Command::new("sh").arg("-c").args(args).output().unwrap()
+    };
+    let message = failure(&run(script));
+    assert!(message.contains("cannot write"), "{message:?}");
+    place.assert_untouched();
+    // Without that, the signal kills the process on the spot.
+    let killed = run(&script.replace("trap '' XFSZ; ", ""));
+    assert!(killed.status.signal().is_some());
+    assert_eq!(fs::read_to_string(&place.old).unwrap(), "the old file");
+}
+
+/// A disk that is full after some bytes.
+struct FullDisk {
+    room: u64,
+    file: Cursor<Vec<u8>>,
+}
+
+impl Write for FullDisk {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.file.position() + bytes.len() as u64 > self.room {
+            return Err(io::Error::from(io::ErrorKind::StorageFull));
+        }
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Seek for FullDisk {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.file.seek(to)
+    }
+}
+
+#[test]
+fn a_sink_that_fails_anywhere_fails_the_conversion() {
+    let place = Place::new(&Checkpoint::new(WHOLE_BLOCKS, 1));
+    let conversion = place.conversion(MatrixType::Q8_0);
+    let write = |room| {
+        let sink = FullDisk { room, file: Cursor::new(Vec::new()) };
+        conversion.write(sink, &Cancel::default(), &mut |_| {}).map(|sink| sink.file.into_inner())
+    };
+    let whole = write(u64::MAX).unwrap();
+    let n_bytes = whole.len() as u64;
+    for room in [0, 1, 5000, n_bytes / 3, n_bytes / 2, n_bytes - 4096, n_bytes - 1] {
+        let error = write(room).unwrap_err();
+        assert!(format!("{error:#}").contains("cannot write"), "room for {room}: {error:#}");
+    }
+    assert!(write(n_bytes).unwrap() == whole);
+}
+
+#[test]
+fn a_conversion_replaces_the_old_file_and_says_so() {
+    let place = Place::new(&Checkpoint::new(ODD, 1));
+    let output = lgconvert(&[str(&place.input), "-o", str(&place.old)]);
+    let n_bytes = fs::metadata(&place.old).unwrap().len();
+    let said = printed(&output);
+    assert!(
+        said.starts_with(str(&place.old)) && said.contains(&format!("{:.1} KiB", n_bytes as f64 / 1024.0))
+    );
+    assert!(output.stderr.is_empty());
+    assert_eq!(place.names(), ["model", "out.gguf"]);
+    assert!(fs::read(&place.old).unwrap() == support::convert(&place.input, MatrixType::Keep));
+    // Readable for whoever may read new files here.
+    let other = place.folder.path().join("other");
+    fs::write(&other, "").unwrap();
+    assert_eq!(fs::metadata(&place.old).unwrap().mode(), fs::metadata(&other).unwrap().mode());
+}
+
+#[test]
+fn a_file_can_be_changed_in_its_place() {
+    let place = Place::new(&Checkpoint::new(WHOLE_BLOCKS, 1));
+    printed(&lgconvert(&[str(&place.input), "-o", str(&place.old)]));
+    printed(&lgconvert(&[str(&place.old), "-o", str(&place.old), "--type", "q8_0"]));
+    assert!(fs::read(&place.old).unwrap() == support::convert(&place.input, MatrixType::Q8_0));
+}
+
+#[test]
+fn places_that_cannot_be_written_to_are_named() {
+    let place = Place::new(&Checkpoint::new(ODD, 1));
+    let missing = place.folder.path().join("no/such/out.gguf");
+    assert!(failure(&lgconvert(&[str(&place.input), "-o", str(&missing)])).contains("no/such"));
+    let message = failure(&lgconvert(&[str(&place.input), "-o", str(place.folder.path())]));
+    assert!(message.contains("is a folder"), "{message:?}");
+    place.assert_untouched();
+}
+
+#[test]
+fn a_dry_run_shows_plan_and_sizes_and_writes_nothing() {
+    let place = Place::new(&Checkpoint::new(WHOLE_BLOCKS, 1));
+    let args = [str(&place.input), "-o", str(&place.old), "--dry-run", "--type", "q8_0"];
+    let said = printed(&lgconvert(&args));
+    assert!(said.contains("layers 0-2") && said.contains("full"), "{said}");
+    assert!(said.contains("7 F32") && said.contains("22 Q8_0"), "{said}");
+    printed(&lgconvert(&[str(&place.input), "--dry-run"]));
+    place.assert_untouched();
+}
+
+#[test]
+fn a_plan_that_the_model_was_not_trained_for_is_warned_of() {
+    let mut checkpoint = Checkpoint::new(ODD, 1);
+    let warns = |checkpoint: &Checkpoint, args: &[&str]| {
+        let place = Place::new(checkpoint);
+        let output = lgconvert(&[&[str(&place.input), "--dry-run"], args].concat());
+        printed(&output);
+        String::from_utf8(output.stderr).unwrap().contains("warning: the model was not trained for this plan")
+    };
+    assert!(warns(&checkpoint, &["--attention", "longgen-sink"]));
+    assert!(!warns(&checkpoint, &["--attention", "full"]));
+    assert!(!warns(&checkpoint, &["--attention", "longgen-sink", "--full-layers", "0-2"]));
+    let sink = json!({"kind": "blocks", "block_size": 64, "local_blocks": 32, "sink_blocks": 1});
+    checkpoint.config["longgen"] = json!({"attention": [sink, {"kind": "full"}, sink]});
+    assert!(!warns(&checkpoint, &["--attention", "longgen-sink"]));
+    assert!(warns(&checkpoint, &["--attention", "longgen-sink", "--local", "8"]));
+    assert!(!warns(&checkpoint, &["--attention", "full"]));
+}
+
+#[test]
+fn flags_that_contradict_each_other_are_refused_before_anything_is_read() {
+    for args in [
+        &["in.gguf"][..],
+        &["in.gguf", "-o", "out.gguf", "--type", "q5_k"],
+        &["inspect"],
+        &["inspect", "in.gguf", "--json", "--ctx", "7"],
+        &["verify", "in.gguf", "-o", "out.gguf"],
+        &[],
+    ] {
+        assert_eq!(lgconvert(args).status.code(), Some(2), "{args:?}");
+    }
+}
+
+#[test]
+fn inspect_shows_what_is_in_a_file() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("in.gguf");
+    fs::write(&path, tiny_model::bytes(TensorType::Q8_0)).unwrap();
+    let said = printed(&lgconvert(&["inspect", str(&path)]));
+    for part in [
+        "longgen.embedding_length = 64",
+        "general.name = \"tiny\"",
+        "(258 x string)",
+        "blk.3.ffn_down.weight",
+        "Q8_0",
+        "96 x 64",
+        "the first 5 and the last 70 tokens",
+        "blocks of 16: last 1, 1 in 4 (phases 0 1 2)",
+    ] {
+        assert!(said.contains(part), "{said}\ndoes not show {part:?}");
+    }
+    let said = printed(&lgconvert(&["inspect", str(&path), "--ctx", "1000"]));
+    assert!(said.contains("kv cache of 1000 tokens"), "{said}");
+    // A reader that goes away early is no error.
+    let mut child = Command::new(env!("CARGO_BIN_EXE_lgconvert"))
+        .args(["inspect", "--json", str(&path)])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn inspect_as_json_is_complete_and_a_plan() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("in.gguf");
+    let bytes = tiny_model::bytes(TensorType::Q8_0);
+    fs::write(&path, &bytes).unwrap();
+    let shown: Value =
+        serde_json::from_str(&printed(&lgconvert(&["inspect", str(&path), "--json"]))).unwrap();
+    let directory = Directory::read(&bytes).unwrap();
+    assert_eq!(shown["metadata"].as_object().unwrap().len(), directory.metadata.len());
+    assert_eq!(shown["metadata"]["tokenizer.ggml.tokens"].as_array().unwrap().len(), tiny_model::N_VOCAB);
+    assert_eq!(shown["bytes"], bytes.len());
+    let tensors = shown["tensors"].as_array().unwrap();
+    assert_eq!(tensors.len(), directory.tensors().len());
+    for (shown, tensor) in tensors.iter().zip(directory.tensors()) {
+        assert_eq!(shown["name"], tensor.name());
+        assert_eq!(shown["offset"], tensor.offset());
+        assert_eq!(shown["hash"].as_str().unwrap().len(), 32);
+    }
+    // The plan goes back into a file whose layers all see everything.
+    let (plan, full, out) =
+        (folder.path().join("plan.json"), folder.path().join("full"), folder.path().join("out"));
+    fs::write(&plan, json!({"attention": shown["attention"]}).to_string()).unwrap();
+    printed(&lgconvert(&[str(&path), "-o", str(&full), "--attention", "full"]));
+    assert!(fs::read(&full).unwrap() != bytes);
+    printed(&lgconvert(&[str(&full), "-o", str(&out), "--attention", str(&plan)]));
+    let converted = support::convert(&path, MatrixType::Keep);
+    assert!(fs::read(&out).unwrap() == converted);
+}
+
+#[test]
+fn verify_finds_a_changed_byte_and_names_its_tensor() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("in.gguf");
+    let mut bytes = tiny_model::bytes(TensorType::Q8_0);
+    fs::write(&path, &bytes).unwrap();
+    assert!(printed(&lgconvert(&["verify", str(&path)])).contains("42 tensors are intact"));
+    let at = {
+        let directory = Directory::read(&bytes).unwrap();
+        usize::try_from(directory.tensor("blk.2.attn_v.weight").unwrap().offset()).unwrap() + 77
+    };
+    bytes[at] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    let message = failure(&lgconvert(&["verify", str(&path)]));
+    assert!(message.contains("in.gguf") && message.contains("blk.2.attn_v.weight"), "{message}");
+    // A plain file has nothing to compare with.
+    let name = b"longgen.hash.algorithm";
+    let at = bytes.windows(name.len()).position(|window| window == name).unwrap();
+    bytes[at] = b'L';
+    fs::write(&path, &bytes).unwrap();
+    assert!(failure(&lgconvert(&["verify", str(&path)])).contains("no checksums"));
+}
