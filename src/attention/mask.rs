@@ -71,6 +71,18 @@ impl Mask {
         }
     }
 
+    /// The first block at or behind `block` that a head with this `phase` sees from everywhere behind it.
+    pub fn next_kept(&self, block: u32, phase: u32) -> Option<u32> {
+        match *self {
+            _ if block < self.sink_blocks() => Some(block),
+            Mask::Blocks { stride: stride @ 1.., .. } => {
+                block.checked_add((stride - (block % stride + phase % stride) % stride) % stride)
+            }
+            Mask::Full => Some(block),
+            _ => None,
+        }
+    }
+
     /// Blocks at the start of the context that the cache never gives up.
     pub fn sink_blocks(&self) -> u32 {
         match *self {
@@ -173,6 +185,8 @@ pub(crate) mod tests {
             mask in any_mask(), phase in 0u32..9, first in 0u32..700, n in 1u32..90,
         ) {
             let last = first + n - 1;
+            let kept = (first..first + 50).find(|&block| mask.keeps(block, phase));
+            prop_assert_eq!(mask.next_kept(first, phase).filter(|&block| block < first + 50), kept);
             let blocks: Vec<u32> = mask.visible_blocks(first, last, phase).collect();
             prop_assert!(blocks.is_sorted_by(|a, b| a < b));
             for i in [first, last, (first + last) / 2] {

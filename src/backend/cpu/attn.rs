@@ -155,10 +155,11 @@ fn lone_query<E: Element>(
     let group = call.n_heads / n_kv_heads;
     let spans = ws.spans.of_mut::<u32>();
     let mut n_spans = 0;
-    for_each_span(&call.mask, position, position, call.phases, |span| {
+    let mut visible = Spans::new(call.mask, position, position, call.phases);
+    while let Some(span) = visible.next() {
         spans[n_spans] = span;
         n_spans += 1;
-    });
+    }
     let spans = &spans[..n_spans];
     // (kv head, span, head of the group, head_dim + 2)
     let per_item = group * (dim + EXTRA);
@@ -221,25 +222,40 @@ fn tiles<E: Element>(
     })
 }
 
-/// Calls `run` for every span, ascending, of which a query at `first..=last` of any of these phases may see a token.
-fn for_each_span(mask: &Mask, first: u32, last: u32, phases: &[u32], mut run: impl FnMut(u32)) {
-    let blocks_per_span = SPAN / mask.block_size();
-    let mut newest = None;
-    let mut see = |block: u32| {
-        let span = block / blocks_per_span;
-        if newest != Some(span) {
-            newest = Some(span);
-            run(span);
-        }
-    };
-    let phase = phases.first().copied().unwrap_or(0);
-    let has_stride = matches!(mask, Mask::Blocks { stride: 1.., .. });
-    if !has_stride || phases.iter().all(|&other| other == phase) {
-        mask.visible_blocks(first, last, phase).for_each(see);
-    } else {
-        let near = mask.first_near_block(first);
-        let visible = |&block: &u32| block >= near || phases.iter().any(|&phase| mask.keeps(block, phase));
-        (0..=last / mask.block_size()).filter(visible).for_each(&mut see);
+/// The spans, ascending, of which a query at `first..=last` of any of these phases may see a token.
+///
+/// A cursor rather than an iterator of closures: kernels loop over it, and what they call must be inlined.
+struct Spans<'a> {
+    mask: Mask,
+    phases: &'a [u32],
+    /// First near block of the first query; from it on everything may be seen.
+    near: u32,
+    last: u32,
+    /// The next block to look at.
+    block: u32,
+}
+
+impl<'a> Spans<'a> {
+    fn new(mask: Mask, first: u32, last: u32, phases: &'a [u32]) -> Self {
+        Self { mask, phases, near: mask.first_near_block(first), last: last / mask.block_size(), block: 0 }
+    }
+
+    /// The first block at or behind the cursor that may be seen.
+    fn next_block(&self) -> Option<u32> {
+        let kept = |&phase: &u32| self.mask.next_kept(self.block, phase).unwrap_or(u32::MAX);
+        let phases = match self.mask {
+            Mask::Blocks { stride: 1.., .. } => self.phases,
+            _ => &self.phases[..1],
+        };
+        let kept = phases.iter().map(kept).min().unwrap_or(u32::MAX);
+        Some(self.block.max(self.near).min(kept)).filter(|&block| block <= self.last)
+    }
+
+    fn next(&mut self) -> Option<u32> {
+        let per_span = SPAN / self.mask.block_size();
+        let span = self.next_block()? / per_span;
+        self.block = (span + 1) * per_span;
+        Some(span)
     }
 }
 
@@ -347,13 +363,14 @@ impl<E: Element> Kernel for TileKernel<'_, '_, E> {
         let partials = &mut partials[..n_queries * (dim + EXTRA)];
         let mut totals = [const { Total { max: f32::NEG_INFINITY, sum: 0.0 } }; TILE];
         let (first, last) = (position(rows.start), position(rows.end - 1));
-        for_each_span(&call.mask, first, last, &phases[..heads.len()], |span| {
+        let mut spans = Spans::new(call.mask, first, last, &phases[..heads.len()]);
+        while let Some(span) = spans.next() {
             attend_span::<L, E>(call, keys, kv_head, queries, span, partials);
             for (i, partial) in partials.chunks_exact(dim + EXTRA).enumerate() {
                 let (row, head) = (rows.start + i / heads.len(), heads.start + i % heads.len());
                 totals[i].merge(&mut out.row_mut(row)[head * dim..(head + 1) * dim], partial);
             }
-        });
+        }
         for (i, total) in totals.into_iter().take(n_queries).enumerate() {
             let (row, head) = (rows.start + i / heads.len(), heads.start + i % heads.len());
             let sink = call.sinks.map(|sinks| sinks[first_head + head]);
@@ -540,15 +557,21 @@ impl<E: Element> UnitKeys<'_, E> {
         scores: &mut [[f32; UNIT]],
     ) {
         let KvShape { head_dim, block_size, .. } = self.call.shape;
-        let q: [&[f32]; Q] = std::array::from_fn(|i| &queries[i].q[..head_dim]);
+        let mut q: [&[f32]; Q] = [&[]; Q];
+        for i in 0..Q {
+            q[i] = &queries[i].q[..head_dim];
+        }
         let mut sums = [[L::splat(0.0); V]; Q];
         for (d, keys) in block[..head_dim * block_size].chunks_exact(block_size).enumerate() {
             let keys = &keys[self.offset..self.offset + V * LANES];
-            let keys: [L; V] = std::array::from_fn(|v| E::load(&keys[v * LANES..(v + 1) * LANES]));
+            let mut lanes = [L::splat(0.0); V];
+            for v in 0..V {
+                lanes[v] = E::load(&keys[v * LANES..(v + 1) * LANES]);
+            }
             for i in 0..Q {
                 let q = L::splat(q[i][d]);
                 for v in 0..V {
-                    sums[i][v] = q.mul_add(keys[v], sums[i][v]);
+                    sums[i][v] = q.mul_add(lanes[v], sums[i][v]);
                 }
             }
         }
@@ -644,13 +667,16 @@ fn value_columns<L: Lanes, E: Element, const Q: usize, const V: usize>(
     }
     for token in tokens.clone() {
         let row = &values[token * head_dim + d..token * head_dim + d + n];
-        let value: [L; V] = if is_whole {
-            std::array::from_fn(|v| E::load(&row[v * LANES..(v + 1) * LANES]))
+        let mut value = [L::splat(0.0); V];
+        if is_whole {
+            for v in 0..V {
+                value[v] = E::load(&row[v * LANES..(v + 1) * LANES]);
+            }
         } else {
             let mut filled = [E::zeroed(); LANES];
             filled[..n].copy_from_slice(row);
-            [E::load(&filled); V]
-        };
+            value[0] = E::load(&filled);
+        }
         for i in 0..Q {
             let weight = L::splat(weights[i][token]);
             for v in 0..V {

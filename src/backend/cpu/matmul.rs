@@ -159,6 +159,20 @@ trait Tiles {
     fn tile<const R: usize, const T: usize>(&self, item: &Item<'_>, r: usize, t: usize) -> [[f32; T]; R];
 }
 
+// Loops below fill arrays of vectors by index: a closure, as in `array::from_fn`, need not be inlined, and where it is
+// not, it is compiled without the vector instructions.
+
+#[inline(always)]
+fn sums_of_lanes<L: Lanes, const R: usize, const T: usize>(lanes: &[[L; T]; R]) -> [[f32; T]; R] {
+    let mut sums = [[0.0; T]; R];
+    for j in 0..R {
+        for i in 0..T {
+            sums[j][i] = lanes[j][i].sum();
+        }
+    }
+    sums
+}
+
 /// Quantised weights and rounded activations.
 struct Rounded<'a, F> {
     item: Item<'a>,
@@ -220,7 +234,7 @@ impl<L: Lanes, F: QuantFormat> Tiles for RoundedTiles<'_, L, F> {
                 }
             }
         }
-        std::array::from_fn(|j| std::array::from_fn(|i| sums[j][i].sum()))
+        sums_of_lanes(&sums)
     }
 }
 
@@ -256,27 +270,31 @@ impl<L: Lanes, F: WideFormat> Tiles for WideTiles<'_, L, F> {
         let mut sums = [[L::splat(0.0); T]; R];
         let whole = n / LANES * LANES;
         for at in (0..whole).step_by(LANES) {
-            let x: [L; T] = std::array::from_fn(|i| L::load(&x[i][at..at + LANES]));
+            let mut lanes = [L::splat(0.0); T];
+            for i in 0..T {
+                lanes[i] = L::load(&x[i][at..at + LANES]);
+            }
             for j in 0..R {
                 let w: L = F::load(rows[j], at);
                 for i in 0..T {
-                    sums[j][i] = w.mul_add(x[i], sums[j][i]);
+                    sums[j][i] = w.mul_add(lanes[i], sums[j][i]);
                 }
             }
         }
         if whole < n {
-            let x: [L; T] = std::array::from_fn(|i| {
+            let mut lanes = [L::splat(0.0); T];
+            for i in 0..T {
                 let mut rest = [0.0; LANES];
                 rest[..n - whole].copy_from_slice(&x[i][whole..]);
-                L::load(&rest)
-            });
+                lanes[i] = L::load(&rest);
+            }
             for j in 0..R {
                 let w: L = load_rest::<L, F>(rows[j], whole);
                 for i in 0..T {
-                    sums[j][i] = w.mul_add(x[i], sums[j][i]);
+                    sums[j][i] = w.mul_add(lanes[i], sums[j][i]);
                 }
             }
         }
-        std::array::from_fn(|j| std::array::from_fn(|i| sums[j][i].sum()))
+        sums_of_lanes(&sums)
     }
 }

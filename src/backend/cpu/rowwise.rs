@@ -103,22 +103,24 @@ pub fn glu(level: Level, ws: &mut Workspace, args: GluArgs<'_, CpuBackend>) -> R
         type Output = ();
         #[inline(always)]
         fn run<L: Lanes>(self) {
-            let silu_times = |gate: &mut [f32], up: &[f32]| {
-                let (x, one) = (L::load(gate), L::splat(1.0));
-                let e = L::splat(0.0).sub(x).exp();
-                x.div(one.add(e)).mul(L::load(up)).store(gate);
-            };
             let whole = self.gate.len() / LANES * LANES;
             let (gate, gate_rest) = self.gate.split_at_mut(whole);
             for (gate, up) in gate.chunks_exact_mut(LANES).zip(self.up.chunks_exact(LANES)) {
-                silu_times(gate, up);
+                silu_times::<L>(gate, up);
             }
             let (mut gate, mut up) = ([0.0; LANES], [0.0; LANES]);
             gate[..gate_rest.len()].copy_from_slice(gate_rest);
             up[..gate_rest.len()].copy_from_slice(&self.up[whole..]);
-            silu_times(&mut gate, &up);
+            silu_times::<L>(&mut gate, &up);
             gate_rest.copy_from_slice(&gate[..gate_rest.len()]);
         }
+    }
+    /// `gate = gate / (1 + exp(-gate)) * up`, sixteen at a time.
+    #[inline(always)]
+    fn silu_times<L: Lanes>(gate: &mut [f32], up: &[f32]) {
+        let (x, one) = (L::load(gate), L::splat(1.0));
+        let e = L::splat(0.0).sub(x).exp();
+        x.div(one.add(e)).mul(L::load(up)).store(gate);
     }
     let GluArgs { gate, up, activation: Activation::Silu, n_elems } = args;
     let up = &up.of::<f32>()[..n_elems];

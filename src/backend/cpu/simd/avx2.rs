@@ -40,6 +40,31 @@ fn dot(unsigned: __m256i, signed: __m256i) -> __m256 {
     })
 }
 
+/// The same for signed bytes: |w| * (x with the sign of w), since |-128| fits an unsigned byte.
+#[inline(always)]
+fn dot_signed(w: __m256i, x: __m256i) -> __m256 {
+    level!(dot(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)))
+}
+
+#[inline(always)]
+fn exp2_of_biased(x: __m256) -> __m256 {
+    level!({
+        let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(x));
+        _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(0x3f80_0000)))
+    })
+}
+
+/// The low nibbles of 16 bytes, then the high ones.
+#[inline(always)]
+fn nibbles(bytes: &[u8]) -> __m256i {
+    let bytes = &bytes[..16];
+    level!({
+        let low = _mm_loadu_si128(bytes.as_ptr().cast());
+        let both = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low), _mm_srli_epi16::<4>(low));
+        _mm256_and_si256(both, _mm256_set1_epi8(15))
+    })
+}
+
 #[inline(always)]
 fn load_32_bytes(from: &[i8]) -> __m256i {
     let from = &from[..32];
@@ -144,13 +169,7 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     fn exp2_of_biased(self) -> Self {
-        let power = |x| {
-            level!({
-                let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(x));
-                _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(0x3f80_0000)))
-            })
-        };
-        Self(power(self.0), power(self.1))
+        Self(exp2_of_biased(self.0), exp2_of_biased(self.1))
     }
 
     #[inline(always)]
@@ -170,16 +189,7 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     fn nibbles(first: &[u8], second: &[u8]) -> Self::Quants {
-        let unpack = |bytes: &[u8]| {
-            let bytes = &bytes[..16];
-            level!({
-                let low = _mm_loadu_si128(bytes.as_ptr().cast());
-                let both =
-                    _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low), _mm_srli_epi16::<4>(low));
-                _mm256_and_si256(both, _mm256_set1_epi8(15))
-            })
-        };
-        (unpack(first), unpack(second))
+        (nibbles(first), nibbles(second))
     }
 
     #[inline(always)]
@@ -197,9 +207,7 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn dot_bytes(weights: Self::Quants, x: &[i8]) -> Self {
         let x = &x[..PAIR];
-        // |w| * (x with the sign of w): |-128| fits an unsigned byte, and two products stay below 2^15.
-        let signed = |w, x| level!(dot(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)));
-        Self(signed(weights.0, load_32_bytes(x)), signed(weights.1, load_32_bytes(&x[32..])))
+        Self(dot_signed(weights.0, load_32_bytes(x)), dot_signed(weights.1, load_32_bytes(&x[32..])))
     }
 
     #[inline(always)]
