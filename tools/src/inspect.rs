@@ -11,7 +11,7 @@ use longgen::{MemoryPlan, Model, ModelParams, SessionParams};
 use longgen_format::{Array, Directory, TensorInfo, Value, keys};
 use serde_json::json;
 
-use crate::plan::{self, PlanShape};
+use crate::plan;
 
 /// Longest text of a value that is shown whole.
 const SHOWN_CHARS: usize = 72;
@@ -57,9 +57,7 @@ fn with_memory(path: &Path, config: &Config, n_ctx: u32) -> Result<String> {
         Ok(model.plan(&SessionParams { n_ctx, ..SessionParams::default() })?)
     };
     let own = planned(None)?;
-    let shape =
-        PlanShape { n_layers: config.n_layers, n_heads: config.n_heads, n_kv_heads: config.n_kv_heads };
-    let full = planned(Some(plan::full(shape)))?;
+    let full = planned(Some(plan::full(config.into())))?;
     let mut text = plan::table(&config.attention, |layers| {
         let n_bytes: usize = own.layers[layers].iter().map(|layer| layer.kv_bytes).sum();
         size(n_bytes as u64)

@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use longgen::attention::mask::Mask;
 use longgen::attention::plan::{LONGGEN_BLOCKS, LONGGEN_SINK, LayerAttention, middle_third, spread_phases};
+use longgen::model::config::Config;
 use serde_json::{Map, Value, json};
 
 /// The model that a plan is for.
@@ -18,6 +19,12 @@ pub struct PlanShape {
     pub n_heads: usize,
     /// KV heads.
     pub n_kv_heads: usize,
+}
+
+impl From<&Config> for PlanShape {
+    fn from(config: &Config) -> Self {
+        Self { n_layers: config.n_layers, n_heads: config.n_heads, n_kv_heads: config.n_kv_heads }
+    }
 }
 
 /// The flags that choose a plan.

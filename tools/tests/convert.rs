@@ -15,7 +15,7 @@ use longgen_format::{Directory, OwnedValue, TensorType, keys, quant};
 use longgen_tools::convert::types::MatrixType;
 use longgen_tools::plan::{self, AttentionArgs, PlanShape};
 use proptest::prelude::*;
-use safetensors::Dtype;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 use support::random::Random;
 use support::*;
@@ -346,6 +346,38 @@ fn an_output_that_repeats_a_tied_embedding_is_left_out() {
     checkpoint.tensors.insert("lm_head.weight".to_owned(), embedding);
     checkpoint.add("model.layers.0.self_attn.rotary_emb.inv_freq", &[ODD.head_dim / 2], 1);
     assert!(without == convert(&checkpoint.write(folder.path()), MatrixType::Keep));
+}
+
+#[test]
+fn a_trained_checkpoint_needs_no_flag() {
+    let input = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/longgen-tiny-8k");
+    let folder = TempDir::new().unwrap();
+    let out = write(&folder, "tiny.gguf", &convert(&input, MatrixType::Keep));
+    let model = open(&out);
+    let blocks = |local_blocks, sink_blocks, stride| Mask::Blocks {
+        block_size: 64,
+        local_blocks,
+        sink_blocks,
+        stride,
+    };
+    let sink = LayerAttention::uniform(blocks(4, 1, 0), 4);
+    let full = LayerAttention::uniform(Mask::Full, 4);
+    let strided = LayerAttention { mask: blocks(2, 0, 8), phases: vec![1, 1, 5, 5] };
+    let expected: Vec<_> = [sink, full, strided].iter().flat_map(|layer| vec![layer.clone(); 3]).collect();
+    assert_eq!(model.config().attention, expected);
+    assert_eq!(model.config().name.as_deref(), Some("longgen-tiny-8k"));
+
+    // Rows and bytes are those of the source.
+    let (source, bytes) = (fs::read(input.join("model.safetensors")).unwrap(), fs::read(&out).unwrap());
+    let (source, directory) = (SafeTensors::deserialize(&source).unwrap(), Directory::read(&bytes).unwrap());
+    let (mut matrices, mut n_bytes) = (0, 0);
+    for (name, tensor) in source.iter().filter(|(_, tensor)| tensor.shape().len() == 2) {
+        let written = directory.tensor(&gguf_name(name)).unwrap();
+        assert_eq!(written.ty().unwrap(), TensorType::BF16);
+        assert!(directory.tensor_bytes(written) == tensor.data(), "{name}");
+        (matrices, n_bytes) = (matrices + 1, n_bytes + tensor.data().len());
+    }
+    assert_eq!((matrices, n_bytes > 15_000_000), (64, true));
 }
 
 /// Any layer's attention, small numbers and large ones.
