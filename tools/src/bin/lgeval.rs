@@ -1,0 +1,163 @@
+//! `lgeval`: tokens, logits, perplexity and speed of a model.
+
+use std::io::{IsTerminal, stderr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use longgen::{Model, ModelParams};
+use longgen_tools::eval;
+use longgen_tools::plan::AttentionArgs;
+use longgen_tools::run_args::{RunArgs, cancel_on_signals};
+use serde_json::json;
+
+/// Measures a model: tokens, logits, perplexity, speed.
+#[derive(Parser)]
+#[command(name = "lgeval", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags of every command.
+#[derive(Args)]
+struct Common {
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(flatten)]
+    attention: AttentionArgs,
+}
+
+impl Common {
+    /// Opens the model with the plan that the flags ask for.
+    fn open(&self) -> Result<Arc<Model>> {
+        let model = self.run.open(ModelParams::default())?;
+        match self.attention.plan(model.config().into())? {
+            None => Ok(model),
+            attention => self.run.open(ModelParams { attention, ..Default::default() }),
+        }
+    }
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Prints the token ids of a text on one line
+    Tokenize {
+        #[command(flatten)]
+        common: Common,
+        /// The text
+        #[arg(short, long, value_name = "TEXT")]
+        file: PathBuf,
+        /// Special tokens that are spelt in the text become those tokens
+        #[arg(long)]
+        special: bool,
+    },
+    /// Writes the logits behind every token as a NumPy file: float32 [n_tokens, n_vocab]
+    Logits {
+        #[command(flatten)]
+        common: Common,
+        /// Token ids, with blanks between them
+        #[arg(long, value_name = "IDS")]
+        tokens: PathBuf,
+        /// The NumPy file
+        #[arg(short, long, value_name = "OUT")]
+        out: PathBuf,
+        /// Only those behind the last N tokens
+        #[arg(long, value_name = "N")]
+        last: Option<usize>,
+    },
+    /// How well the model predicts a text: the second half of every window of --ctx tokens (512 unless given) is scored
+    Perplexity {
+        #[command(flatten)]
+        common: Common,
+        /// The text
+        #[arg(short, long, value_name = "TEXT")]
+        file: PathBuf,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Tokens per second of prompt and generation, without tokenizer and sampler
+    Bench {
+        #[command(flatten)]
+        common: Common,
+        /// Tokens of the prompt; 0 leaves it out
+        #[arg(short = 'p', long, default_value_t = 512)]
+        n_prompt: usize,
+        /// Tokens to generate; 0 leaves it out
+        #[arg(short = 'n', long, default_value_t = 64)]
+        n_generate: usize,
+        /// Tokens that are there before, not timed
+        #[arg(short, long, default_value_t = 0)]
+        depth: usize,
+        /// Repetitions
+        #[arg(short, long, default_value_t = 5)]
+        repeat: usize,
+        /// One JSON object per line
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let cancel = cancel_on_signals()?;
+    let read = |path: &PathBuf| std::fs::read_to_string(path).with_context(|| path.display().to_string());
+    match cli.command {
+        Command::Tokenize { common, file, special } => {
+            let model = common.open()?;
+            let ids = model.tokenizer().encode(&read(&file)?, special, true)?;
+            let words: Vec<String> = ids.iter().map(u32::to_string).collect();
+            println!("{}", words.join(" "));
+        }
+        Command::Logits { common, tokens, out, last } => {
+            let model = common.open()?;
+            let tokens = eval::read_tokens(&tokens)?;
+            eval::logits(&common.run, &model, &tokens, last, &out, &cancel)?;
+        }
+        Command::Perplexity { common, file, json } => {
+            let model = common.open()?;
+            let text = read(&file)?;
+            let n_ctx = common.run.ctx_size.unwrap_or(512);
+            let bar = if stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+            bar.set_style(ProgressStyle::with_template("{wide_bar} {pos}/{len} windows, {eta} left")?);
+            let result = eval::perplexity(&common.run, &model, &text, n_ctx, &cancel, &mut |done, all| {
+                bar.set_length(all as u64);
+                bar.set_position(done as u64);
+            })?;
+            bar.finish_and_clear();
+            let eval::Perplexity { perplexity, n_tokens, seconds } = result;
+            match json {
+                true => println!(
+                    "{}",
+                    json!({"perplexity": perplexity, "n_tokens": n_tokens, "seconds": seconds})
+                ),
+                false => println!("perplexity {perplexity:.4} over {n_tokens} tokens in {seconds:.1} s"),
+            }
+        }
+        Command::Bench { common, n_prompt, n_generate, depth, repeat, json } => {
+            let model = common.open()?;
+            let bench = eval::Bench { n_prompt, n_generate, depth, repeat };
+            for speed in eval::bench(&common.run, &model, bench, &cancel)? {
+                let (min, median, max) = speed.summary();
+                match json {
+                    true => println!("{}", speed.to_json()),
+                    false => println!("{:>16} {median:9.2} tokens/s  ({min:.2} to {max:.2})", speed.name),
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lgeval: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! What `lgeval` measures.
+
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use longgen::{Cancel, Model, Session, SessionParams};
+use serde_json::{Value, json};
+
+use crate::npy;
+use crate::run_args::RunArgs;
+
+/// Rows of logits that are computed together.
+const LOGITS_ROWS: u32 = 32;
+
+/// Token ids from a file: numbers with blanks or line ends between them.
+///
+/// # Errors
+/// The file cannot be read, or has a word that is no id.
+pub fn read_tokens(path: &Path) -> Result<Vec<u32>> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let id =
+        |word: &str| word.parse().with_context(|| format!("{}: {word:?} is no token id", path.display()));
+    text.split_whitespace().map(id).collect()
+}
+
+/// Writes the logits behind the last `last` tokens, or behind all of them, as a NumPy file.
+///
+/// # Errors
+/// Those of the session and of the file; a file that was not finished is removed.
+pub fn logits(
+    args: &RunArgs,
+    model: &Arc<Model>,
+    tokens: &[u32],
+    last: Option<usize>,
+    out: &Path,
+    cancel: &Cancel,
+) -> Result<()> {
+    let n_vocab = model.config().n_vocab;
+    let first = tokens.len() - last.unwrap_or(tokens.len()).min(tokens.len());
+    let mut session = open(args, model, u32::try_from(tokens.len())?)?;
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(|| folder.display().to_string())?;
+    {
+        let mut sink = BufWriter::new(file.as_file_mut());
+        npy::write_header(&mut sink, tokens.len() - first, n_vocab)?;
+        if first > 0 {
+            session.prefill(&tokens[..first], cancel, &mut |_, _| {})?;
+        }
+        session.prefill_each(&tokens[first..], cancel, &mut |_, rows| {
+            npy::write_values(&mut sink, rows).map_err(|error| {
+                longgen::Error::new(longgen::ErrorKind::Io, format!("{}: {error}", out.display()))
+            })
+        })?;
+        sink.flush()?;
+    }
+    file.persist(out).with_context(|| out.display().to_string())?;
+    Ok(())
+}
+
+fn open(args: &RunArgs, model: &Arc<Model>, n_ctx: u32) -> Result<Session> {
+    let params = SessionParams { logits_rows: LOGITS_ROWS, ..args.session_params(n_ctx) };
+    args.session(model, &params)
+}
+
+/// How well a model predicts a text.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Perplexity {
+    /// e to the mean negative log-likelihood of the scored tokens.
+    pub perplexity: f64,
+    /// Tokens that were scored.
+    pub n_tokens: usize,
+    /// Time of everything but opening the model.
+    pub seconds: f64,
+}
+
+/// Scores the second half of every window of `n_ctx` tokens, so that each prediction has at least half a window before it;
+/// windows begin with the beginning-of-text token if the model wants it.
+///
+/// # Errors
+/// A text that is shorter than one window, and those of the session.
+pub fn perplexity(
+    args: &RunArgs,
+    model: &Arc<Model>,
+    text: &str,
+    n_ctx: u32,
+    cancel: &Cancel,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Perplexity> {
+    let start = Instant::now();
+    let tokenizer = model.tokenizer();
+    let tokens = tokenizer.encode(text, false, false)?;
+    let bos: Vec<u32> = tokenizer.bos().filter(|_| tokenizer.adds_bos()).into_iter().collect();
+    let n = n_ctx as usize - bos.len().min(n_ctx as usize);
+    if n < 4 || tokens.len() < n {
+        bail!("the text has {} tokens, fewer than one window of {n_ctx}", tokens.len());
+    }
+    let mut session = open(args, model, n_ctx)?;
+    let (n_windows, n_vocab) = (tokens.len() / n, model.config().n_vocab);
+    let (mut sum, mut n_tokens) = (0.0, 0);
+    for (i, window) in tokens.chunks_exact(n).enumerate() {
+        session.rewind(0)?;
+        let window = [&bos[..], window].concat();
+        let scored = window.len() / 2;
+        session.prefill(&window[..scored], cancel, &mut |_, _| {})?;
+        // The prediction of token `scored` comes from the first half's last row.
+        sum += surprise(session.logits()?, window[scored]);
+        let rest = &window[scored..window.len() - 1];
+        session.prefill_each(rest, cancel, &mut |row, logits| {
+            for (j, logits) in logits.chunks_exact(n_vocab).enumerate() {
+                sum += surprise(logits, window[scored + row + j + 1]);
+            }
+            Ok(())
+        })?;
+        n_tokens += window.len() - scored;
+        progress(i + 1, n_windows);
+    }
+    Ok(Perplexity {
+        perplexity: (sum / n_tokens as f64).exp(),
+        n_tokens,
+        seconds: start.elapsed().as_secs_f64(),
+    })
+}
+
+/// Negative log-likelihood of a token, in nats.
+fn surprise(logits: &[f32], token: u32) -> f64 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&x| f64::from(x - max).exp()).sum();
+    sum.ln() - f64::from(logits[token as usize] - max)
+}
+
+/// Speed of one kind of work: tokens per second of every repetition.
+#[derive(Clone, Debug)]
+pub struct Speed {
+    /// `pp512`, or `tg64 @ d4096`.
+    pub name: String,
+    /// Tokens per second, one number a repetition.
+    pub tokens_per_second: Vec<f64>,
+}
+
+impl Speed {
+    /// Minimum, median and maximum.
+    pub fn summary(&self) -> (f64, f64, f64) {
+        let mut sorted = self.tokens_per_second.clone();
+        sorted.sort_by(f64::total_cmp);
+        let at = |i: usize| sorted.get(i).copied().unwrap_or(0.0);
+        (at(0), at(sorted.len() / 2), at(sorted.len().saturating_sub(1)))
+    }
+
+    /// As a JSON object.
+    pub fn to_json(&self) -> Value {
+        let (min, median, max) = self.summary();
+        json!({"test": self.name, "min": min, "median": median, "max": max, "tokens_per_second": self.tokens_per_second})
+    }
+}
+
+/// What is to be timed.
+#[derive(Clone, Copy, Debug)]
+pub struct Bench {
+    /// Tokens of a prompt; 0 leaves it out.
+    pub n_prompt: usize,
+    /// Tokens that are generated; 0 leaves it out.
+    pub n_generate: usize,
+    /// Tokens that are there before, not timed.
+    pub depth: usize,
+    /// Repetitions, after one that is not counted.
+    pub repeat: usize,
+}
+
+/// Times prompt and generation, without tokenizer and sampler.
+///
+/// # Errors
+/// Those of the session.
+pub fn bench(args: &RunArgs, model: &Arc<Model>, bench: Bench, cancel: &Cancel) -> Result<Vec<Speed>> {
+    let Bench { n_prompt, n_generate, depth, repeat } = bench;
+    let n_ctx = u32::try_from(depth + n_prompt.max(n_generate))?;
+    let mut session = args.session(model, &args.session_params(n_ctx))?;
+    let n_vocab = u64::try_from(model.config().n_vocab)?;
+    // Ids all over the vocabulary, the same in every run.
+    let id = |i: usize| u32::try_from((i as u64 * 7919 + 13) % n_vocab).unwrap_or(0);
+    let ids: Vec<u32> = (0..n_ctx as usize).map(id).collect();
+    let suffix = if depth > 0 { format!(" @ d{depth}") } else { String::new() };
+    let mut speeds = Vec::new();
+    for (name, n, alone) in [("pp", n_prompt, false), ("tg", n_generate, true)] {
+        if n == 0 {
+            continue;
+        }
+        let mut rates = Vec::new();
+        for _ in 0..=repeat {
+            let kept = session.rewind(depth.min(session.tokens().len()))?;
+            if kept < depth {
+                session.prefill(&ids[kept..depth], cancel, &mut |_, _| {})?;
+            }
+            let start = Instant::now();
+            match alone {
+                false => session.prefill(&ids[depth..depth + n], cancel, &mut |_, _| {})?,
+                true => ids[depth..depth + n].iter().try_for_each(|&id| session.decode(id, cancel))?,
+            }
+            rates.push(n as f64 / start.elapsed().as_secs_f64());
+        }
+        speeds.push(Speed { name: format!("{name}{n}{suffix}"), tokens_per_second: rates.split_off(1) });
+    }
+    Ok(speeds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn surprise_is_the_negative_log_of_the_softmax() {
+        let logits = [1.0f32, -2.0, 700.0, 699.0];
+        let total: f64 = logits.iter().map(|&x| (f64::from(x) - 700.0).exp()).sum();
+        for (token, &logit) in (0u32..).zip(&logits) {
+            let expected = -((f64::from(logit) - 700.0).exp() / total).ln();
+            let has = surprise(&logits, token);
+            assert!((has - expected).abs() < 1e-9 * expected.abs().max(1.0), "{token}: {has} {expected}");
+        }
+    }
+
+    #[test]
+    fn a_summary_is_minimum_median_and_maximum() {
+        let speed = Speed { name: String::new(), tokens_per_second: vec![3.0, 9.0, 1.0, 5.0, 4.0] };
+        assert_eq!(speed.summary(), (1.0, 4.0, 9.0));
+    }
+}

@@ -1,0 +1,101 @@
+//! Flags that every program which runs a model has.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use longgen::{Cancel, Device, KvType, Model, ModelParams, Precision, Session, SessionParams};
+
+/// Element types of the cache.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum KvArg {
+    /// 32-bit floats
+    F32,
+    /// 16-bit floats
+    F16,
+}
+
+/// Precisions of matrix products.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum PrecisionArg {
+    /// f32 activations
+    Exact,
+    /// activations rounded to 8 bits where weights are quantised
+    Fast,
+}
+
+/// How a model is run.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// Model file: made by lgconvert, or a plain llama GGUF
+    #[arg(short, long, value_name = "FILE")]
+    pub model: PathBuf,
+    /// Longest context in tokens [default: what the task needs, or what the model was trained for]
+    #[arg(short, long = "ctx-size", alias = "ctx", value_name = "TOKENS")]
+    pub ctx_size: Option<u32>,
+    /// Threads [default: one per core]
+    #[arg(short, long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Most tokens that go through the layers together; never changes a result
+    #[arg(long, value_name = "TOKENS")]
+    pub chunk: Option<u32>,
+    /// Element type of the cache
+    #[arg(long, value_enum, default_value = "f16")]
+    pub kv: KvArg,
+    /// Precision of matrix products
+    #[arg(long, value_enum, default_value = "fast")]
+    pub precision: PrecisionArg,
+}
+
+impl RunArgs {
+    /// Opens the model.
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    pub fn open(&self, params: ModelParams) -> Result<Arc<Model>> {
+        let params = ModelParams { n_threads: self.threads.unwrap_or(0), device: Device::Cpu, ..params };
+        Ok(Arc::new(Model::open(&self.model, &params)?))
+    }
+
+    /// The parameters of a session; `n_ctx` is used unless the flags say something else.
+    pub fn session_params(&self, n_ctx: u32) -> SessionParams {
+        SessionParams {
+            n_ctx: self.ctx_size.unwrap_or(n_ctx),
+            chunk_tokens: self.chunk.unwrap_or(0),
+            kv_type: match self.kv {
+                KvArg::F32 => KvType::F32,
+                KvArg::F16 => KvType::F16,
+            },
+            precision: match self.precision {
+                PrecisionArg::Exact => Precision::Exact,
+                PrecisionArg::Fast => Precision::Fast,
+            },
+            logits_rows: 0,
+        }
+    }
+
+    /// Opens a session.
+    ///
+    /// # Errors
+    /// Parameters out of range, or too little memory; then the message says how much is needed.
+    pub fn session(&self, model: &Arc<Model>, params: &SessionParams) -> Result<Session> {
+        let needed = model.plan(params)?.total_bytes();
+        Session::new(model, params).with_context(|| {
+            format!(
+                "a session of this size needs {needed} bytes; -c takes fewer tokens, --kv f16 smaller ones"
+            )
+        })
+    }
+}
+
+/// A flag that Ctrl-C and a request to terminate set.
+///
+/// # Errors
+/// The system gives no handler.
+pub fn cancel_on_signals() -> Result<Cancel> {
+    let cancel = Cancel::default();
+    let flag = cancel.clone();
+    ctrlc::set_handler(move || flag.cancel()).context("cannot watch for Ctrl-C")?;
+    Ok(cancel)
+}
