@@ -1,9 +1,12 @@
 //! What the command-line tools share.
 #![forbid(unsafe_code)]
 
+pub mod chat;
 pub mod convert;
 pub mod eval;
+pub mod generate;
 pub mod inspect;
 pub mod npy;
 pub mod plan;
+pub mod plan_report;
 pub mod run_args;

@@ -1,0 +1,259 @@
+//! `lgrun`: chat with a model in a terminal, or get one answer.
+
+use std::io::{IsTerminal, Read, Write, stderr, stdin, stdout};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use longgen::{Cancel, ModelParams, Sampler, SamplerParams, Session};
+use longgen_tools::chat::Conversation;
+use longgen_tools::generate::{self, Stats, Stop};
+use longgen_tools::plan_report;
+use longgen_tools::run_args::{RunArgs, cancel_on_signals};
+use rustyline::DefaultEditor;
+use rustyline::error::ReadlineError;
+
+/// Chats with a model, or answers once: with -p, -f, or text on standard input.
+#[derive(Parser)]
+#[command(name = "lgrun", version)]
+struct Cli {
+    #[command(flatten)]
+    run: RunArgs,
+    /// The question, for one answer
+    #[arg(short, long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// A file with the question, or with what the question of -p is about
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Continue the text as it is, without chat template
+    #[arg(long)]
+    raw: bool,
+    /// What the model is told before the conversation
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    system: Option<String>,
+    /// Most tokens of an answer [default: until the model ends it or the context is full]
+    #[arg(short, long, value_name = "TOKENS")]
+    n_predict: Option<usize>,
+    /// Divides the logits; 0 always takes the likeliest token
+    #[arg(long, value_name = "T", default_value_t = 0.8)]
+    temp: f32,
+    /// Choose among the K likeliest tokens; 0 means all
+    #[arg(long, value_name = "K", default_value_t = 40)]
+    top_k: u32,
+    /// Choose among the likeliest tokens that have probability P together
+    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    top_p: f32,
+    /// Start of the random numbers [default: another one every time]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Print what each layer attends to and the exact memory of the context, and exit
+    #[arg(long)]
+    plan: bool,
+    /// Print what each answer cost
+    #[arg(long)]
+    stats: bool,
+}
+
+impl Cli {
+    /// The text to answer once, if there is one.
+    fn question(&self) -> Result<Option<String>> {
+        let mut text = String::new();
+        if let Some(file) = &self.file {
+            text += &std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+        }
+        if let Some(prompt) = &self.prompt {
+            if !text.is_empty() && !self.raw {
+                text += "\n\n";
+            }
+            text += prompt;
+        }
+        if self.file.is_none() && self.prompt.is_none() {
+            if stdin().is_terminal() {
+                return Ok(None);
+            }
+            stdin().read_to_string(&mut text).context("standard input")?;
+        }
+        if text.trim().is_empty() {
+            bail!("nothing to answer: the text is empty");
+        }
+        Ok(Some(text))
+    }
+
+    fn sampler(&self) -> Result<Sampler> {
+        let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let seed = self.seed.unwrap_or_else(|| u64::from(now().subsec_nanos()) ^ now().as_secs() << 30);
+        if self.stats {
+            eprintln!("temperature {}, top-k {}, top-p {}, seed {seed}", self.temp, self.top_k, self.top_p);
+        }
+        let params = SamplerParams { temperature: self.temp, top_k: self.top_k, top_p: self.top_p, seed };
+        Ok(Sampler::new(&params)?)
+    }
+
+    fn limit(&self) -> usize {
+        self.n_predict.unwrap_or(usize::MAX)
+    }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    let question = if cli.plan { None } else { cli.question()? };
+    let model = cli.run.open(ModelParams::default())?;
+    let params = cli.run.session_params(0);
+    if cli.plan {
+        print!("{}", plan_report::report(&cli.run, &model, &params)?);
+        return Ok(());
+    }
+    let session = cli.run.session(&model, &params)?;
+    let (sampler, cancel) = (cli.sampler()?, cancel_on_signals()?);
+    match question {
+        Some(question) => answer_once(cli, session, sampler, &question, &cancel),
+        None if cli.raw => bail!("--raw continues a text: give it with -p, -f or on standard input"),
+        None => chat(cli, Conversation::new(session, sampler, cli.system.clone())?, &cancel),
+    }
+}
+
+fn answer_once(
+    cli: &Cli,
+    mut session: Session,
+    mut sampler: Sampler,
+    question: &str,
+    cancel: &Cancel,
+) -> Result<()> {
+    let bar = prompt_bar();
+    let progress = &mut |done, all| show(&bar, done, all);
+    let stats = if cli.raw {
+        let prompt = session.model().tokenizer().encode(question, false, true)?;
+        generate::answer(&mut session, &prompt, &mut sampler, cli.limit(), cancel, progress, &mut print)?
+    } else {
+        let mut conversation = Conversation::new(session, sampler, cli.system.clone())?;
+        conversation.say(question, cli.limit(), cancel, progress, &mut print)?
+    };
+    println!();
+    finish(cli, &stats);
+    if stats.stop == Stop::Cancelled {
+        bail!("stopped");
+    }
+    Ok(())
+}
+
+const HELP: &str = "\
+/clear   forget the conversation
+/help    this list
+/bye     leave, like Ctrl-D
+Ctrl-C stops an answer and keeps it; twice at the prompt it leaves. A backslash at the end of a line continues it.";
+
+fn chat(cli: &Cli, mut conversation: Conversation, cancel: &Cancel) -> Result<()> {
+    let model = conversation.session().model().clone();
+    let name = model.config().name.as_deref().unwrap_or("the model");
+    eprintln!("{name}, {} tokens of context. /help lists commands.", conversation.session().n_ctx());
+    let mut editor = DefaultEditor::new().context("cannot read lines from this terminal")?;
+    let mut interrupted = false;
+    loop {
+        let text = match read_message(&mut editor) {
+            Ok(text) => text,
+            Err(ReadlineError::Interrupted) if interrupted => return Ok(()),
+            Err(ReadlineError::Interrupted) => {
+                eprintln!("(Ctrl-C again or Ctrl-D leaves)");
+                interrupted = true;
+                continue;
+            }
+            Err(ReadlineError::Eof) => return Ok(()),
+            Err(error) => return Err(error).context("cannot read a line"),
+        };
+        interrupted = false;
+        let _ = editor.add_history_entry(&text);
+        match text.trim() {
+            "" => continue,
+            "/bye" => return Ok(()),
+            "/clear" => conversation.clear(),
+            "/help" => eprintln!("{HELP}"),
+            command if command.starts_with('/') => eprintln!("{command}: no such command; /help lists them"),
+            text => {
+                cancel.reset();
+                let bar = prompt_bar();
+                let progress = &mut |done, all| show(&bar, done, all);
+                match conversation.say(text, cli.limit(), cancel, progress, &mut print) {
+                    Ok(stats) => {
+                        println!();
+                        finish(cli, &stats);
+                    }
+                    Err(error) => eprintln!("{error:#}"),
+                }
+            }
+        }
+    }
+}
+
+/// A line, or several that end in a backslash.
+fn read_message(editor: &mut DefaultEditor) -> Result<String, ReadlineError> {
+    let mut text = editor.readline("> ")?;
+    while text.ends_with('\\') {
+        text.pop();
+        text.push('\n');
+        text += &editor.readline(". ")?;
+    }
+    Ok(text)
+}
+
+fn print(text: &str) {
+    let mut out = stdout();
+    // Whoever stopped reading does not want the rest.
+    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+        std::process::exit(1);
+    }
+}
+
+fn prompt_bar() -> ProgressBar {
+    if !stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("reading {pos} of {len} tokens, {per_sec}, {eta} left");
+    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+/// Shows how far a prompt is, and takes it away when it is done.
+fn show(bar: &ProgressBar, done: usize, all: usize) {
+    match done < all {
+        true => {
+            bar.set_length(all as u64);
+            bar.set_position(done as u64);
+        }
+        false => bar.finish_and_clear(),
+    }
+}
+
+/// Says why an answer ended early, and with --stats what it cost.
+fn finish(cli: &Cli, stats: &Stats) {
+    match stats.stop {
+        Stop::ContextFull => {
+            eprintln!("(the context is full: /clear forgets the conversation, -c takes a larger one)")
+        }
+        Stop::Cancelled => eprintln!("(stopped)"),
+        Stop::EndOfText | Stop::Limit => {}
+    }
+    if cli.stats {
+        let rate = |n: usize, time: std::time::Duration| n as f64 / time.as_secs_f64().max(1e-9);
+        let computed = stats.n_prompt - stats.n_reused;
+        eprintln!(
+            "prompt {} tokens ({} reused, {:.0} ms, {:.1}/s), answer {} tokens ({:.0} ms, {:.1}/s)",
+            stats.n_prompt,
+            stats.n_reused,
+            stats.prompt.as_secs_f64() * 1e3,
+            rate(computed, stats.prompt),
+            stats.n_generated,
+            stats.generation.as_secs_f64() * 1e3,
+            rate(stats.n_generated, stats.generation),
+        );
+    }
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lgrun: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! A conversation: messages, and the tokens that they are to the model.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use longgen::text::{ChatTemplate, Message};
+use longgen::{Cancel, Model, Sampler, Session};
+
+use crate::generate::{self, Progress, Stats};
+
+/// Messages, and the session that knows them.
+pub struct Conversation {
+    session: Session,
+    sampler: Sampler,
+    system: Option<String>,
+    messages: Vec<Message>,
+}
+
+impl Conversation {
+    /// A conversation that begins with what `system` says, if it says anything.
+    ///
+    /// # Errors
+    /// A model without a chat template.
+    pub fn new(session: Session, sampler: Sampler, system: Option<String>) -> Result<Self> {
+        template(session.model())?;
+        let mut conversation = Self { session, sampler, system, messages: Vec::new() };
+        conversation.clear();
+        Ok(conversation)
+    }
+
+    /// Forgets everything but what the system says.
+    pub fn clear(&mut self) {
+        let system = self.system.iter().map(|content| message("system", content));
+        self.messages = system.collect();
+    }
+
+    /// The session, to look at.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Answers what the user says. An answer that was stopped stays in the conversation as far as it came; a message whose
+    /// answer did not begin is forgotten.
+    ///
+    /// # Errors
+    /// Those of the template, the session and the sampler; the conversation is as before then.
+    pub fn say(
+        &mut self,
+        text: &str,
+        limit: usize,
+        cancel: &Cancel,
+        progress: Progress<'_>,
+        print: &mut dyn FnMut(&str),
+    ) -> Result<Stats> {
+        let before = self.messages.len();
+        self.messages.push(message("user", text));
+        let mut answer = String::new();
+        let result = self.prompt().and_then(|prompt| {
+            let print = &mut |text: &str| {
+                answer.push_str(text);
+                print(text);
+            };
+            generate::answer(&mut self.session, &prompt, &mut self.sampler, limit, cancel, progress, print)
+        });
+        match &result {
+            Ok(stats) if stats.n_generated > 0 || stats.stop == generate::Stop::EndOfText => {
+                self.messages.push(message("assistant", &answer));
+            }
+            _ => self.messages.truncate(before),
+        }
+        result
+    }
+
+    /// The conversation as tokens, up to where the assistant's answer begins.
+    fn prompt(&self) -> Result<Vec<u32>> {
+        let model = self.session.model();
+        let text = template(model)?.render(&self.messages, true)?;
+        Ok(model.tokenizer().encode(&text, true, true)?)
+    }
+}
+
+fn template(model: &Arc<Model>) -> Result<&ChatTemplate> {
+    model
+        .chat_template()
+        .context("this model has no chat template, so it cannot chat; --raw continues a text instead")
+}
+
+fn message(role: &str, content: &str) -> Message {
+    Message { role: role.to_owned(), content: content.to_owned() }
+}
