@@ -40,7 +40,7 @@ pub fn n_spans(n_ctx: usize) -> usize {
 
 pub fn attn(level: Level, ws: &mut Workspace, args: AttnArgs<'_, CpuBackend>) -> Result<()> {
     let KvShape { head_dim, ty, .. } = args.shape;
-    if head_dim > MAX_HEAD_DIM || args.n_heads % args.shape.n_kv_heads != 0 {
+    if head_dim > MAX_HEAD_DIM || !args.n_heads.is_multiple_of(args.shape.n_kv_heads) {
         let (n_heads, n_kv_heads) = (args.n_heads, args.shape.n_kv_heads);
         return Err(Error::unsupported(format!("{n_heads} heads of {head_dim} over {n_kv_heads} kv heads")));
     }

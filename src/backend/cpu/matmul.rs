@@ -6,6 +6,7 @@
 //!
 //! Quantised weights meet activations that were rounded to bytes (`fast`): integer dot products of 32 elements, exact,
 //! then one f32 multiply-add per block with the product of the scales. Everything else is f32 (`exact`, and wide types).
+#![allow(clippy::needless_range_loop, reason = "tiles of vectors are walked by index, see below")]
 
 use longgen_format::TensorType;
 
