@@ -105,19 +105,31 @@ impl Mask {
 
     /// Blocks of which any of the queries `first..=last` of a head with this `phase` may see a token, ascending.
     pub fn visible_blocks(&self, first: u32, last: u32, phase: u32) -> impl Iterator<Item = u32> + use<> {
+        self.visible_blocks_from(first, last, phase, 0)
+    }
+
+    /// The visible blocks from `from` on, found without going through those before.
+    pub fn visible_blocks_from(
+        &self,
+        first: u32,
+        last: u32,
+        phase: u32,
+        from: u32,
+    ) -> impl Iterator<Item = u32> + use<> {
         let near = self.first_near_block(first);
         let sinks = self.sink_blocks().min(near);
         // Strided blocks between the sinks and the near ones: those with (block + phase) mod stride = 0.
         let (stride, first_strided) = match *self {
             Mask::Blocks { stride, .. } if stride > 0 => {
                 let residue = (stride - phase % stride) % stride;
-                let ahead = (residue + stride - sinks % stride) % stride;
-                (stride, sinks.saturating_add(ahead))
+                let begin = sinks.max(from);
+                let ahead = (residue + stride - begin % stride) % stride;
+                (stride, begin.saturating_add(ahead))
             }
             _ => (1, near),
         };
         let strided = (first_strided..near).step_by(stride as usize);
-        (0..sinks).chain(strided).chain(near..=last / self.block_size())
+        (from..sinks).chain(strided).chain(near.max(from)..=last / self.block_size())
     }
 
     /// Tokens of `block` that a query at position `i` sees, as two ascending ranges of positions; the second follows
@@ -175,6 +187,11 @@ pub(crate) mod tests {
             let last = first + n - 1;
             let blocks: Vec<u32> = mask.visible_blocks(first, last, phase).collect();
             prop_assert!(blocks.is_sorted_by(|a, b| a < b));
+            for from in [0, last / mask.block_size() / 2, last / mask.block_size() + 1] {
+                let later: Vec<u32> = mask.visible_blocks_from(first, last, phase, from).collect();
+                let expected: Vec<u32> = blocks.iter().copied().filter(|&block| block >= from).collect();
+                prop_assert_eq!(later, expected, "from block {}", from);
+            }
             for i in [first, last, (first + last) / 2] {
                 let mut seen = Vec::new();
                 for &block in &blocks {
