@@ -84,16 +84,16 @@ fn the_cpu_computes_what_the_oracle_computes() {
             all_logits(&mut Session::new(&model, &params(90, precision, KvType::F16)).unwrap(), &text)
         };
         let expected = logits(Device::Reference, Precision::Exact);
-        let worst = |has: Vec<f32>| {
-            has.iter()
-                .zip(&expected)
-                .map(|(a, b)| (a - b).abs())
-                .fold(0.0, |worst: f32, d| if d > worst || d.is_nan() { d } else { worst })
+        // Root mean square of the difference, relative to the logits'.
+        let distance = |has: Vec<f32>| {
+            let squares = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x) * f64::from(x)).sum::<f64>();
+            let difference = squares(&mut has.iter().zip(&expected).map(|(a, b)| a - b));
+            (difference / squares(&mut expected.iter().copied())).sqrt()
         };
-        let exact = worst(logits(Device::Cpu, Precision::Exact));
-        assert!(exact < 2e-3, "{ty}: exact differs by {exact}");
-        let fast = worst(logits(Device::Cpu, Precision::Fast));
-        assert!(fast < 0.5, "{ty}: fast differs by {fast}");
+        let exact = distance(logits(Device::Cpu, Precision::Exact));
+        assert!(exact < 1e-5, "{ty}: exact differs by {exact}");
+        let fast = distance(logits(Device::Cpu, Precision::Fast));
+        assert!(fast < 0.05, "{ty}: fast differs by {fast}");
     }
 }
 
