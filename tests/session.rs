@@ -81,12 +81,14 @@ fn the_cpu_computes_what_the_oracle_computes() {
         let file = File::new(&tiny_model::bytes(ty));
         let logits = |device, precision| {
             let model = file.open(device, 2);
-            all_logits(&mut Session::new(&model, &params(90, precision, KvType::F16)).unwrap(), &text)
+            all_logits(&mut Session::new(&model, &params(90, precision, KvType::F32)).unwrap(), &text)
         };
         let expected = logits(Device::Reference, Precision::Exact);
         // Root mean square of the difference, relative to the logits'.
         let distance = |has: Vec<f32>| {
-            let squares = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x) * f64::from(x)).sum::<f64>();
+            let squares = |values: &mut dyn Iterator<Item = f32>| {
+                values.map(|x| f64::from(x) * f64::from(x)).sum::<f64>()
+            };
             let difference = squares(&mut has.iter().zip(&expected).map(|(a, b)| a - b));
             (difference / squares(&mut expected.iter().copied())).sqrt()
         };
