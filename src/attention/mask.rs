@@ -71,18 +71,6 @@ impl Mask {
         }
     }
 
-    /// The first block at or behind `block` that a head with this `phase` sees from everywhere behind it.
-    pub fn next_kept(&self, block: u32, phase: u32) -> Option<u32> {
-        match *self {
-            _ if block < self.sink_blocks() => Some(block),
-            Mask::Blocks { stride: stride @ 1.., .. } => {
-                block.checked_add((stride - (block % stride + phase % stride) % stride) % stride)
-            }
-            Mask::Full => Some(block),
-            _ => None,
-        }
-    }
-
     /// Blocks at the start of the context that the cache never gives up.
     pub fn sink_blocks(&self) -> u32 {
         match *self {
@@ -117,19 +105,31 @@ impl Mask {
 
     /// Blocks of which any of the queries `first..=last` of a head with this `phase` may see a token, ascending.
     pub fn visible_blocks(&self, first: u32, last: u32, phase: u32) -> impl Iterator<Item = u32> + use<> {
+        self.visible_blocks_from(first, last, phase, 0)
+    }
+
+    /// The visible blocks from `from` on, found without going through those before.
+    pub fn visible_blocks_from(
+        &self,
+        first: u32,
+        last: u32,
+        phase: u32,
+        from: u32,
+    ) -> impl Iterator<Item = u32> + use<> {
         let near = self.first_near_block(first);
         let sinks = self.sink_blocks().min(near);
         // Strided blocks between the sinks and the near ones: those with (block + phase) mod stride = 0.
         let (stride, first_strided) = match *self {
             Mask::Blocks { stride, .. } if stride > 0 => {
                 let residue = (stride - phase % stride) % stride;
-                let ahead = (residue + stride - sinks % stride) % stride;
-                (stride, sinks.saturating_add(ahead))
+                let begin = sinks.max(from);
+                let ahead = (residue + stride - begin % stride) % stride;
+                (stride, begin.saturating_add(ahead))
             }
             _ => (1, near),
         };
         let strided = (first_strided..near).step_by(stride as usize);
-        (0..sinks).chain(strided).chain(near..=last / self.block_size())
+        (from..sinks).chain(strided).chain(near.max(from)..=last / self.block_size())
     }
 
     /// Tokens of `block` that a query at position `i` sees, as two ascending ranges of positions; the second follows
@@ -185,10 +185,13 @@ pub(crate) mod tests {
             mask in any_mask(), phase in 0u32..9, first in 0u32..700, n in 1u32..90,
         ) {
             let last = first + n - 1;
-            let kept = (first..first + 50).find(|&block| mask.keeps(block, phase));
-            prop_assert_eq!(mask.next_kept(first, phase).filter(|&block| block < first + 50), kept);
             let blocks: Vec<u32> = mask.visible_blocks(first, last, phase).collect();
             prop_assert!(blocks.is_sorted_by(|a, b| a < b));
+            for from in [0, last / mask.block_size() / 2, last / mask.block_size() + 1] {
+                let later: Vec<u32> = mask.visible_blocks_from(first, last, phase, from).collect();
+                let expected: Vec<u32> = blocks.iter().copied().filter(|&block| block >= from).collect();
+                prop_assert_eq!(later, expected, "from block {}", from);
+            }
             for i in [first, last, (first + last) / 2] {
                 let mut seen = Vec::new();
                 for &block in &blocks {

@@ -1,301 +1,306 @@
-//! `out = x * transpose(w)`.
+//! `out = x * transpose(w)`, in two ways that share their plan: cut the outputs into tiles, bring the weights of a tile
+//! into a convenient form once, and use it for all its activation rows.
 //!
-//! One order of accumulation per output element, whatever the tile: lanes along the contraction, blocks in the order of
-//! the file, then one sum over the lanes. Tiles of 4 weight rows by 4 activation rows only reuse loads, so a row gives the
-//! same bits alone and among others, on one thread and on many.
-//!
-//! Quantised weights meet activations that were rounded to bytes (`fast`): integer dot products of 32 elements, exact,
-//! then one f32 multiply-add per block with the product of the scales. Everything else is f32 (`exact`, and wide types).
-#![allow(clippy::needless_range_loop, reason = "tiles of vectors are walked by index, see below")]
+//! The order in which an output element is accumulated is the same wherever it is computed:
+//! - quantised weights, `Precision::Fast`: block after block, the exact integer product of a block times its scales is
+//!   added to one f32;
+//! - otherwise: lane i of 16 adds the products of elements i, i + 16, ... in f32, then the lanes are summed.
 
 use longgen_format::TensorType;
 
-use super::quant::{QuantFormat, QuantRows, WideFormat, load_rest, n_pairs, quantize_row, with_wide_format};
-use super::simd::{Kernel, LANES, Lanes, Level, PAIR};
-use super::team::{Matrix, Tile};
-use super::{CpuBackend, Workspace, quant};
-use crate::alloc::HostBuf;
+use super::CpuBackend;
+use super::quant::*;
+use super::simd::{Kernel, Lanes, Simd};
+use super::team::{Crew, Grid, Tile};
+use super::workspace::Workspace;
 use crate::backend::args::*;
 use crate::error::{Error, Result};
 
-/// Weight rows of one item: enough to be worth claiming, few enough to balance.
-const ITEM_ROWS: usize = 32;
-/// Most products with the same input: query, key and value.
-const MAX_PARTS: usize = 3;
+/// Products of one call; more are done in several calls.
+const MAX_PARTS: usize = 4;
 
-/// Bytes that the rounded activations of a step take.
-pub fn quant_bytes(max_rows: usize, max_cols: usize) -> (usize, usize) {
-    let pairs = max_rows * n_pairs(max_cols);
-    (pairs * PAIR, pairs * 4 * size_of::<f32>())
+/// Weight rows of a register tile of the f32 product.
+const WIDE_ROWS: usize = 4;
+
+/// Bytes of activations that a thread goes through again and again: they should stay in its level-2 cache.
+const ACTIVATION_BYTES: usize = 384 << 10;
+
+/// Items per thread that an op is cut into where it is large enough, so that threads end together.
+const ITEMS_PER_THREAD: usize = 8;
+
+/// Elements of scratch that a thread needs for inputs of `cols` elements.
+pub(super) fn scratch_len(cols: usize) -> usize {
+    Panel::scratch_len(cols).max(WIDE_ROWS * cols.next_multiple_of(16))
 }
 
-fn is_quantised(ty: TensorType) -> bool {
-    ty.block_elems() > 1
-}
-
-pub fn matmul(level: Level, ws: &mut Workspace, args: MatmulArgs<'_, '_, CpuBackend>) -> Result<()> {
+pub(super) fn matmul(
+    simd: Simd,
+    crew: Crew<'_>,
+    ws: &mut Workspace,
+    args: MatmulArgs<'_, '_, CpuBackend>,
+) -> Result<()> {
     let MatmulArgs { parts, x, n_rows, add } = args;
     let Some(first) = parts.first() else { return Ok(()) };
-    let n_cols = first.w.cols;
-    if parts.len() > MAX_PARTS || parts.iter().any(|part| part.w.cols != n_cols) {
-        return Err(Error::invalid("products of one call have the same input and are at most three"));
+    let cols = first.w.cols;
+    let x = &x.of::<f32>()[..n_rows * cols];
+    if let Some(other) = parts.iter().find(|part| part.w.cols != cols) {
+        return Err(Error::invalid(format!("one product of {cols} inputs, another of {}", other.w.cols)));
     }
-    let x = &x.of::<f32>()[..n_rows * n_cols];
-    let fast = ws.precision == Precision::Fast && parts.iter().any(|part| is_quantised(part.w.ty));
-    if fast {
-        quantize(level, ws, x, n_cols)?;
+    if n_rows > ws.shape.max_rows || cols > ws.shape.max_cols {
+        return Err(Error::invalid(format!(
+            "a product of {n_rows} rows of {cols} in a workspace for {} of {}",
+            ws.shape.max_rows, ws.shape.max_cols
+        )));
     }
-    let pairs = n_pairs(n_cols);
-    let rounded = QuantRows { quants: ws.quants.of::<i8>(), scales: ws.scales.of::<f32>(), n_pairs: pairs };
+    let is_quantised = |part: &MatmulPart<'_, CpuBackend>| part.w.ty.block_elems() == BLOCK;
+    let fast = ws.precision == Precision::Fast;
+    let (blocks, scratch) = ws.for_matmul();
+    let blocks_a_row = cols / BLOCK;
+    if fast && parts.iter().any(is_quantised) {
+        let blocks = &mut blocks[..n_rows * blocks_a_row];
+        let rows_an_item = n_rows.div_ceil(crew.n_threads() * ITEMS_PER_THREAD).max(1);
+        crew.for_each_chunk(blocks, rows_an_item * blocks_a_row, &mut [], |_, i, out| {
+            let x = &x[i * rows_an_item * cols..][..out.len() * BLOCK];
+            simd.dispatch(Quantize { out, x });
+        })?;
+    }
+    let blocks = &*blocks;
 
-    let mut weights: [Option<(&WeightData, Option<&HostBuf>)>; MAX_PARTS] = [None; MAX_PARTS];
-    let mut matrices = [const { None }; MAX_PARTS];
-    for ((part, weight), matrix) in parts.iter_mut().zip(&mut weights).zip(&mut matrices) {
-        let n_cols = part.w.rows;
-        *weight = Some((part.w, part.bias));
-        *matrix = Some(Matrix { out: &mut part.out.of_mut::<f32>()[..n_rows * n_cols], n_rows, n_cols });
-    }
-    ws.crew.for_each_tile(matrices, n_rows.max(1), ITEM_ROWS, |number, out| {
-        let Some((w, bias)) = weights[number] else { return };
-        let bias = bias.map(HostBuf::of::<f32>);
-        let row_bytes = w.bytes().len() / w.rows;
-        let item = Item { w: w.bytes(), row_bytes, bias, out, add };
-        if ws.precision == Precision::Fast && is_quantised(w.ty) {
-            match w.ty {
-                TensorType::Q8_0 => level.run(Rounded { item, x: rounded, format: quant::Q8_0 }),
-                TensorType::Q4_0 => level.run(Rounded { item, x: rounded, format: quant::Q4_0 }),
-                _ => level.run(Rounded { item, x: rounded, format: quant::Q4_1 }),
-            }
-        } else {
-            with_wide_format!(w.ty, F => level.run(Wide::<F> { item, x, n_cols, format: std::marker::PhantomData }), else ())
+    for parts in parts.chunks_mut(MAX_PARTS) {
+        let total_rows: usize = parts.iter().map(|part| part.w.rows).sum();
+        let row_bytes = if fast { blocks_a_row * size_of::<ActivationBlock>() } else { cols * 4 };
+        let tile_rows = (ACTIVATION_BYTES / row_bytes.max(1)).clamp(16, 256).next_multiple_of(8).min(n_rows);
+        let n_row_tiles = n_rows.div_ceil(tile_rows);
+        let n_items = crew.n_threads() * ITEMS_PER_THREAD;
+        let tile_cols = (total_rows * n_row_tiles / n_items).clamp(PANEL_ROWS, 512) / PANEL_ROWS * PANEL_ROWS;
+        let mut weights = [None; MAX_PARTS];
+        for (weight, part) in weights.iter_mut().zip(&*parts) {
+            *weight = Some(Weights { w: part.w, bias: part.bias.map(|bias| &bias.of()[..part.w.rows]) });
         }
-    })
+        let mut n_grids = 0;
+        let mut outs = parts.iter_mut();
+        let mut grids: [Grid<'_>; MAX_PARTS] = std::array::from_fn(|_| match outs.next() {
+            Some(part) => {
+                n_grids += 1;
+                Grid::new(part.out.of_mut(), [n_rows, part.w.rows], [tile_rows, tile_cols])
+            }
+            None => Grid::new(&mut [], [0, 0], [1, 1]),
+        });
+        crew.for_each_tile(&mut grids[..n_grids], scratch, |scratch, g, tile| {
+            let Some(Weights { w, bias }) = weights[g] else { return };
+            let epilogue = Epilogue { tile, bias, add };
+            if fast && w.ty.block_elems() == BLOCK {
+                simd.dispatch(QuantTile { epilogue, w, blocks, blocks_a_row, scratch });
+            } else {
+                simd.dispatch(WideTile { epilogue, w, x, scratch });
+            }
+        })?;
+    }
+    Ok(())
 }
 
-/// Rounds the activations of a call, row by row.
-fn quantize(level: Level, ws: &mut Workspace, x: &[f32], n_cols: usize) -> Result<()> {
-    struct Rows<'a> {
-        x: &'a [f32],
-        quants: &'a mut [i8],
-        scales: &'a mut [f32],
-        n_cols: usize,
-    }
-    impl Kernel for Rows<'_> {
-        type Output = ();
-        #[inline(always)]
-        fn run<L: Lanes>(self) {
-            let pairs = n_pairs(self.n_cols);
-            let rows =
-                self.quants.chunks_exact_mut(pairs * PAIR).zip(self.scales.chunks_exact_mut(pairs * 4));
-            for (x, (quants, scales)) in self.x.chunks_exact(self.n_cols).zip(rows) {
-                quantize_row(x, quants, scales);
-            }
-        }
-    }
-    /// Rows of one item.
-    const ROWS: usize = 8;
-    let pairs = n_pairs(n_cols);
-    let n_rows = x.len() / n_cols;
-    let quants = &mut ws.quants.of_mut::<i8>()[..n_rows * pairs * PAIR];
-    let scales = &mut ws.scales.of_mut::<f32>()[..n_rows * pairs * 4];
-    ws.crew.for_each_chunk_pair(quants, ROWS * pairs * PAIR, scales, ROWS * pairs * 4, |i, quants, scales| {
-        let begin = i * ROWS * n_cols;
-        let x = &x[begin..(begin + ROWS * n_cols).min(x.len())];
-        level.run(Rows { x, quants, scales, n_cols });
-    })
-}
-
-/// Some weight rows and the output columns that they make.
-struct Item<'a> {
-    /// (rows of the matrix, row_bytes)
-    w: &'a [u8],
-    row_bytes: usize,
+/// The weights of a product.
+#[derive(Clone, Copy)]
+struct Weights<'a> {
+    w: &'a WeightData,
     bias: Option<&'a [f32]>,
-    out: Tile<'a>,
+}
+
+/// Where the sums of a tile go.
+struct Epilogue<'a> {
+    tile: Tile<'a>,
+    bias: Option<&'a [f32]>,
     add: bool,
 }
 
-impl<'a> Item<'a> {
+impl Epilogue<'_> {
+    /// Writes the outputs of one row from column `col` on, as many of `sums` as the tile has.
     #[inline(always)]
-    fn weight_row(&self, row: usize) -> &'a [u8] {
-        &self.w[row * self.row_bytes..(row + 1) * self.row_bytes]
-    }
-
-    /// Covers all outputs with tiles of up to 4 by 4; a tile is (first weight row, first activation row).
-    #[inline(always)]
-    fn tiles(mut self, tiles: &impl Tiles) {
-        let (cols, n_rows) = (self.out.cols.clone(), self.out.rows.end);
-        let mut t = 0;
-        while t < n_rows {
-            let n = if n_rows - t >= 4 { 4 } else { 1 };
-            let mut r = cols.start;
-            while r < cols.end {
-                match (cols.end - r >= 4, n) {
-                    (true, 4) => self.put(tiles.tile::<4, 4>(&self, r, t), r, t),
-                    (true, _) => self.put(tiles.tile::<4, 1>(&self, r, t), r, t),
-                    (false, 4) => self.put(tiles.tile::<1, 4>(&self, r, t), r, t),
-                    (false, _) => self.put(tiles.tile::<1, 1>(&self, r, t), r, t),
-                }
-                r += if cols.end - r >= 4 { 4 } else { 1 };
-            }
-            t += n;
-        }
-    }
-
-    #[inline(always)]
-    fn put<const R: usize, const T: usize>(&mut self, sums: [[f32; T]; R], r: usize, t: usize) {
-        let first = self.out.cols.start;
-        for i in 0..T {
-            let out = &mut self.out.row_mut(t + i)[r - first..r - first + R];
-            for (j, out) in out.iter_mut().enumerate() {
-                let value = sums[j][i] + self.bias.map_or(0.0, |bias| bias[r + j]);
-                *out = if self.add { *out + value } else { value };
-            }
+    fn write(&mut self, row: usize, col: usize, sums: &[f32]) {
+        let first = col - self.tile.cols().start;
+        let bias = self.bias.map(|bias| &bias[col..]);
+        let out = &mut self.tile.row_mut(row)[first..];
+        for (i, (out, &sum)) in out.iter_mut().zip(sums).enumerate() {
+            let sum = bias.map_or(sum, |bias| sum + bias[i]);
+            *out = if self.add { *out + sum } else { sum };
         }
     }
 }
 
-trait Tiles {
-    /// Products of `R` weight rows from `r` on with `T` activation rows from `t` on.
-    fn tile<const R: usize, const T: usize>(&self, item: &Item<'_>, r: usize, t: usize) -> [[f32; T]; R];
+/// A tile of a product with quantised weights and activations.
+struct QuantTile<'a> {
+    epilogue: Epilogue<'a>,
+    w: &'a WeightData,
+    /// (n_rows, blocks_a_row)
+    blocks: &'a [ActivationBlock],
+    blocks_a_row: usize,
+    scratch: &'a mut [f32],
 }
 
-// Loops below fill arrays of vectors by index: a closure, as in `array::from_fn`, need not be inlined, and where it is
-// not, it is compiled without the vector instructions.
-
-#[inline(always)]
-fn sums_of_lanes<L: Lanes, const R: usize, const T: usize>(lanes: &[[L; T]; R]) -> [[f32; T]; R] {
-    let mut sums = [[0.0; T]; R];
-    for j in 0..R {
-        for i in 0..T {
-            sums[j][i] = lanes[j][i].sum();
-        }
-    }
-    sums
-}
-
-/// Quantised weights and rounded activations.
-struct Rounded<'a, F> {
-    item: Item<'a>,
-    x: QuantRows<'a>,
-    format: F,
-}
-
-impl<F: QuantFormat> Kernel for Rounded<'_, F> {
+impl Kernel for QuantTile<'_> {
     type Output = ();
+
     #[inline(always)]
-    fn run<L: Lanes>(self) {
-        let _ = self.format;
-        self.item.tiles(&RoundedTiles::<L, F> { x: self.x, of: std::marker::PhantomData });
-    }
-}
-
-struct RoundedTiles<'a, L, F> {
-    x: QuantRows<'a>,
-    of: std::marker::PhantomData<(L, F)>,
-}
-
-/// A block of zeros, for the second half of a pair behind an odd number of blocks.
-const NO_BLOCK: [u8; 64] = [0; 64];
-
-impl<L: Lanes, F: QuantFormat> Tiles for RoundedTiles<'_, L, F> {
-    #[inline(always)]
-    fn tile<const R: usize, const T: usize>(&self, item: &Item<'_>, r: usize, t: usize) -> [[f32; T]; R] {
-        let rows: [&[u8]; R] = std::array::from_fn(|i| item.weight_row(r + i));
-        let pairs = self.x.n_pairs;
-        let quants: [&[i8]; T] =
-            std::array::from_fn(|i| &self.x.quants[(t + i) * pairs * PAIR..][..pairs * PAIR]);
-        let scales: [&[f32]; T] = std::array::from_fn(|i| &self.x.scales[(t + i) * pairs * 4..][..pairs * 4]);
-        let mut sums = [[L::splat(0.0); T]; R];
-        for pair in 0..pairs {
-            let begin = pair * 2 * F::BLOCK_BYTES;
-            let mut x_scale = [L::splat(0.0); T];
-            let mut x_sum = [L::splat(0.0); T];
-            for i in 0..T {
-                let scales = &scales[i][pair * 4..pair * 4 + 4];
-                x_scale[i] = L::halves(scales[0], scales[1]);
-                x_sum[i] = L::halves(scales[2], scales[3]);
-            }
-            for j in 0..R {
-                let blocks = &rows[j][begin..];
-                let (first, second) = match blocks.len() >= 2 * F::BLOCK_BYTES {
-                    true => (&blocks[..F::BLOCK_BYTES], &blocks[F::BLOCK_BYTES..2 * F::BLOCK_BYTES]),
-                    false => (&blocks[..F::BLOCK_BYTES], &NO_BLOCK[..F::BLOCK_BYTES]),
+    fn run<S: Lanes>(self, simd: S) {
+        let Self { mut epilogue, w, blocks, blocks_a_row, scratch } = self;
+        let (rows, cols) = (epilogue.tile.rows(), epilogue.tile.cols());
+        let has_minimum = w.ty == TensorType::Q4_1;
+        let row_bytes = blocks_a_row * w.ty.block_bytes();
+        let mut panel = Panel::new(scratch, blocks_a_row);
+        for col in cols.clone().step_by(PANEL_ROWS) {
+            let end = cols.end.min(col + PANEL_ROWS);
+            let weight_rows = &w.bytes()[col * row_bytes..end * row_bytes];
+            Pack { panel: &mut panel, ty: w.ty, rows: weight_rows }.run(simd);
+            let mut row = rows.start;
+            while row < rows.end {
+                let x = &blocks[row * blocks_a_row..rows.end * blocks_a_row];
+                let mut sums = [[0.0; PANEL_ROWS]; 8];
+                let n = match (rows.end - row, S::MANY_REGISTERS, has_minimum) {
+                    (8.., true, false) => quant_rows::<S, 8, false>(simd, &panel, x, &mut sums),
+                    (8.., true, true) => quant_rows::<S, 8, true>(simd, &panel, x, &mut sums),
+                    (2.., _, false) => quant_rows::<S, 2, false>(simd, &panel, x, &mut sums),
+                    (2.., _, true) => quant_rows::<S, 2, true>(simd, &panel, x, &mut sums),
+                    (_, _, false) => quant_rows::<S, 1, false>(simd, &panel, x, &mut sums),
+                    (_, _, true) => quant_rows::<S, 1, true>(simd, &panel, x, &mut sums),
                 };
-                let ((scale_0, min_0), (scale_1, min_1)) = (F::scales::<L>(first), F::scales::<L>(second));
-                let w = F::quants::<L>(first, second);
-                let scale = L::halves(scale_0, scale_1);
-                let min = L::halves(min_0, min_1);
-                for i in 0..T {
-                    let dot: L = F::dot(w, &quants[i][pair * PAIR..pair * PAIR + PAIR]);
-                    sums[j][i] = dot.mul_add(scale.mul(x_scale[i]), sums[j][i]);
-                    if F::HAS_MIN {
-                        sums[j][i] = min.mul_add(x_sum[i], sums[j][i]);
-                    }
+                for (i, sums) in sums[..n].iter().enumerate() {
+                    epilogue.write(row + i, col, sums);
                 }
+                row += n;
             }
         }
-        sums_of_lanes(&sums)
     }
 }
 
-/// Weights of any type, widened, and f32 activations.
-struct Wide<'a, F> {
-    item: Item<'a>,
-    /// (n_rows, n_cols)
-    x: &'a [f32],
-    n_cols: usize,
-    format: std::marker::PhantomData<F>,
+/// Products of a panel with the first R rows of `x`; returns R.
+#[inline(always)]
+fn quant_rows<S: Lanes, const R: usize, const MINIMUM: bool>(
+    simd: S,
+    panel: &Panel<'_>,
+    x: &[ActivationBlock],
+    sums: &mut [[f32; PANEL_ROWS]; 8],
+) -> usize {
+    let n_blocks = panel.quants.len();
+    let (scales, minima) = (&panel.scales[..n_blocks], &panel.minima[..n_blocks]);
+    let mut rows = [&x[..n_blocks]; R];
+    for (i, row) in rows.iter_mut().enumerate() {
+        *row = &x[i * n_blocks..(i + 1) * n_blocks];
+    }
+    let mut acc = [simd.splat(0.0); R];
+    for (b, groups) in panel.quants.iter().enumerate() {
+        let mut products = [simd.dot_start(0); R];
+        for r in 0..R {
+            products[r] = simd.dot_start(sum_of(&rows[r][b]));
+        }
+        for (k, group) in groups.iter().enumerate() {
+            for r in 0..R {
+                products[r] = simd.dot(products[r], group, rows[r][b][k]);
+            }
+        }
+        let scale = simd.load(&scales[b]);
+        for r in 0..R {
+            let scales = simd.mul(scale, simd.splat(scale_of(&rows[r][b])));
+            acc[r] = simd.fma(simd.to_f32(products[r]), scales, acc[r]);
+        }
+        if MINIMUM {
+            let minimum = simd.load(&minima[b]);
+            for r in 0..R {
+                acc[r] = simd.fma(minimum, simd.splat(scaled_sum_of(&rows[r][b])), acc[r]);
+            }
+        }
+    }
+    for (sums, acc) in sums.iter_mut().zip(acc) {
+        simd.store(sums, acc);
+    }
+    R
 }
 
-impl<F: WideFormat> Kernel for Wide<'_, F> {
+/// A tile of a product in f32.
+struct WideTile<'a> {
+    epilogue: Epilogue<'a>,
+    w: &'a WeightData,
+    /// (n_rows, w.cols)
+    x: &'a [f32],
+    scratch: &'a mut [f32],
+}
+
+impl Kernel for WideTile<'_> {
     type Output = ();
+
     #[inline(always)]
-    fn run<L: Lanes>(self) {
-        self.item.tiles(&WideTiles::<L, F> { x: self.x, n_cols: self.n_cols, of: std::marker::PhantomData });
+    fn run<S: Lanes>(self, simd: S) {
+        let Self { mut epilogue, w, x, scratch } = self;
+        let (rows, cols) = (epilogue.tile.rows(), epilogue.tile.cols());
+        let row_bytes = w.bytes().len() / w.rows;
+        let width = w.cols.next_multiple_of(16);
+        let wide = &mut scratch[..WIDE_ROWS * width];
+        for col in cols.clone().step_by(WIDE_ROWS) {
+            // The lanes of missing rows repeat the last one and are not written.
+            for (i, out) in wide.chunks_exact_mut(width).enumerate() {
+                let at = (col + i).min(cols.end - 1) * row_bytes;
+                Widen { out, ty: w.ty, row: &w.bytes()[at..at + row_bytes] }.run(simd);
+            }
+            let mut row = rows.start;
+            while row < rows.end {
+                let x = &x[row * w.cols..rows.end * w.cols];
+                let mut sums = [[0.0; WIDE_ROWS]; 4];
+                let n = match rows.end - row {
+                    4.. if S::MANY_REGISTERS => wide_rows::<S, 4>(simd, wide, x, w.cols, &mut sums),
+                    _ => wide_rows::<S, 1>(simd, wide, x, w.cols, &mut sums),
+                };
+                for (i, sums) in sums[..n].iter().enumerate() {
+                    epilogue.write(row + i, col, sums);
+                }
+                row += n;
+            }
+        }
     }
 }
 
-struct WideTiles<'a, L, F> {
-    x: &'a [f32],
-    n_cols: usize,
-    of: std::marker::PhantomData<(L, F)>,
-}
-
-impl<L: Lanes, F: WideFormat> Tiles for WideTiles<'_, L, F> {
-    #[inline(always)]
-    fn tile<const R: usize, const T: usize>(&self, item: &Item<'_>, r: usize, t: usize) -> [[f32; T]; R] {
-        let n = self.n_cols;
-        let rows: [&[u8]; R] = std::array::from_fn(|i| item.weight_row(r + i));
-        let x: [&[f32]; T] = std::array::from_fn(|i| &self.x[(t + i) * n..(t + i + 1) * n]);
-        let mut sums = [[L::splat(0.0); T]; R];
-        let whole = n / LANES * LANES;
-        for at in (0..whole).step_by(LANES) {
-            let mut lanes = [L::splat(0.0); T];
-            for i in 0..T {
-                lanes[i] = L::load(&x[i][at..at + LANES]);
-            }
-            for j in 0..R {
-                let w: L = F::load(rows[j], at);
-                for i in 0..T {
-                    sums[j][i] = w.mul_add(lanes[i], sums[j][i]);
-                }
-            }
-        }
-        if whole < n {
-            let mut lanes = [L::splat(0.0); T];
-            for i in 0..T {
-                let mut rest = [0.0; LANES];
-                rest[..n - whole].copy_from_slice(&x[i][whole..]);
-                lanes[i] = L::load(&rest);
-            }
-            for j in 0..R {
-                let w: L = load_rest::<L, F>(rows[j], whole);
-                for i in 0..T {
-                    sums[j][i] = w.mul_add(lanes[i], sums[j][i]);
-                }
-            }
-        }
-        sums_of_lanes(&sums)
+/// Products of the widened rows with the first R rows of `x`; returns R.
+#[inline(always)]
+fn wide_rows<S: Lanes, const R: usize>(
+    simd: S,
+    wide: &[f32],
+    x: &[f32],
+    cols: usize,
+    sums: &mut [[f32; WIDE_ROWS]; 4],
+) -> usize {
+    let (wide, _) = wide.as_chunks::<16>();
+    let n_chunks = wide.len() / WIDE_ROWS;
+    let mut w = [&wide[..n_chunks]; WIDE_ROWS];
+    for (i, w) in w.iter_mut().enumerate() {
+        *w = &wide[i * n_chunks..(i + 1) * n_chunks];
     }
+    let n_whole = cols / 16;
+    let mut rows = [x[..cols].as_chunks::<16>(); R];
+    for (i, row) in rows.iter_mut().enumerate() {
+        *row = x[i * cols..(i + 1) * cols].as_chunks();
+    }
+    let mut acc = [[simd.splat(0.0); WIDE_ROWS]; R];
+    for k in 0..n_whole {
+        let w = [simd.load(&w[0][k]), simd.load(&w[1][k]), simd.load(&w[2][k]), simd.load(&w[3][k])];
+        for r in 0..R {
+            let x = simd.load(&rows[r].0[k]);
+            for c in 0..WIDE_ROWS {
+                acc[r][c] = simd.fma(w[c], x, acc[r][c]);
+            }
+        }
+    }
+    if n_whole < n_chunks {
+        for r in 0..R {
+            let mut tail = [0.0; 16];
+            tail[..rows[r].1.len()].copy_from_slice(rows[r].1);
+            let x = simd.load(&tail);
+            for c in 0..WIDE_ROWS {
+                acc[r][c] = simd.fma(simd.load(&w[c][n_whole]), x, acc[r][c]);
+            }
+        }
+    }
+    for (sums, acc) in sums.iter_mut().zip(acc) {
+        for (sum, acc) in sums.iter_mut().zip(acc) {
+            *sum = simd.sum(acc);
+        }
+    }
+    R
 }

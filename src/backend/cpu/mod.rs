@@ -1,72 +1,57 @@
-//! The processor, with its threads and vector instructions.
+//! The CPU.
 
 mod attn;
+mod fold;
+mod kv;
 mod matmul;
 mod quant;
 mod rowwise;
-pub mod simd;
+mod simd;
 mod team;
+mod workspace;
 
-use simd::Level;
-use team::{Crew, Team};
-
-use super::Backend;
-use super::args::*;
 use crate::alloc::{HostBuf, Meter};
+use crate::backend::Backend;
+use crate::backend::args::*;
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
+use simd::Simd;
+pub use simd::SimdLevel;
+use team::{Crew, Team};
+pub use workspace::Workspace;
 
-/// Runs the ops on the processor. Quantised weights are used as they lie in the file.
+/// Runs the ops with vector instructions on a team of threads.
+///
+/// A cache block holds `block_size` keys as (head_dim, block_size), so that scores of neighbouring keys are computed
+/// side by side, then as many values as (block_size, head_dim).
 pub struct CpuBackend {
+    simd: Simd,
     team: Team,
-    level: Level,
     meter: Meter,
 }
 
 impl CpuBackend {
-    /// A backend of this many threads, the caller's included, with the best instructions of the machine.
+    /// A backend with this many threads, the caller of each step included, and the best instructions there are.
     ///
     /// # Errors
-    /// `OutOfMemory` if the system gives no threads.
+    /// `Invalid` for no threads, `OutOfMemory` if the system has no more threads.
     pub fn new(n_threads: usize) -> Result<Self> {
-        Self::with_level(n_threads, Level::available()[0])
+        Ok(Self { simd: Simd::best(), team: Team::new(n_threads)?, meter: Meter::default() })
     }
 
-    /// The same with other instructions, which must be [`available`](Level::available).
+    /// The same with the instructions of a level.
     ///
     /// # Errors
-    /// As for [`new`](Self::new), and `Unsupported` for instructions that the machine does not have.
-    pub fn with_level(n_threads: usize, level: Level) -> Result<Self> {
-        if !Level::available().contains(&level) {
-            return Err(Error::unsupported(format!("this machine has no {level}")));
-        }
-        Ok(Self { team: Team::new(n_threads)?, level, meter: Meter::default() })
+    /// Also `Unsupported` where the processor lacks them.
+    pub fn with_level(n_threads: usize, level: SimdLevel) -> Result<Self> {
+        let simd = Simd::new(level)
+            .ok_or_else(|| Error::unsupported(format!("this processor does not have {level:?}")))?;
+        Ok(Self { simd, ..Self::new(n_threads)? })
     }
-}
 
-/// Working memory of a session's steps.
-pub struct Workspace {
-    precision: Precision,
-    /// (max_rows, pairs of blocks, 64): activations rounded to bytes
-    quants: HostBuf,
-    /// (max_rows, pairs of blocks, 4) f32: their scales
-    scales: HostBuf,
-    /// (kv heads, spans, heads of the group, head_dim + 2) f32: a lone query's partial attention
-    partials: HostBuf,
-    /// (spans) u32: those that a lone query sees
-    spans: HostBuf,
-    /// The threads of the running step.
-    crew: Crew,
-}
-
-/// Bytes of quants, scales, partials and spans.
-fn workspace_parts(shape: &WorkspaceShape, precision: Precision) -> [usize; 4] {
-    let (quants, scales) = match precision {
-        Precision::Fast => matmul::quant_bytes(shape.max_rows, shape.max_cols),
-        Precision::Exact => (0, 0),
-    };
-    let partials = attn::partial_elems(shape) * size_of::<f32>();
-    [quants, scales, partials, attn::n_spans(shape.n_ctx) * size_of::<u32>()]
+    fn crew<'a>(&'a self, cancel: &'a Cancel) -> Crew<'a> {
+        self.team.crew(Some(cancel))
+    }
 }
 
 impl Backend for CpuBackend {
@@ -94,37 +79,37 @@ impl Backend for CpuBackend {
     }
 
     fn weight(&self, data: WeightData) -> Result<WeightData> {
+        if !quant::SUPPORTED.contains(&data.ty) {
+            return Err(Error::unsupported(format!(
+                "the cpu backend has no product with {} weights",
+                data.ty
+            )));
+        }
         let expected = data.ty.row_bytes(data.cols).and_then(|row| row.checked_mul(data.rows));
-        if data.rows == 0 || expected != Some(data.bytes().len()) {
-            let (rows, cols, has) = (data.rows, data.cols, data.bytes().len());
-            return Err(Error::invalid(format!("{rows}x{cols} {} in {has} bytes", data.ty)));
+        let held = (*data.file).as_ref().get(data.range.clone()).map(<[u8]>::len);
+        match expected {
+            Some(expected) if held == Some(expected) && expected > 0 => Ok(data),
+            _ => Err(Error::invalid(format!(
+                "a {} matrix of {} x {} in bytes {:?} of a file of {}",
+                data.ty,
+                data.rows,
+                data.cols,
+                data.range,
+                (*data.file).as_ref().len()
+            ))),
         }
-        // Wide types are read as numbers, so they must lie where numbers may.
-        let alignment = if data.ty.block_elems() == 1 { data.ty.block_bytes() } else { 1 };
-        if !data.bytes().as_ptr().addr().is_multiple_of(alignment) {
-            return Err(Error::unsupported(format!("{} data at an odd address", data.ty)));
-        }
-        Ok(data)
     }
 
     fn kv_block_bytes(&self, shape: &KvShape) -> usize {
-        2 * shape.block_size * shape.head_dim * shape.ty.bytes()
+        kv::block_bytes(shape)
     }
 
     fn workspace_bytes(&self, shape: &WorkspaceShape, precision: Precision) -> usize {
-        workspace_parts(shape, precision).iter().sum()
+        Workspace::n_bytes(shape, precision, self.team.n_threads())
     }
 
     fn workspace(&self, shape: &WorkspaceShape, precision: Precision) -> Result<Workspace> {
-        let [quants, scales, partials, spans] = workspace_parts(shape, precision);
-        Ok(Workspace {
-            precision,
-            quants: self.alloc(quants)?,
-            scales: self.alloc(scales)?,
-            partials: self.alloc(partials)?,
-            spans: self.alloc(spans)?,
-            crew: Crew::default(),
-        })
+        Workspace::new(shape, precision, self.team.n_threads(), &self.meter)
     }
 
     fn descriptor(&self) -> Result<StepRows> {
@@ -142,43 +127,42 @@ impl Backend for CpuBackend {
         cancel: &Cancel,
         step: impl FnOnce(&mut Workspace) -> Result<T>,
     ) -> Result<T> {
-        self.team.enter(cancel, |crew| {
-            workspace.crew = crew;
-            let result = step(workspace);
-            workspace.crew = Crew::default();
-            result
-        })
+        workspace.cancel = cancel.clone();
+        self.team.run(|| step(workspace))
     }
 
     fn embed(&self, ws: &mut Workspace, args: EmbedArgs<'_, Self>) -> Result<()> {
-        rowwise::embed(self.level, ws, args)
+        rowwise::embed(self.simd, self.crew(&ws.cancel), args)
     }
 
     fn norm(&self, ws: &mut Workspace, args: NormArgs<'_, Self>) -> Result<()> {
-        rowwise::norm(self.level, ws, args)
+        rowwise::norm(self.simd, self.crew(&ws.cancel), args)
     }
 
     fn matmul(&self, ws: &mut Workspace, args: MatmulArgs<'_, '_, Self>) -> Result<()> {
-        matmul::matmul(self.level, ws, args)
+        let cancel = ws.cancel.clone();
+        matmul::matmul(self.simd, self.crew(&cancel), ws, args)
     }
 
     fn rope_table(&self, ws: &mut Workspace, args: RopeTableArgs<'_, Self>) -> Result<()> {
-        rowwise::rope_table(ws, args)
+        rowwise::rope_table(self.crew(&ws.cancel), args)
     }
 
     fn rope_append(&self, ws: &mut Workspace, args: RopeAppendArgs<'_, '_, Self>) -> Result<()> {
-        rowwise::rope_append(ws, args)
+        let cancel = ws.cancel.clone();
+        kv::rope_append(self.simd, self.crew(&cancel), ws.for_attn().1, args)
     }
 
     fn attn(&self, ws: &mut Workspace, args: AttnArgs<'_, Self>) -> Result<()> {
-        attn::attn(self.level, ws, args)
+        let cancel = ws.cancel.clone();
+        attn::attn(self.simd, self.crew(&cancel), ws, args)
     }
 
     fn copy_blocks(&self, _: &mut Workspace, args: CopyBlocksArgs<'_, Self>) -> Result<()> {
-        rowwise::copy_blocks(args)
+        kv::copy_blocks(self.team.crew(None), args)
     }
 
     fn glu(&self, ws: &mut Workspace, args: GluArgs<'_, Self>) -> Result<()> {
-        rowwise::glu(self.level, ws, args)
+        rowwise::glu(self.simd, self.crew(&ws.cancel), args)
     }
 }

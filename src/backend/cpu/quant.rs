@@ -1,253 +1,267 @@
-//! Rows of activations as signed bytes, and weights of every type as kernels take them.
+//! Activations as 8-bit blocks, and weights in the forms that products want: panels of quants, or rows of f32.
 
 use longgen_format::TensorType;
 
-use super::simd::{LANES, Lanes, PAIR};
+use super::simd::{Kernel, LANES, Lanes};
 
-/// Elements of a quantisation block.
-pub const BLOCK: usize = 32;
+/// The types of weights that products and embeddings can use.
+pub(super) const SUPPORTED: [TensorType; 6] = [
+    TensorType::F32,
+    TensorType::F16,
+    TensorType::BF16,
+    TensorType::Q8_0,
+    TensorType::Q4_0,
+    TensorType::Q4_1,
+];
 
-/// Activations in blocks of 32 signed bytes, rows padded with zeros to whole pairs of blocks.
-#[derive(Clone, Copy)]
-pub struct QuantRows<'a> {
-    /// (n_rows, pairs, 64)
-    pub quants: &'a [i8],
-    /// (n_rows, pairs, 4): the scales of the two blocks, then an eighth of scale times sum of each.
-    pub scales: &'a [f32],
-    /// Pairs of blocks in a row.
-    pub n_pairs: usize,
-}
+/// Elements of a block.
+pub(super) const BLOCK: usize = 32;
 
-/// Pairs of blocks that hold `n_cols` elements.
-pub fn n_pairs(n_cols: usize) -> usize {
-    n_cols.div_ceil(PAIR)
-}
+/// Weight rows of a panel: one per lane.
+pub(super) const PANEL_ROWS: usize = LANES;
 
-/// Rounds a row to bytes: `x = scale * quant` with `scale = max |x| / 127` in every block.
-///
-/// `quants` has 64 bytes and `scales` 4 numbers per pair; a weight block's minimum m contributes m * scale * sum, which is
-/// spread over the eight lanes of its block.
+/// A block of one row of activations, `x = scale * quant` with quants from -127 to 127: eight groups of four quants,
+/// their sum, the bits of the scale and those of scale * sum, and one unused.
+pub(super) type ActivationBlock = [u32; 12];
+
+/// Sum of the quants.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "the low byte is the rounded number, see below")]
-pub fn quantize_row(x: &[f32], quants: &mut [i8], scales: &mut [f32]) {
-    // Adding 1.5 * 2^23 leaves the integer nearest to a small number, ties to even, in the low bits.
-    const BIAS: f32 = 12_582_912.0;
-    for ((x, quants), scales) in
-        x.chunks(PAIR).zip(quants.chunks_exact_mut(PAIR)).zip(scales.chunks_exact_mut(4))
-    {
-        quants.fill(0);
-        scales.fill(0.0);
-        for (i, (x, quants)) in x.chunks(BLOCK).zip(quants.chunks_exact_mut(BLOCK)).enumerate() {
-            let max = x.iter().fold(0.0f32, |max, x| if x.abs() > max { x.abs() } else { max });
-            let scale = max / 127.0;
-            let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+pub(super) fn sum_of(block: &ActivationBlock) -> i32 {
+    block[8].cast_signed()
+}
+
+/// Scale of the quants.
+#[inline(always)]
+pub(super) fn scale_of(block: &ActivationBlock) -> f32 {
+    f32::from_bits(block[9])
+}
+
+/// Scale times the sum of the quants.
+#[inline(always)]
+pub(super) fn scaled_sum_of(block: &ActivationBlock) -> f32 {
+    f32::from_bits(block[10])
+}
+
+/// Rounds whole blocks of activations to 8 bits. A block with a number that is not finite gets NaN for its scale.
+pub(super) struct Quantize<'a> {
+    pub out: &'a mut [ActivationBlock],
+    pub x: &'a [f32],
+}
+
+impl Kernel for Quantize<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes>(self, simd: S) {
+        let (halves, _) = self.x.as_chunks::<16>();
+        let (blocks, _) = halves.as_chunks::<2>();
+        for (out, [low, high]) in self.out.iter_mut().zip(blocks) {
+            let (low, high) = (simd.load(low), simd.load(high));
+            let largest = simd.largest(simd.max(simd.abs(low), simd.abs(high)));
+            // Zero, or NaN if anything is not finite.
+            let zero = simd.splat(0.0);
+            let invalid = simd.sum(simd.add(simd.mul(low, zero), simd.mul(high, zero)));
+            let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+            let inverse = simd.splat(inverse.min(f32::MAX));
+            let mut quants = [0i8; BLOCK];
+            quants[..16].copy_from_slice(&simd.to_i8(simd.mul(low, inverse)));
+            quants[16..].copy_from_slice(&simd.to_i8(simd.mul(high, inverse)));
             let mut sum = 0;
-            for (quant, x) in quants.iter_mut().zip(x) {
-                *quant = (x * inverse + BIAS).to_bits() as i8;
-                sum += i32::from(*quant);
+            for quant in quants {
+                sum += i32::from(quant);
             }
-            scales[i] = scale;
-            scales[i + 2] = scale * sum as f32 / 8.0;
+            let scale = largest / 127.0 + invalid;
+            let (groups, _) = quants.as_chunks::<4>();
+            for (out, group) in out.iter_mut().zip(groups) {
+                *out = u32::from_le_bytes(group.map(i8::cast_unsigned));
+            }
+            out[8] = sum.cast_unsigned();
+            out[9] = scale.to_bits();
+            out[10] = (scale * sum as f32).to_bits();
+            out[11] = 0;
         }
     }
 }
 
-/// A quantised weight type, as integer dot products take it.
-pub trait QuantFormat {
-    /// Bytes of a block.
-    const BLOCK_BYTES: usize;
-    /// Whether blocks have a minimum besides the scale.
-    const HAS_MIN: bool;
-    /// Scale and minimum of a block.
-    fn scales<L: Lanes>(block: &[u8]) -> (f32, f32);
-    /// The quants of two blocks.
-    fn quants<L: Lanes>(first: &[u8], second: &[u8]) -> L::Quants;
-    /// Their dot products with 64 activations.
-    fn dot<L: Lanes>(quants: L::Quants, x: &[i8]) -> L;
+/// 16 weight rows side by side, block after block, as [`Lanes::dot`] wants them:
+/// `w[row] = scale[row] * quant[row] + minimum[row]`.
+pub(super) struct Panel<'a> {
+    /// (n_blocks): eight groups of four quants of every row
+    pub quants: &'a mut [[[u8; 64]; 8]],
+    /// (n_blocks)
+    pub scales: &'a mut [[f32; 16]],
+    /// (n_blocks); only types with a minimum have it
+    pub minima: &'a mut [[f32; 16]],
 }
 
-#[inline(always)]
-fn half<L: Lanes>(bytes: &[u8], at: usize) -> f32 {
-    L::half(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
-}
-
-/// Blocks of 32 signed bytes with a scale.
-pub struct Q8_0;
-/// Blocks of 32 nibbles with a scale and an offset of 8.
-pub struct Q4_0;
-/// Blocks of 32 nibbles with a scale and a minimum.
-pub struct Q4_1;
-
-impl QuantFormat for Q8_0 {
-    const BLOCK_BYTES: usize = TensorType::Q8_0.block_bytes();
-    const HAS_MIN: bool = false;
-    #[inline(always)]
-    fn scales<L: Lanes>(block: &[u8]) -> (f32, f32) {
-        (half::<L>(block, 0), 0.0)
+impl<'a> Panel<'a> {
+    /// Elements of scratch for one panel of rows with `cols` elements.
+    pub const fn scratch_len(cols: usize) -> usize {
+        cols.div_ceil(BLOCK) * (BLOCK / 4 + 2) * PANEL_ROWS
     }
-    #[inline(always)]
-    fn quants<L: Lanes>(first: &[u8], second: &[u8]) -> L::Quants {
-        L::bytes(&first[2..], &second[2..])
-    }
-    #[inline(always)]
-    fn dot<L: Lanes>(quants: L::Quants, x: &[i8]) -> L {
-        L::dot_bytes(quants, x)
+
+    /// A panel in scratch memory of [`scratch_len`](Self::scratch_len).
+    pub fn new(scratch: &'a mut [f32], n_blocks: usize) -> Self {
+        let (quants, scales) = scratch.split_at_mut(n_blocks * BLOCK / 4 * PANEL_ROWS);
+        let (scales, minima) = scales[..2 * n_blocks * PANEL_ROWS].split_at_mut(n_blocks * PANEL_ROWS);
+        let (scales, _) = scales.as_chunks_mut();
+        let (minima, _) = minima.as_chunks_mut();
+        let (groups, _) = bytemuck::cast_slice_mut::<f32, [u8; 64]>(quants).as_chunks_mut();
+        Self { quants: groups, scales, minima }
     }
 }
 
-impl QuantFormat for Q4_0 {
-    const BLOCK_BYTES: usize = TensorType::Q4_0.block_bytes();
-    const HAS_MIN: bool = true;
-    #[inline(always)]
-    fn scales<L: Lanes>(block: &[u8]) -> (f32, f32) {
-        let scale = half::<L>(block, 0);
-        (scale, -8.0 * scale)
-    }
-    #[inline(always)]
-    fn quants<L: Lanes>(first: &[u8], second: &[u8]) -> L::Quants {
-        L::nibbles(&first[2..], &second[2..])
-    }
-    #[inline(always)]
-    fn dot<L: Lanes>(quants: L::Quants, x: &[i8]) -> L {
-        L::dot_nibbles(quants, x)
-    }
+/// Packs the weight rows that `rows` begins with, at most 16, into a panel; the lanes of missing rows repeat the last.
+pub(super) struct Pack<'a, 'p> {
+    pub panel: &'a mut Panel<'p>,
+    pub ty: TensorType,
+    /// Whole rows of bytes.
+    pub rows: &'a [u8],
 }
 
-impl QuantFormat for Q4_1 {
-    const BLOCK_BYTES: usize = TensorType::Q4_1.block_bytes();
-    const HAS_MIN: bool = true;
+impl Kernel for Pack<'_, '_> {
+    type Output = ();
+
     #[inline(always)]
-    fn scales<L: Lanes>(block: &[u8]) -> (f32, f32) {
-        (half::<L>(block, 0), half::<L>(block, 2))
-    }
-    #[inline(always)]
-    fn quants<L: Lanes>(first: &[u8], second: &[u8]) -> L::Quants {
-        L::nibbles(&first[4..], &second[4..])
-    }
-    #[inline(always)]
-    fn dot<L: Lanes>(quants: L::Quants, x: &[i8]) -> L {
-        L::dot_nibbles(quants, x)
-    }
-}
-
-/// A weight type, widened to f32 sixteen elements at a time.
-pub trait WideFormat {
-    /// The type.
-    const TYPE: TensorType;
-    /// Elements `at..at + 16` of a row.
-    fn load<L: Lanes>(row: &[u8], at: usize) -> L;
-}
-
-/// The elements of a row from `at` on, fewer than sixteen, filled up with zeros. Only types without blocks have rows
-/// that end within a vector.
-#[inline(always)]
-pub fn load_rest<L: Lanes, F: WideFormat>(row: &[u8], at: usize) -> L {
-    let mut rest = [0.0f32; LANES];
-    let bytes = &row[at * F::TYPE.block_bytes()..];
-    bytemuck::cast_slice_mut::<f32, u8>(&mut rest)[..bytes.len()].copy_from_slice(bytes);
-    F::load(bytemuck::cast_slice(&rest), 0)
-}
-
-/// f32 as it is.
-pub struct WideF32;
-/// IEEE halves.
-pub struct WideF16;
-/// Upper halves of f32.
-pub struct WideBf16;
-
-impl WideFormat for WideF32 {
-    const TYPE: TensorType = TensorType::F32;
-    #[inline(always)]
-    fn load<L: Lanes>(row: &[u8], at: usize) -> L {
-        L::load(&bytemuck::cast_slice::<u8, f32>(row)[at..])
-    }
-}
-
-impl WideFormat for WideF16 {
-    const TYPE: TensorType = TensorType::F16;
-    #[inline(always)]
-    fn load<L: Lanes>(row: &[u8], at: usize) -> L {
-        L::load_f16(&bytemuck::cast_slice::<u8, u16>(row)[at..])
-    }
-}
-
-impl WideFormat for WideBf16 {
-    const TYPE: TensorType = TensorType::BF16;
-    #[inline(always)]
-    fn load<L: Lanes>(row: &[u8], at: usize) -> L {
-        let bits = &bytemuck::cast_slice::<u8, u16>(row)[at..at + LANES];
-        let numbers: [f32; LANES] = std::array::from_fn(|i| f32::from_bits(u32::from(bits[i]) << 16));
-        L::load(&numbers)
-    }
-}
-
-impl WideFormat for Q8_0 {
-    const TYPE: TensorType = TensorType::Q8_0;
-    #[inline(always)]
-    fn load<L: Lanes>(row: &[u8], at: usize) -> L {
-        let block = &row[at / BLOCK * Self::TYPE.block_bytes()..][..Self::TYPE.block_bytes()];
-        L::load_i8(&bytemuck::cast_slice(&block[2..])[at % BLOCK..]).mul(L::splat(half::<L>(block, 0)))
-    }
-}
-
-/// Sixteen nibbles of a block: the low ones, or the high ones.
-#[inline(always)]
-fn nibbles<L: Lanes>(bytes: &[u8], high: bool) -> L {
-    let shift = if high { 4 } else { 0 };
-    let nibbles: [i8; LANES] = std::array::from_fn(|i| (bytes[i] >> shift & 15).cast_signed());
-    L::load_i8(&nibbles)
-}
-
-impl WideFormat for Q4_0 {
-    const TYPE: TensorType = TensorType::Q4_0;
-    #[inline(always)]
-    fn load<L: Lanes>(row: &[u8], at: usize) -> L {
-        let block = &row[at / BLOCK * Self::TYPE.block_bytes()..][..Self::TYPE.block_bytes()];
-        let quants: L = nibbles(&block[2..], at % BLOCK >= LANES);
-        quants.sub(L::splat(8.0)).mul(L::splat(half::<L>(block, 0)))
-    }
-}
-
-impl WideFormat for Q4_1 {
-    const TYPE: TensorType = TensorType::Q4_1;
-    #[inline(always)]
-    fn load<L: Lanes>(row: &[u8], at: usize) -> L {
-        let block = &row[at / BLOCK * Self::TYPE.block_bytes()..][..Self::TYPE.block_bytes()];
-        let quants: L = nibbles(&block[4..], at % BLOCK >= LANES);
-        quants.mul_add(L::splat(half::<L>(block, 0)), L::splat(half::<L>(block, 2)))
-    }
-}
-
-/// Runs a generic function for the wide format of a type.
-macro_rules! with_wide_format {
-    ($ty:expr, $format:ident => $body:expr, else $other:expr) => {
-        match $ty {
-            TensorType::F32 => {
-                type $format = $crate::backend::cpu::quant::WideF32;
-                $body
-            }
-            TensorType::F16 => {
-                type $format = $crate::backend::cpu::quant::WideF16;
-                $body
-            }
-            TensorType::BF16 => {
-                type $format = $crate::backend::cpu::quant::WideBf16;
-                $body
-            }
-            TensorType::Q8_0 => {
-                type $format = $crate::backend::cpu::quant::Q8_0;
-                $body
-            }
-            TensorType::Q4_0 => {
-                type $format = $crate::backend::cpu::quant::Q4_0;
-                $body
-            }
-            TensorType::Q4_1 => {
-                type $format = $crate::backend::cpu::quant::Q4_1;
-                $body
-            }
-            _ => $other,
+    fn run<S: Lanes>(self, simd: S) {
+        match self.ty {
+            TensorType::Q8_0 => self.pack::<34, S>(simd, |simd, out, blocks| {
+                for half in 0..2 {
+                    let groups = simd.transpose(rows_at(blocks, 2 + 16 * half));
+                    for (out, x) in out[4 * half..].iter_mut().zip(groups) {
+                        simd.store_quants(out, x);
+                    }
+                }
+            }),
+            TensorType::Q4_0 => self.pack::<18, S>(simd, |simd, out, blocks| {
+                store_nibbles(simd, out, simd.transpose(rows_at(blocks, 2)), 8);
+            }),
+            TensorType::Q4_1 => self.pack::<20, S>(simd, |simd, out, blocks| {
+                store_nibbles(simd, out, simd.transpose(rows_at(blocks, 4)), 0);
+            }),
+            _ => debug_assert!(false, "{} has no quants", self.ty),
         }
-    };
+    }
 }
-pub(super) use with_wide_format;
+
+#[inline(always)]
+fn rows_at<'b, const N: usize>(blocks: &[&'b [u8; N]; 16], at: usize) -> [&'b [u8; 16]; 16] {
+    let mut rows = [&[0; 16]; 16];
+    for (row, block) in rows.iter_mut().zip(blocks) {
+        if let Some(bytes) = block[at..].first_chunk() {
+            *row = bytes;
+        }
+    }
+    rows
+}
+
+#[inline(always)]
+fn store_nibbles<S: Lanes>(simd: S, out: &mut [[u8; 64]; 8], groups: [S::B; 4], zero: i8) {
+    let (low_groups, high_groups) = out.split_at_mut(4);
+    for ((to_low, to_high), group) in low_groups.iter_mut().zip(high_groups).zip(groups) {
+        let [low, high] = simd.nibbles(group, zero);
+        simd.store_quants(to_low, low);
+        simd.store_quants(to_high, high);
+    }
+}
+
+impl Pack<'_, '_> {
+    #[inline(always)]
+    fn pack<const BYTES: usize, S: Lanes>(
+        self,
+        simd: S,
+        store: impl Fn(S, &mut [[u8; 64]; 8], &[&[u8; BYTES]; 16]),
+    ) {
+        let n_blocks = self.panel.quants.len();
+        let (blocks, _) = self.rows.as_chunks::<BYTES>();
+        let n_rows = blocks.len() / n_blocks;
+        let rows: [&[[u8; BYTES]]; 16] = std::array::from_fn(|i| {
+            let row = i.min(n_rows - 1);
+            &blocks[row * n_blocks..(row + 1) * n_blocks]
+        });
+        let has_minimum = self.ty == TensorType::Q4_1;
+        for b in 0..n_blocks {
+            let mut of_rows = [&rows[0][b]; 16];
+            let (mut scales, mut minima) = ([0u8; 32], [0u8; 32]);
+            for (i, row) in rows.iter().enumerate() {
+                of_rows[i] = &row[b];
+                scales[2 * i..2 * i + 2].copy_from_slice(&row[b][..2]);
+                if has_minimum {
+                    minima[2 * i..2 * i + 2].copy_from_slice(&row[b][2..4]);
+                }
+            }
+            store(simd, &mut self.panel.quants[b], &of_rows);
+            simd.store(&mut self.panel.scales[b], simd.load_f16(&scales));
+            if has_minimum {
+                simd.store(&mut self.panel.minima[b], simd.load_f16(&minima));
+            }
+        }
+    }
+}
+
+/// Turns a row of weights into f32, exactly as the format defines it; what `out` has beyond it is filled with zeros.
+pub(super) struct Widen<'a> {
+    pub out: &'a mut [f32],
+    pub ty: TensorType,
+    pub row: &'a [u8],
+}
+
+impl Kernel for Widen<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes>(self, simd: S) {
+        let f16 = |bytes: [u8; 2]| simd.splat(half::f16::from_le_bytes(bytes).to_f32());
+        match self.ty {
+            TensorType::F32 => self.widen(simd, |bytes| [simd.load_f32(bytes)]),
+            TensorType::F16 => self.widen(simd, |bytes| [simd.load_f16(bytes)]),
+            TensorType::BF16 => self.widen(simd, |bytes| [simd.load_bf16(bytes)]),
+            TensorType::Q8_0 => self.widen(simd, |&[d0, d1, ref quants @ ..]: &[u8; 34]| {
+                let (scale, quants) = (f16([d0, d1]), quants.as_chunks::<16>().0);
+                [simd.mul(simd.load_i8(&quants[0]), scale), simd.mul(simd.load_i8(&quants[1]), scale)]
+            }),
+            TensorType::Q4_0 => self.widen(simd, |&[d0, d1, ref nibbles @ ..]: &[u8; 18]| {
+                let (scale, zero) = (f16([d0, d1]), simd.splat(8.0));
+                let [low, high] = simd.load_nibbles(nibbles);
+                [simd.mul(simd.sub(low, zero), scale), simd.mul(simd.sub(high, zero), scale)]
+            }),
+            TensorType::Q4_1 => self.widen(simd, |&[d0, d1, m0, m1, ref nibbles @ ..]: &[u8; 20]| {
+                let (scale, minimum) = (f16([d0, d1]), f16([m0, m1]));
+                let [low, high] = simd.load_nibbles(nibbles);
+                [simd.add(simd.mul(low, scale), minimum), simd.add(simd.mul(high, scale), minimum)]
+            }),
+            _ => debug_assert!(false, "{} is not supported", self.ty),
+        }
+    }
+}
+
+impl Widen<'_> {
+    /// `convert` makes 16 N elements of `BYTES` bytes.
+    #[inline(always)]
+    fn widen<S: Lanes, const BYTES: usize, const N: usize>(
+        self,
+        simd: S,
+        convert: impl Fn(&[u8; BYTES]) -> [S::F; N],
+    ) {
+        let (whole, tail) = self.row.as_chunks::<BYTES>();
+        let mut last = [0; BYTES];
+        last[..tail.len()].copy_from_slice(tail);
+        let last = if tail.is_empty() { None } else { Some(&last) };
+        let mut out = self.out;
+        for bytes in whole.iter().chain(last) {
+            for x in convert(bytes) {
+                let part = out.len().min(LANES);
+                match out.first_chunk_mut::<16>() {
+                    Some(out) => simd.store(out, x),
+                    None => {
+                        let mut elems = [0.0; 16];
+                        simd.store(&mut elems, x);
+                        out.copy_from_slice(&elems[..part]);
+                    }
+                }
+                out = &mut out[part..];
+            }
+        }
+        out.fill(0.0);
+    }
+}

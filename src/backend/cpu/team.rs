@@ -1,229 +1,272 @@
-//! The threads of a backend: entered once per step, handing over from op to op through atomics.
+//! The threads of a backend, and how an op hands parts of its work to them.
 //!
-//! A token has some 150 parallel regions of a few microseconds each, too short to wake threads for. So a step takes
-//! the pool's threads once and keeps them; each op posts a job on a board, everybody claims items of it, and the
-//! leader (the thread that runs the step) goes on when all items are done. Nobody waits for a thread that has not
-//! claimed anything: one that the system has put aside delays nothing.
-//!
-//! The protocol has one rule: the fields of a job are read only after an item of it has been claimed. `remaining` is
-//! set last when a job is posted, and a claim is a decrement of it that succeeds; the leader does not return before
-//! every claimed item is done, so the job is alive for as long as any item of it is.
-#![allow(unsafe_code, reason = "jobs borrow from the leader's stack; outputs are split between threads")]
+//! A step enters the thread pool once. Inside it, the thread that runs the step (the leader) publishes one job after
+//! the other; workers that find items left take them, the leader takes items too and goes on when all are done. A job
+//! never waits for a worker that has taken nothing from it, so a thread that the operating system has put aside costs
+//! its own share of the work and nothing more.
+#![allow(unsafe_code, reason = "lends stack data and disjoint parts of slices to other threads")]
 
+use std::hint::spin_loop;
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Rounds that an idle thread looks for work before it sleeps: some 50 microseconds.
-const SPINS: u32 = 20_000;
-/// Rounds between two offers to let another program run.
-const SPINS_PER_YIELD: u32 = 2_000;
+/// How long a worker without work looks for more before it sleeps: longer than the leader needs between two jobs.
+const SPIN: Duration = Duration::from_micros(60);
 
-/// A backend's threads.
-pub struct Team {
-    /// One thread less than the team has: the leader brings its own.
-    pool: Option<rayon::ThreadPool>,
-    board: Arc<Board>,
-    /// Steps exclude each other.
-    step: Mutex<()>,
+/// What threads do in one op: `item(thread, i)` for every i below `n_items`, in any order.
+struct Job<'a> {
+    item: &'a (dyn Fn(usize, usize) + Sync),
+    n_items: usize,
+    cancel: Option<&'a Cancel>,
+    panicked: AtomicBool,
 }
 
-/// Where jobs are posted.
+impl Job<'_> {
+    /// Does an item, or skips it if there is no point any more.
+    fn run(&self, thread: usize, i: usize) {
+        if self.panicked.load(Ordering::Relaxed) || self.cancel.is_some_and(Cancel::is_cancelled) {
+            return;
+        }
+        if catch_unwind(AssertUnwindSafe(|| (self.item)(thread, i))).is_err() {
+            self.panicked.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn result(&self) -> Result<()> {
+        if self.panicked.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Internal, "a thread of the cpu backend panicked"));
+        }
+        self.cancel.map_or(Ok(()), Cancel::check)
+    }
+}
+
+/// Where the leader publishes a job, on a cache line of its own.
 #[derive(Default)]
+#[repr(align(64))]
 struct Board {
-    /// Items of the current job that nobody has claimed.
+    /// Items that nobody has taken; from the last to the first, so that those that tend to be long come early.
     remaining: AtomicUsize,
-    /// Items of the current job that are done.
     done: AtomicUsize,
+    /// Valid whenever an item has been taken and is not done yet.
     job: AtomicPtr<Job<'static>>,
-    panicked: AtomicBool,
-    /// The step is over.
     stop: AtomicBool,
-    sleepers: AtomicUsize,
-    lock: Mutex<()>,
+    n_sleepers: AtomicUsize,
+    sleep: Mutex<()>,
     wake: Condvar,
 }
 
-struct Job<'a> {
-    run: &'a (dyn Fn(usize) + Sync),
-    n_items: usize,
-}
-
-impl Team {
-    /// # Errors
-    /// `OutOfMemory` if the system gives no threads.
-    pub fn new(n_threads: usize) -> Result<Self> {
-        let pool = match n_threads {
-            0 | 1 => None,
-            n => Some(
-                rayon::ThreadPoolBuilder::new()
-                    .num_threads(n - 1)
-                    .thread_name(|i| format!("longgen-{i}"))
-                    .build()
-                    .map_err(|error| {
-                        Error::new(ErrorKind::OutOfMemory, format!("cannot start {n} threads: {error}"))
-                    })?,
-            ),
-        };
-        Ok(Self { pool, board: Arc::default(), step: Mutex::new(()) })
-    }
-
-    /// Runs `step` with all threads at hand; it reaches them through the crew.
-    pub fn enter<T>(&self, cancel: &Cancel, step: impl FnOnce(Crew) -> Result<T>) -> Result<T> {
-        let _one_step_at_a_time = self.step.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(pool) = &self.pool else {
-            return step(Crew { board: None, cancel: cancel.clone() });
-        };
-        let board = &self.board;
-        board.stop.store(false, Ordering::SeqCst);
-        board.panicked.store(false, Ordering::SeqCst);
-        pool.in_place_scope(|scope| {
-            let _stop = StopOnDrop(board);
-            scope.spawn_broadcast(|_, _| board.work());
-            step(Crew { board: Some(board.clone()), cancel: cancel.clone() })
-        })
-    }
-}
-
-/// Sends the threads home, also when a step panics.
-struct StopOnDrop<'a>(&'a Board);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.stop.store(true, Ordering::SeqCst);
-        self.0.wake_sleepers();
-    }
-}
-
 impl Board {
-    /// Claims an item of the current job: how many were left, this one included.
-    fn claim(&self) -> Option<usize> {
+    /// Takes an item of the current job and does it; false if none is left.
+    fn work(&self, thread: usize) -> bool {
         let mut remaining = self.remaining.load(Ordering::Relaxed);
-        while remaining > 0 {
-            match self.remaining.compare_exchange_weak(
+        loop {
+            if remaining == 0 {
+                return false;
+            }
+            let claim = self.remaining.compare_exchange_weak(
                 remaining,
                 remaining - 1,
-                // Acquire: the job's fields were written before `remaining`.
                 Ordering::Acquire,
                 Ordering::Relaxed,
-            ) {
-                Ok(_) => return Some(remaining),
+            );
+            match claim {
+                Ok(_) => break,
                 Err(now) => remaining = now,
             }
         }
-        None
+        let job = self.job.load(Ordering::Relaxed);
+        // SAFETY: the claim, which acquired what the leader released with the count, is for the job that was published
+        // with it, and the leader keeps a job alive until all its items are done: not before `done` is counted below.
+        unsafe { (*job).run(thread, remaining - 1) };
+        self.done.fetch_add(1, Ordering::Release);
+        true
     }
 
-    /// Claims and runs items until none are left.
-    fn help(&self) {
-        while let Some(left) = self.claim() {
-            // SAFETY: an item of this job has been claimed and is not done, so the leader that owns it still waits.
-            let job = unsafe { &*self.job.load(Ordering::Relaxed) };
-            if catch_unwind(AssertUnwindSafe(|| (job.run)(job.n_items - left))).is_err() {
-                self.panicked.store(true, Ordering::Relaxed);
-            }
-            // Release: what the item wrote is there for whoever sees it counted. The job is not touched after this.
-            self.done.fetch_add(1, Ordering::Release);
-        }
-    }
-
-    fn work(&self) {
+    /// What a worker does until the step ends.
+    fn serve(&self, thread: usize) {
+        let mut idle_since = None;
         loop {
-            self.help();
-            let mut spins = 0;
-            while self.remaining.load(Ordering::Relaxed) == 0 {
-                if self.stop.load(Ordering::Relaxed) {
-                    return;
-                }
-                spins += 1;
-                if spins >= SPINS {
-                    self.sleep();
-                    spins = 0;
-                } else if spins % SPINS_PER_YIELD == 0 {
-                    std::thread::yield_now();
-                } else {
-                    std::hint::spin_loop();
-                }
+            if self.work(thread) {
+                idle_since = None;
+            } else if self.stop.load(Ordering::Acquire) {
+                return;
+            } else if idle_since.get_or_insert_with(Instant::now).elapsed() < SPIN {
+                spin_loop();
+            } else {
+                self.sleep();
+                idle_since = None;
             }
         }
     }
 
+    /// Sleeps until there is work. `n_sleepers` is counted up before the last look at `remaining`, and the leader looks
+    /// at it after it has published: one of the two sees the other.
     fn sleep(&self) {
-        let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        // Sequentially consistent, like the poster's store and load: either it sees the sleeper or the sleeper the job.
-        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        let mut guard = lock(&self.sleep);
+        self.n_sleepers.fetch_add(1, Ordering::SeqCst);
         while self.remaining.load(Ordering::SeqCst) == 0 && !self.stop.load(Ordering::SeqCst) {
             guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
-        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+        self.n_sleepers.fetch_sub(1, Ordering::SeqCst);
     }
 
     fn wake_sleepers(&self) {
-        if self.sleepers.load(Ordering::SeqCst) > 0 {
-            let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.n_sleepers.load(Ordering::SeqCst) > 0 {
+            let _guard = lock(&self.sleep);
             self.wake.notify_all();
         }
     }
+
+    /// Has a job done by everybody who is there; returns when it is.
+    fn lead(&self, job: &Job<'_>) {
+        self.done.store(0, Ordering::Relaxed);
+        self.job.store(ptr::from_ref(job).cast_mut().cast(), Ordering::Relaxed);
+        self.remaining.store(job.n_items, Ordering::SeqCst);
+        self.wake_sleepers();
+        while self.work(0) {}
+        let mut spins = 0u32;
+        while self.done.load(Ordering::Acquire) < job.n_items {
+            spins += 1;
+            // Somebody may have been put aside in the middle of an item.
+            if spins.is_multiple_of(1024) { thread::yield_now() } else { spin_loop() }
+        }
+    }
 }
 
-/// The threads at hand in a step. Outside of one there is only the caller.
-#[derive(Clone, Default)]
-pub struct Crew {
-    board: Option<Arc<Board>>,
-    cancel: Cancel,
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that is guarded here can be left half-done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Crew {
-    /// Runs all items, in any order, on all threads.
+/// The threads of a backend: the one that calls, and those of a private pool.
+pub(super) struct Team {
+    pool: Option<ThreadPool>,
+    n_threads: usize,
+    step: Mutex<()>,
+    /// The thread that runs the step and has no job on the board: see [`this_thread`].
+    leader: AtomicUsize,
+    board: Board,
+}
+
+impl Team {
+    /// A team of `n_threads`, of which the caller of each step is one.
     ///
     /// # Errors
-    /// `Cancelled`: items that had not begun are left out. `Internal`: an item panicked.
-    pub fn for_each(&self, n_items: usize, run: &(dyn Fn(usize) + Sync)) -> Result<()> {
-        let unless_cancelled = |item| {
-            if !self.cancel.is_cancelled() {
-                run(item);
+    /// `Invalid` for no threads, `OutOfMemory` if the system has no more threads.
+    pub fn new(n_threads: usize) -> Result<Self> {
+        let pool = match n_threads {
+            0 => return Err(Error::invalid("a cpu backend needs at least 1 thread, not 0")),
+            1 => None,
+            n => {
+                let builder = ThreadPoolBuilder::new().num_threads(n - 1);
+                let pool = builder.thread_name(|i| format!("longgen-{}", i + 1)).build();
+                Some(pool.map_err(|error| {
+                    Error::new(ErrorKind::OutOfMemory, format!("cannot start {} threads: {error}", n - 1))
+                })?)
             }
         };
-        match &self.board {
-            Some(board) if n_items > 1 => {
-                let job = Job { run: &unless_cancelled, n_items };
-                board.done.store(0, Ordering::Relaxed);
-                board.job.store(ptr::from_ref(&job).cast::<Job<'static>>().cast_mut(), Ordering::Relaxed);
-                board.remaining.store(n_items, Ordering::SeqCst);
-                board.wake_sleepers();
-                board.help();
-                let mut spins = 0u32;
-                while board.done.load(Ordering::Acquire) < n_items {
-                    spins += 1;
-                    if spins.is_multiple_of(SPINS_PER_YIELD) {
-                        std::thread::yield_now();
-                    } else {
-                        std::hint::spin_loop();
-                    }
-                }
-                if board.panicked.load(Ordering::Relaxed) {
-                    return Err(Error::new(
-                        ErrorKind::Internal,
-                        "an op panicked on one of the processor's threads",
-                    ));
-                }
-            }
-            _ => (0..n_items).for_each(unless_cancelled),
+        Ok(Self {
+            pool,
+            n_threads,
+            step: Mutex::new(()),
+            leader: AtomicUsize::new(NO_THREAD),
+            board: Board::default(),
+        })
+    }
+
+    /// Threads, the caller included.
+    pub fn n_threads(&self) -> usize {
+        self.n_threads
+    }
+
+    /// Runs `step` with the threads at hand. Steps exclude each other.
+    pub fn run<T>(&self, step: impl FnOnce() -> T) -> T {
+        let _alone = lock(&self.step);
+        let Some(pool) = &self.pool else { return step() };
+        pool.in_place_scope(|scope| {
+            self.board.stop.store(false, Ordering::SeqCst);
+            self.leader.store(this_thread(), Ordering::Relaxed);
+            let _end = EndOfStep(self);
+            scope.spawn_broadcast(|_, worker| self.board.serve(worker.index() + 1));
+            step()
+        })
+    }
+
+    /// The threads that an op on this thread may use: all of them within [`run`](Self::run), itself otherwise.
+    pub fn crew<'a>(&'a self, cancel: Option<&'a Cancel>) -> Crew<'a> {
+        Crew { team: self, cancel }
+    }
+}
+
+/// Lets the workers go, also when the step panics.
+struct EndOfStep<'a>(&'a Team);
+
+impl Drop for EndOfStep<'_> {
+    fn drop(&mut self) {
+        self.0.leader.store(NO_THREAD, Ordering::Relaxed);
+        self.0.board.stop.store(true, Ordering::SeqCst);
+        self.0.board.wake_sleepers();
+    }
+}
+
+/// What no thread is called.
+const NO_THREAD: usize = 0;
+
+/// A number that no other living thread has.
+fn this_thread() -> usize {
+    thread_local!(static MARK: u8 = const { 0 });
+    MARK.with(|mark| ptr::from_ref(mark).addr())
+}
+
+/// The threads that an op may use, and the flag that stops it.
+#[derive(Clone, Copy)]
+pub(super) struct Crew<'a> {
+    team: &'a Team,
+    cancel: Option<&'a Cancel>,
+}
+
+impl Crew<'_> {
+    /// Threads at most.
+    pub fn n_threads(&self) -> usize {
+        self.team.n_threads
+    }
+
+    /// Calls `item(thread, i)` for every i below `n_items`; no two calls at once have the same `thread`, which is below
+    /// [`n_threads`](Self::n_threads).
+    ///
+    /// # Errors
+    /// `Cancelled`, and `Internal` if an item panicked; some items have not run then.
+    pub fn for_each(&self, n_items: usize, item: &(dyn Fn(usize, usize) + Sync)) -> Result<()> {
+        let job = Job { item, n_items, cancel: self.cancel, panicked: AtomicBool::new(false) };
+        let board = &self.team.board;
+        // While a job is on the board nobody leads, so that an item that hands over work of its own does it alone.
+        let leader = &self.team.leader;
+        let leads = n_items > 1 && {
+            let me = this_thread();
+            leader.compare_exchange(me, NO_THREAD, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        };
+        if leads {
+            board.lead(&job);
+            leader.store(this_thread(), Ordering::Relaxed);
+        } else {
+            (0..n_items).for_each(|i| job.run(0, i));
         }
-        self.cancel.check()
+        job.result()
     }
 
-    /// `Ok` unless the step was cancelled.
-    pub fn check(&self) -> Result<()> {
-        self.cancel.check()
-    }
-
-    /// Runs `run` for every chunk of `out`; the last one may be shorter.
+    /// Calls `item(scratch, i, chunk)` for every chunk of `chunk_len` elements of `out`, the last one perhaps shorter.
+    /// `scratch` is divided among the threads.
     ///
     /// # Errors
     /// Those of [`for_each`](Self::for_each).
@@ -231,218 +274,260 @@ impl Crew {
         &self,
         out: &mut [T],
         chunk_len: usize,
-        run: impl Fn(usize, &mut [T]) + Sync,
+        scratch: &mut [f32],
+        item: impl Fn(&mut [f32], usize, &mut [T]) + Sync,
     ) -> Result<()> {
-        let len = out.len();
-        let memory = Memory(out.as_mut_ptr());
-        self.for_each(len.div_ceil(chunk_len), &|i| {
-            let begin = i * chunk_len;
-            // SAFETY: chunks are disjoint parts of `out`, which is borrowed for the whole call, and each item runs once.
-            let chunk = unsafe { memory.slice(begin, chunk_len.min(len - begin)) };
-            run(i, chunk);
+        let (n, chunk_len) = (out.len(), chunk_len.max(1));
+        let (out, scratch) = (Shared::new(out), Scratch::new(scratch, self.n_threads()));
+        self.for_each(n.div_ceil(chunk_len), &|thread, i| {
+            // SAFETY: no two items at once run on the same thread.
+            let scratch = unsafe { scratch.of(thread) };
+            // SAFETY: chunks of different items are disjoint.
+            item(scratch, i, unsafe { out.part(i * chunk_len..n.min((i + 1) * chunk_len)) });
         })
     }
 
-    /// Runs `run` for the chunks of two slices that belong together.
+    /// Calls `item(scratch, g, tile)` for every tile of every grid, where g is the grid's number. `scratch` is divided
+    /// among the threads.
     ///
     /// # Errors
     /// Those of [`for_each`](Self::for_each).
-    pub fn for_each_chunk_pair<T: Send, U: Send>(
+    pub fn for_each_tile(
         &self,
-        a: &mut [T],
-        a_len: usize,
-        b: &mut [U],
-        b_len: usize,
-        run: impl Fn(usize, &mut [T], &mut [U]) + Sync,
+        grids: &mut [Grid<'_>],
+        scratch: &mut [f32],
+        item: impl Fn(&mut [f32], usize, Tile<'_>) + Sync,
     ) -> Result<()> {
-        let (a_all, b_all) = (a.len(), b.len());
-        let n_items = a_all.div_ceil(a_len);
-        assert_eq!(n_items, b_all.div_ceil(b_len), "chunks without partners");
-        let (a, b) = (Memory(a.as_mut_ptr()), Memory(b.as_mut_ptr()));
-        self.for_each(n_items, &|i| {
-            let (a_begin, b_begin) = (i * a_len, i * b_len);
-            // SAFETY: chunks are disjoint parts of slices that are borrowed for the whole call; each item runs once.
-            let (a, b) = unsafe {
-                (a.slice(a_begin, a_len.min(a_all - a_begin)), b.slice(b_begin, b_len.min(b_all - b_begin)))
-            };
-            run(i, a, b);
-        })
-    }
-
-    /// Cuts every matrix into tiles of `tile_rows` by `tile_cols` and runs `run` for each: its matrix's number and the tile.
-    ///
-    /// # Errors
-    /// Those of [`for_each`](Self::for_each).
-    pub fn for_each_tile<const N: usize>(
-        &self,
-        matrices: [Option<Matrix<'_>>; N],
-        tile_rows: usize,
-        tile_cols: usize,
-        run: impl Fn(usize, Tile<'_>) + Sync,
-    ) -> Result<()> {
-        let raw = matrices.map(|matrix| {
-            matrix.map(|matrix| {
-                assert!(matrix.out.len() >= matrix.n_rows * matrix.n_cols, "a matrix larger than its buffer");
-                (Memory(matrix.out.as_mut_ptr()), matrix.n_rows, matrix.n_cols)
-            })
-        });
-        let n_tiles = |i: usize| {
-            raw[i]
-                .as_ref()
-                .map_or(0, |(_, n_rows, n_cols)| n_rows.div_ceil(tile_rows) * n_cols.div_ceil(tile_cols))
-        };
-        self.for_each((0..N).map(n_tiles).sum(), &|mut item| {
-            let mut number = 0;
-            while item >= n_tiles(number) {
-                item -= n_tiles(number);
-                number += 1;
+        let scratch = Scratch::new(scratch, self.n_threads());
+        let grids = &*grids;
+        self.for_each(grids.iter().map(Grid::n_tiles).sum(), &|thread, mut i| {
+            let mut g = 0;
+            while i >= grids[g].n_tiles() {
+                i -= grids[g].n_tiles();
+                g += 1;
             }
-            if let Some((memory, n_rows, n_cols)) = &raw[number] {
-                let across = n_cols.div_ceil(tile_cols);
-                let (row, col) = (item / across * tile_rows, item % across * tile_cols);
-                let rows = row..(row + tile_rows).min(*n_rows);
-                run(
-                    number,
-                    Tile { memory, stride: *n_cols, rows, cols: col..(col + tile_cols).min(*n_cols) },
-                );
-            }
+            // SAFETY: no two items at once run on the same thread.
+            let scratch = unsafe { scratch.of(thread) };
+            // SAFETY: the grids are borrowed mutably by this function, and each of their tiles belongs to one item.
+            item(scratch, g, unsafe { grids[g].tile(i) });
         })
     }
 }
 
-/// Memory that threads write to in disjoint places.
-struct Memory<T>(*mut T);
+/// A slice whose parts several threads write.
+struct Shared<'a, T> {
+    first: *mut T,
+    len: usize,
+    slice: PhantomData<&'a mut [T]>,
+}
 
-// SAFETY: whoever writes through it promises disjoint places, see `slice`.
-unsafe impl<T: Send> Sync for Memory<T> {}
+// SAFETY: a Shared only hands out what its `part` was asked for, and whoever asks answers for disjointness; sending a
+// part to another thread sends elements.
+unsafe impl<T: Send> Send for Shared<'_, T> {}
 // SAFETY: as above.
-unsafe impl<T: Send> Send for Memory<T> {}
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
 
-impl<T> Memory<T> {
+impl<'a, T> Shared<'a, T> {
+    fn new(slice: &'a mut [T]) -> Self {
+        Self { first: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
+    }
+
     /// # Safety
-    /// The elements are within the borrowed slice, and nobody else reads or writes them meanwhile.
-    #[expect(clippy::mut_from_ref, reason = "that is the point; see the obligations")]
-    unsafe fn slice(&self, begin: usize, len: usize) -> &mut [T] {
-        // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(begin), len) }
+    /// Parts that live at the same time are disjoint.
+    #[expect(clippy::mut_from_ref, reason = "the caller answers for disjointness")]
+    unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len);
+        // SAFETY: the range lies within the slice, and no other living reference does by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(range.start), range.len()) }
     }
 }
 
-/// A row-major output matrix.
-pub struct Matrix<'a> {
-    /// (n_rows, n_cols)
-    pub out: &'a mut [f32],
-    /// Rows.
-    pub n_rows: usize,
-    /// Columns.
-    pub n_cols: usize,
+/// Working memory of each thread.
+struct Scratch<'a> {
+    all: Shared<'a, f32>,
+    per_thread: usize,
 }
 
-/// Part of a matrix that one item has to itself.
-pub struct Tile<'a> {
-    memory: &'a Memory<f32>,
-    stride: usize,
-    /// Which rows.
-    pub rows: Range<usize>,
-    /// Which columns.
-    pub cols: Range<usize>,
+impl<'a> Scratch<'a> {
+    fn new(all: &'a mut [f32], n_threads: usize) -> Self {
+        Self { per_thread: all.len() / n_threads, all: Shared::new(all) }
+    }
+
+    /// # Safety
+    /// One call at a time for each thread.
+    #[expect(clippy::mut_from_ref, reason = "the caller answers for disjointness")]
+    unsafe fn of(&self, thread: usize) -> &mut [f32] {
+        // SAFETY: the parts of different threads are disjoint.
+        unsafe { self.all.part(thread * self.per_thread..(thread + 1) * self.per_thread) }
+    }
+}
+
+/// A matrix in rows of memory, cut into tiles that are written in parallel.
+pub(super) struct Grid<'a> {
+    out: Shared<'a, f32>,
+    shape: [usize; 2],
+    tile_shape: [usize; 2],
+}
+
+impl<'a> Grid<'a> {
+    /// The (n_rows, n_cols) matrix `out` in tiles of at most `tile_shape`. Panics if `out` is shorter.
+    pub fn new(out: &'a mut [f32], shape: [usize; 2], tile_shape: [usize; 2]) -> Self {
+        let out = &mut out[..shape[0] * shape[1]];
+        Self { out: Shared::new(out), shape, tile_shape: tile_shape.map(|n| n.max(1)) }
+    }
+
+    fn n_tiles(&self) -> usize {
+        self.shape[0].div_ceil(self.tile_shape[0]) * self.shape[1].div_ceil(self.tile_shape[1])
+    }
+
+    /// # Safety
+    /// Each tile lives once at a time, and nobody else uses the matrix meanwhile.
+    unsafe fn tile(&self, i: usize) -> Tile<'_> {
+        let tiles_a_row = self.shape[1].div_ceil(self.tile_shape[1]);
+        let part = |axis: usize, i: usize| {
+            let first = i * self.tile_shape[axis];
+            first..self.shape[axis].min(first + self.tile_shape[axis])
+        };
+        Tile { grid: self, rows: part(0, i / tiles_a_row), cols: part(1, i % tiles_a_row) }
+    }
+}
+
+/// Some rows and columns of a [`Grid`].
+pub(super) struct Tile<'a> {
+    grid: &'a Grid<'a>,
+    rows: Range<usize>,
+    cols: Range<usize>,
 }
 
 impl Tile<'_> {
-    /// The tile's columns of a row, which is counted from the matrix's first.
+    /// Rows of the matrix that this tile has.
+    pub fn rows(&self) -> Range<usize> {
+        self.rows.clone()
+    }
+
+    /// Columns of the matrix that this tile has.
+    pub fn cols(&self) -> Range<usize> {
+        self.cols.clone()
+    }
+
+    /// The tile's part of a row of the matrix, of those in `rows`.
+    #[inline]
     pub fn row_mut(&mut self, row: usize) -> &mut [f32] {
-        assert!(self.rows.contains(&row), "row {row} is not within {:?}", self.rows);
-        // SAFETY: the row is within the tile (checked) and so within the matrix, tiles of different items are disjoint,
-        // and self is borrowed mutably for as long as the slice lives.
-        unsafe { self.memory.slice(row * self.stride + self.cols.start, self.cols.len()) }
+        assert!(self.rows.contains(&row));
+        let start = row * self.grid.shape[1];
+        // SAFETY: the part lies in this tile, which is borrowed mutably, and no other tile has it.
+        unsafe { self.grid.out.part(start + self.cols.start..start + self.cols.end) }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::AtomicU32;
 
     #[test]
-    fn every_item_runs_once_and_writes_its_own_place() {
-        for n_threads in [1, 2, 3, 8] {
+    fn every_item_is_done_once_in_any_number_of_jobs() {
+        for n_threads in [1, 2, 3, 5] {
             let team = Team::new(n_threads).unwrap();
-            for round in 0..30 {
-                team.enter(&Cancel::default(), |crew| {
-                    for n in [0usize, 1, 2, 7, 100, 1000] {
-                        let mut out = vec![0u32; n];
-                        crew.for_each_chunk(&mut out, 3, |i, chunk| {
-                            for (j, x) in chunk.iter_mut().enumerate() {
-                                *x += u32::try_from(i * 3 + j).unwrap() + round;
-                            }
-                        })?;
-                        assert!((round..).zip(&out).all(|(expected, &x)| x == expected));
+            let never = Cancel::default();
+            for step in 0..20 {
+                team.run(|| {
+                    for job in 0..200 {
+                        let mut counts = vec![0u32; (step * 7 + job * 3) % 41];
+                        let chunk = 1 + job % 3;
+                        let touch = |_: &mut [f32], i: usize, part: &mut [u32]| {
+                            part.iter_mut()
+                                .enumerate()
+                                .for_each(|(j, x)| *x += u32::try_from(i * chunk + j).unwrap() + 1);
+                        };
+                        team.crew(Some(&never)).for_each_chunk(&mut counts, chunk, &mut [], touch).unwrap();
+                        assert!(counts.iter().zip(1..).all(|(&count, expected)| count == expected));
                     }
-                    Ok(())
-                })
-                .unwrap();
+                });
             }
         }
     }
 
     #[test]
-    fn tiles_of_several_matrices_are_disjoint_and_complete() {
-        let team = Team::new(3).unwrap();
-        let (mut a, mut b) = (vec![0.0; 5 * 7], vec![0.0; 5 * 10]);
-        let matrices = [
-            Some(Matrix { out: &mut a, n_rows: 5, n_cols: 7 }),
-            None,
-            Some(Matrix { out: &mut b, n_rows: 5, n_cols: 10 }),
-        ];
-        let fill = |number: usize, mut tile: Tile<'_>| {
-            for row in tile.rows.clone() {
-                tile.row_mut(row).iter_mut().for_each(|x| *x += (number + 1) as f32);
+    fn a_tile_is_a_part_of_the_matrix() {
+        let team = Team::new(2).unwrap();
+        let (mut a, mut b) = (vec![0.0; 7 * 5], vec![0.0; 3 * 11]);
+        let grids = &mut [Grid::new(&mut a, [7, 5], [2, 3]), Grid::new(&mut b, [3, 11], [5, 2])];
+        let fill = |_: &mut [f32], g: usize, mut tile: Tile<'_>| {
+            for row in tile.rows() {
+                let first = tile.cols().start;
+                for (i, x) in tile.row_mut(row).iter_mut().enumerate() {
+                    *x += (g * 1000 + row * 100 + first + i) as f32;
+                }
             }
         };
-        team.enter(&Cancel::default(), |crew| crew.for_each_tile(matrices, 2, 3, fill)).unwrap();
-        assert!(a.iter().all(|&x| x == 1.0) && b.iter().all(|&x| x == 3.0));
+        team.run(|| team.crew(None).for_each_tile(grids, &mut [], fill)).unwrap();
+        assert!((0..35).all(|i| a[i] == (i / 5 * 100 + i % 5) as f32));
+        assert!((0..33).all(|i| b[i] == (1000 + i / 11 * 100 + i % 11) as f32));
     }
 
     #[test]
-    fn a_panic_of_an_item_is_an_error_and_the_team_works_on() {
-        let team = Team::new(2).unwrap();
-        for _ in 0..20 {
-            let result = team
-                .enter(&Cancel::default(), |crew| crew.for_each(50, &|i| assert!(i != 33, "meant to fail")));
-            assert_eq!(result.unwrap_err().kind(), ErrorKind::Internal);
-            team.enter(&Cancel::default(), |crew| crew.for_each(50, &|_| {})).unwrap();
+    fn threads_have_scratch_of_their_own() {
+        let team = Team::new(3).unwrap();
+        let (mut out, mut scratch) = (vec![0.0; 500], vec![0.0; 3 * 64]);
+        let fill = |scratch: &mut [f32], i: usize, out: &mut [f32]| {
+            scratch.fill(i as f32);
+            out[0] = scratch.iter().sum();
+        };
+        team.run(|| team.crew(None).for_each_chunk(&mut out, 1, &mut scratch, fill)).unwrap();
+        assert!(out.iter().zip(0u16..).all(|(&sum, i)| sum == f32::from(i) * 64.0));
+    }
+
+    #[test]
+    fn a_panic_is_an_error_and_the_team_lives_on() {
+        for n_threads in [1, 2, 3] {
+            let team = Team::new(n_threads).unwrap();
+            for bad in [0, 17, 99] {
+                let failed = team.run(|| {
+                    team.crew(None).for_each(100, &|_, i| assert!(i != bad, "this item is meant to fail"))
+                });
+                assert_eq!(failed.unwrap_err().kind(), ErrorKind::Internal);
+            }
+            let in_step =
+                catch_unwind(AssertUnwindSafe(|| team.run(|| panic!("this step is meant to fail"))));
+            assert!(in_step.is_err());
+            let n = AtomicU32::new(0);
+            let count = |_: usize, _: usize| {
+                n.fetch_add(1, Ordering::Relaxed);
+            };
+            team.run(|| team.crew(None).for_each(100, &count)).unwrap();
+            assert_eq!(n.into_inner(), 100);
         }
     }
 
     #[test]
-    fn a_cancel_leaves_out_what_has_not_begun() {
-        let team = Team::new(2).unwrap();
-        let (cancel, ran) = (Cancel::default(), AtomicUsize::new(0));
-        let result = team.enter(&cancel, |crew| {
-            crew.for_each(1_000_000, &|_| {
-                if ran.fetch_add(1, Ordering::Relaxed) == 10 {
+    fn a_cancelled_job_ends_early() {
+        for n_threads in [1, 2, 3] {
+            let team = Team::new(n_threads).unwrap();
+            let (cancel, n) = (Cancel::default(), AtomicU32::new(0));
+            let item = |_: usize, _: usize| {
+                if n.fetch_add(1, Ordering::Relaxed) == 10 {
                     cancel.cancel();
                 }
-            })
-        });
-        assert_eq!(result.unwrap_err().kind(), ErrorKind::Cancelled);
-        assert!(ran.into_inner() < 1_000_000);
+            };
+            let result = team.run(|| team.crew(Some(&cancel)).for_each(100_000, &item));
+            assert_eq!(result.unwrap_err().kind(), ErrorKind::Cancelled);
+            assert!(n.into_inner() < 100_000);
+        }
     }
 
     #[test]
-    fn steps_of_several_threads_exclude_each_other() {
-        let team = Team::new(2).unwrap();
-        let inside = AtomicUsize::new(0);
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
+    fn an_op_outside_a_step_works_alone() {
+        let team = Team::new(3).unwrap();
+        thread::scope(|scope| {
+            for _ in 0..2 {
                 scope.spawn(|| {
-                    for _ in 0..50 {
-                        team.enter(&Cancel::default(), |crew| {
-                            assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
-                            crew.for_each(20, &|_| {})?;
-                            inside.fetch_sub(1, Ordering::SeqCst);
-                            Ok(())
-                        })
-                        .unwrap();
+                    for _ in 0..200 {
+                        let mut out = vec![0u8; 50];
+                        let set = |_: &mut [f32], _: usize, out: &mut [u8]| out.fill(1);
+                        team.crew(None).for_each_chunk(&mut out, 1, &mut [], set).unwrap();
+                        assert!(out.iter().all(|&x| x == 1));
+                        team.run(|| team.crew(None).for_each_chunk(&mut out, 1, &mut [], set)).unwrap();
                     }
                 });
             }

@@ -1,217 +1,320 @@
-//! Lanes as two registers of 256 bits.
-//!
-//! Everything here is called from code that [`Level::run`](super::Level::run) compiled for these instructions on a
-//! machine that has them; that is what every SAFETY comment below refers to as "the level".
+//! Lanes as two 256-bit registers: lanes 0 to 7, then 8 to 15.
+#![allow(unsafe_code, reason = "calls intrinsics, whose features an Avx2 proves")]
 
 use std::arch::x86_64::*;
 
-use super::{LANES, Lanes, PAIR};
+use super::{Kernel, Lanes};
 
-#[derive(Clone, Copy)]
-pub struct Avx2(__m256, __m256);
+/// Proof that the processor has AVX2, FMA and F16C.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx2(());
 
-/// Wraps intrinsics that only need the level.
-macro_rules! level {
-    ($e:expr) => {
-        // SAFETY: the level; any pointer in it comes from a slice whose length was checked just before.
-        unsafe { $e }
-    };
+impl Avx2 {
+    /// `None` where the processor lacks any of them.
+    pub fn new() -> Option<Self> {
+        let has_all = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        has_all.then_some(Self(()))
+    }
 }
 
-/// Eight lanes, halves onto each other.
-///
-/// # Safety
-/// The caller runs at a level that has AVX.
+/// Runs a kernel, compiled with the level's features.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn run<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
+    kernel.run(simd)
+}
+
+type F = [__m256; 2];
+type I = [__m256i; 2];
+
+/// Lanes whose number, counted from `first`, lies between `begin` and below `end`.
 #[inline(always)]
-pub unsafe fn sum_of_8(lanes: __m256) -> f32 {
-    level!({
-        let four = _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps::<1>(lanes));
-        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-        _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
-    })
+unsafe fn lane_mask(first: i32, begin: usize, end: usize) -> __m256 {
+    // SAFETY: the caller holds an Avx2.
+    unsafe {
+        let at = |n: usize| _mm256_set1_epi32(i32::try_from(n.min(16)).unwrap_or(16) - first);
+        let lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        let too_early = _mm256_cmpgt_epi32(at(begin), lane);
+        _mm256_castsi256_ps(_mm256_andnot_si256(too_early, _mm256_cmpgt_epi32(at(end), lane)))
+    }
 }
 
-/// Sums of four neighbouring products of unsigned and signed bytes; sums of two must fit 16 bits.
-#[inline(always)]
-fn dot(unsigned: __m256i, signed: __m256i) -> __m256 {
-    level!({
-        let twos = _mm256_maddubs_epi16(unsigned, signed);
-        _mm256_cvtepi32_ps(_mm256_madd_epi16(twos, _mm256_set1_epi16(1)))
-    })
-}
-
-/// The same for signed bytes: |w| * (x with the sign of w), since |-128| fits an unsigned byte.
-#[inline(always)]
-fn dot_signed(w: __m256i, x: __m256i) -> __m256 {
-    level!(dot(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)))
-}
-
-#[inline(always)]
-fn exp2_of_biased(x: __m256) -> __m256 {
-    level!({
-        let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(x));
-        _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(0x3f80_0000)))
-    })
-}
-
-/// The low nibbles of 16 bytes, then the high ones.
-#[inline(always)]
-fn nibbles(bytes: &[u8]) -> __m256i {
-    let bytes = &bytes[..16];
-    level!({
-        let low = _mm_loadu_si128(bytes.as_ptr().cast());
-        let both = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low), _mm_srli_epi16::<4>(low));
-        _mm256_and_si256(both, _mm256_set1_epi8(15))
-    })
-}
-
-#[inline(always)]
-fn load_32_bytes(from: &[i8]) -> __m256i {
-    let from = &from[..32];
-    level!(_mm256_loadu_si256(from.as_ptr().cast()))
-}
-
+// SAFETY of all intrinsics below: an `Avx2` exists only where the processor has their features, and loads and stores go
+// through references to arrays of exactly the registers' size, which the unaligned forms may point to.
 impl Lanes for Avx2 {
-    type Quants = (__m256i, __m256i);
-    const WIDE: bool = false;
+    type F = F;
+    type I = I;
+    type B = I;
+    const MANY_REGISTERS: bool = false;
 
     #[inline(always)]
-    fn splat(x: f32) -> Self {
-        let x = level!(_mm256_set1_ps(x));
-        Self(x, x)
+    fn splat(self, x: f32) -> F {
+        // SAFETY: see the top of the impl.
+        unsafe { [_mm256_set1_ps(x); 2] }
     }
 
     #[inline(always)]
-    fn load(from: &[f32]) -> Self {
-        let from = &from[..LANES];
-        level!(Self(_mm256_loadu_ps(from.as_ptr()), _mm256_loadu_ps(from[8..].as_ptr())))
+    fn load(self, from: &[f32; 16]) -> F {
+        // SAFETY: see the top of the impl; the second half begins within the array.
+        unsafe { [_mm256_loadu_ps(from.as_ptr()), _mm256_loadu_ps(from.as_ptr().add(8))] }
     }
 
     #[inline(always)]
-    fn load_f16(from: &[u16]) -> Self {
-        let from = &from[..LANES];
-        level!(Self(
-            _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast())),
-            _mm256_cvtph_ps(_mm_loadu_si128(from[8..].as_ptr().cast())),
-        ))
+    fn store(self, to: &mut [f32; 16], x: F) {
+        // SAFETY: see the top of the impl; the second half begins within the array.
+        unsafe {
+            _mm256_storeu_ps(to.as_mut_ptr(), x[0]);
+            _mm256_storeu_ps(to.as_mut_ptr().add(8), x[1]);
+        }
     }
 
     #[inline(always)]
-    fn load_i8(from: &[i8]) -> Self {
-        let from = &from[..LANES];
-        level!({
+    fn load_f32(self, from: &[u8; 64]) -> F {
+        let from = from.as_ptr().cast::<f32>();
+        // SAFETY: see the top of the impl; the second half begins within the array.
+        unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[u8; 32]) -> F {
+        let from = from.as_ptr().cast::<__m128i>();
+        // SAFETY: see the top of the impl; the second half begins within the array.
+        unsafe { [_mm256_cvtph_ps(_mm_loadu_si128(from)), _mm256_cvtph_ps(_mm_loadu_si128(from.add(1)))] }
+    }
+
+    #[inline(always)]
+    fn store_f16(self, to: &mut [u8; 32], x: F) {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
+        let to = to.as_mut_ptr().cast::<__m128i>();
+        // SAFETY: see the top of the impl; the second half begins within the array.
+        unsafe {
+            _mm_storeu_si128(to, _mm256_cvtps_ph::<NEAREST>(x[0]));
+            _mm_storeu_si128(to.add(1), _mm256_cvtps_ph::<NEAREST>(x[1]));
+        }
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &[u8; 32]) -> F {
+        let from = from.as_ptr().cast::<__m128i>();
+        // SAFETY: see the top of the impl; the second half begins within the array.
+        unsafe {
+            [_mm_loadu_si128(from), _mm_loadu_si128(from.add(1))]
+                .map(|x| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x))))
+        }
+    }
+
+    #[inline(always)]
+    fn load_i8(self, from: &[u8; 16]) -> F {
+        // SAFETY: see the top of the impl.
+        unsafe {
             let bytes = _mm_loadu_si128(from.as_ptr().cast());
-            Self(
-                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
-                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes))),
-            )
-        })
+            [bytes, _mm_srli_si128::<8>(bytes)].map(|x| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)))
+        }
     }
 
     #[inline(always)]
-    fn half(bits: u16) -> f32 {
-        level!(_mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits.into()))))
+    fn load_nibbles(self, from: &[u8; 16]) -> [F; 2] {
+        // SAFETY: see the top of the impl.
+        unsafe {
+            let bytes = _mm_loadu_si128(from.as_ptr().cast());
+            let mask = _mm_set1_epi8(15);
+            let low = _mm_and_si128(bytes, mask);
+            let high = _mm_and_si128(_mm_srli_epi16::<4>(bytes), mask);
+            [low, high]
+                .map(|x| [x, _mm_srli_si128::<8>(x)].map(|x| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(x))))
+        }
     }
 
     #[inline(always)]
-    fn store(self, to: &mut [f32]) {
-        let to = &mut to[..LANES];
-        level!({
-            _mm256_storeu_ps(to.as_mut_ptr(), self.0);
-            _mm256_storeu_ps(to[8..].as_mut_ptr(), self.1);
-        });
+    fn add(self, a: F, b: F) -> F {
+        // SAFETY: see the top of the impl.
+        unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
     }
 
     #[inline(always)]
-    fn store_f16(self, to: &mut [u16]) {
+    fn sub(self, a: F, b: F) -> F {
+        // SAFETY: see the top of the impl.
+        unsafe { [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: F, b: F) -> F {
+        // SAFETY: see the top of the impl.
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn div(self, a: F, b: F) -> F {
+        // SAFETY: see the top of the impl.
+        unsafe { [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn max(self, a: F, b: F) -> F {
+        // SAFETY: see the top of the impl.
+        unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn min(self, a: F, b: F) -> F {
+        // SAFETY: see the top of the impl.
+        unsafe { [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn abs(self, x: F) -> F {
+        // SAFETY: see the top of the impl.
+        unsafe {
+            let sign = _mm256_set1_ps(-0.0);
+            [_mm256_andnot_ps(sign, x[0]), _mm256_andnot_ps(sign, x[1])]
+        }
+    }
+
+    #[inline(always)]
+    fn fma(self, a: F, b: F, c: F) -> F {
+        // SAFETY: see the top of the impl.
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+
+    #[inline(always)]
+    fn round(self, x: F) -> F {
         const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-        let to = &mut to[..LANES];
-        level!({
-            _mm_storeu_si128(to.as_mut_ptr().cast(), _mm256_cvtps_ph::<NEAREST>(self.0));
-            _mm_storeu_si128(to[8..].as_mut_ptr().cast(), _mm256_cvtps_ph::<NEAREST>(self.1));
-        });
+        // SAFETY: see the top of the impl.
+        unsafe { [_mm256_round_ps::<NEAREST>(x[0]), _mm256_round_ps::<NEAREST>(x[1])] }
     }
 
     #[inline(always)]
-    fn add(self, other: Self) -> Self {
-        level!(Self(_mm256_add_ps(self.0, other.0), _mm256_add_ps(self.1, other.1)))
+    fn scale_by_power(self, x: F, n: F) -> F {
+        // SAFETY: see the top of the impl.
+        unsafe {
+            // Adds n to the exponent.
+            let scale = |x, n| {
+                let n = _mm256_slli_epi32::<23>(_mm256_cvtps_epi32(n));
+                _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), n))
+            };
+            [scale(x[0], n[0]), scale(x[1], n[1])]
+        }
     }
 
     #[inline(always)]
-    fn sub(self, other: Self) -> Self {
-        level!(Self(_mm256_sub_ps(self.0, other.0), _mm256_sub_ps(self.1, other.1)))
+    fn select(self, begin: usize, end: usize, a: F, b: F) -> F {
+        // SAFETY: see the top of the impl.
+        unsafe {
+            [
+                _mm256_blendv_ps(b[0], a[0], lane_mask(0, begin, end)),
+                _mm256_blendv_ps(b[1], a[1], lane_mask(8, begin, end)),
+            ]
+        }
     }
 
     #[inline(always)]
-    fn mul(self, other: Self) -> Self {
-        level!(Self(_mm256_mul_ps(self.0, other.0), _mm256_mul_ps(self.1, other.1)))
+    fn sum(self, x: F) -> f32 {
+        // SAFETY: see the top of the impl.
+        unsafe {
+            let x = _mm256_add_ps(x[0], x[1]);
+            let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+        }
     }
 
     #[inline(always)]
-    fn div(self, other: Self) -> Self {
-        level!(Self(_mm256_div_ps(self.0, other.0), _mm256_div_ps(self.1, other.1)))
+    fn largest(self, x: F) -> f32 {
+        // SAFETY: see the top of the impl.
+        unsafe {
+            let x = _mm256_max_ps(x[0], x[1]);
+            let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
+        }
     }
 
     #[inline(always)]
-    fn max(self, other: Self) -> Self {
-        level!(Self(_mm256_max_ps(self.0, other.0), _mm256_max_ps(self.1, other.1)))
+    fn to_i8(self, x: F) -> [i8; 16] {
+        let mut out = [0; 16];
+        // SAFETY: see the top of the impl.
+        unsafe {
+            // Packing works on quarters; the permutation puts them in order.
+            let words = _mm256_packs_epi32(_mm256_cvtps_epi32(x[0]), _mm256_cvtps_epi32(x[1]));
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+            let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(out.as_mut_ptr().cast(), bytes);
+        }
+        out
     }
 
     #[inline(always)]
-    fn min(self, other: Self) -> Self {
-        level!(Self(_mm256_min_ps(self.0, other.0), _mm256_min_ps(self.1, other.1)))
+    fn dot_start(self, _: i32) -> I {
+        // SAFETY: see the top of the impl.
+        unsafe { [_mm256_setzero_si256(); 2] }
     }
 
     #[inline(always)]
-    fn mul_add(self, a: Self, b: Self) -> Self {
-        level!(Self(_mm256_fmadd_ps(self.0, a.0, b.0), _mm256_fmadd_ps(self.1, a.1, b.1)))
+    fn dot(self, acc: I, w: &[u8; 64], x: u32) -> I {
+        let w = w.as_ptr().cast::<__m256i>();
+        // SAFETY: see the top of the impl; the second half begins within the array.
+        unsafe {
+            let x = _mm256_set1_epi32(x.cast_signed());
+            // |w| is unsigned and takes its sign to x. Pairs of products stay below 2 * 128 * 127, within 16 bits.
+            let add = |acc, w| {
+                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+                _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+            };
+            [add(acc[0], _mm256_loadu_si256(w)), add(acc[1], _mm256_loadu_si256(w.add(1)))]
+        }
     }
 
     #[inline(always)]
-    fn exp2_of_biased(self) -> Self {
-        Self(exp2_of_biased(self.0), exp2_of_biased(self.1))
+    fn to_f32(self, x: I) -> F {
+        // SAFETY: see the top of the impl.
+        unsafe { [_mm256_cvtepi32_ps(x[0]), _mm256_cvtepi32_ps(x[1])] }
     }
 
     #[inline(always)]
-    fn sum(self) -> f32 {
-        level!(sum_of_8(_mm256_add_ps(self.0, self.1)))
+    fn transpose(self, rows: [&[u8; 16]; 16]) -> [I; 4] {
+        // SAFETY: see the top of the impl.
+        unsafe {
+            let half = |i: usize| _mm_loadu_si128(rows[i].as_ptr().cast());
+            // Eight rows from `first` on: a 4 x 4 transposition in each half of the registers gives them in order.
+            let eight = |first: usize| {
+                let column = |i: usize| {
+                    let low = _mm256_castsi128_si256(half(first + i));
+                    _mm256_inserti128_si256::<1>(low, half(first + i + 4))
+                };
+                let (r0, r1, r2, r3) = (column(0), column(1), column(2), column(3));
+                let (a, b) = (_mm256_unpacklo_epi32(r0, r1), _mm256_unpacklo_epi32(r2, r3));
+                let (c, d) = (_mm256_unpackhi_epi32(r0, r1), _mm256_unpackhi_epi32(r2, r3));
+                [
+                    _mm256_unpacklo_epi64(a, b),
+                    _mm256_unpackhi_epi64(a, b),
+                    _mm256_unpacklo_epi64(c, d),
+                    _mm256_unpackhi_epi64(c, d),
+                ]
+            };
+            let (low, high) = (eight(0), eight(8));
+            [[low[0], high[0]], [low[1], high[1]], [low[2], high[2]], [low[3], high[3]]]
+        }
     }
 
     #[inline(always)]
-    fn max_lane(self) -> f32 {
-        level!({
-            let eight = _mm256_max_ps(self.0, self.1);
-            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
-            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
-            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
-        })
+    fn nibbles(self, x: I, zero: i8) -> [I; 2] {
+        // SAFETY: see the top of the impl.
+        unsafe {
+            let (mask, zero) = (_mm256_set1_epi8(15), _mm256_set1_epi8(zero));
+            let low = |x| _mm256_sub_epi8(_mm256_and_si256(x, mask), zero);
+            let high = |x| low(_mm256_srli_epi16::<4>(x));
+            [[low(x[0]), low(x[1])], [high(x[0]), high(x[1])]]
+        }
     }
 
     #[inline(always)]
-    fn nibbles(first: &[u8], second: &[u8]) -> Self::Quants {
-        (nibbles(first), nibbles(second))
-    }
-
-    #[inline(always)]
-    fn bytes(first: &[u8], second: &[u8]) -> Self::Quants {
-        let (first, second) = (&first[..32], &second[..32]);
-        level!((_mm256_loadu_si256(first.as_ptr().cast()), _mm256_loadu_si256(second.as_ptr().cast())))
-    }
-
-    #[inline(always)]
-    fn dot_nibbles(weights: Self::Quants, x: &[i8]) -> Self {
-        let x = &x[..PAIR];
-        Self(dot(weights.0, load_32_bytes(x)), dot(weights.1, load_32_bytes(&x[32..])))
-    }
-
-    #[inline(always)]
-    fn dot_bytes(weights: Self::Quants, x: &[i8]) -> Self {
-        let x = &x[..PAIR];
-        Self(dot_signed(weights.0, load_32_bytes(x)), dot_signed(weights.1, load_32_bytes(&x[32..])))
-    }
-
-    #[inline(always)]
-    fn halves(first: f32, second: f32) -> Self {
-        level!(Self(_mm256_set1_ps(first), _mm256_set1_ps(second)))
+    fn store_quants(self, to: &mut [u8; 64], x: I) {
+        let to = to.as_mut_ptr().cast::<__m256i>();
+        // SAFETY: see the top of the impl; the second half begins within the array.
+        unsafe {
+            _mm256_storeu_si256(to, x[0]);
+            _mm256_storeu_si256(to.add(1), x[1]);
+        }
     }
 }

@@ -1,177 +1,281 @@
-//! Lanes as one register of 512 bits.
-//!
-//! Everything here is called from code that [`Level::run`](super::Level::run) compiled for these instructions on a
-//! machine that has them; that is what every SAFETY comment below refers to as "the level".
+//! Lanes as one 512-bit register.
+#![allow(unsafe_code, reason = "calls intrinsics, whose features an Avx512 proves")]
 
 use std::arch::x86_64::*;
 
-use super::{LANES, Lanes, PAIR};
+use super::{Kernel, Lanes};
 
-#[derive(Clone, Copy)]
-pub struct Avx512(__m512);
+/// Proof that the processor has AVX-512 F, BW, VL, DQ and VNNI.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512(());
 
-/// Wraps intrinsics that only need the level.
-macro_rules! level {
-    ($e:expr) => {
-        // SAFETY: the level; any pointer in it comes from a slice whose length was checked just before.
-        unsafe { $e }
-    };
+impl Avx512 {
+    /// `None` where the processor lacks any of them.
+    pub fn new() -> Option<Self> {
+        let has_all = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        has_all.then_some(Self(()))
+    }
 }
 
+/// Runs a kernel, compiled with the level's features.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+pub fn run<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
+    kernel.run(simd)
+}
+
+/// Bits `begin` to below `end`.
+#[inline(always)]
+fn lane_mask(begin: usize, end: usize) -> __mmask16 {
+    let below = |n: usize| (1u32 << n.min(16)) - 1;
+    let mask = below(end) & !below(begin);
+    // The mask has 16 bits by construction.
+    (mask & 0xffff) as __mmask16
+}
+
+// SAFETY of all intrinsics below: an `Avx512` exists only where the processor has their features, and loads and stores
+// go through references to arrays of exactly the register's size, which the unaligned forms may point to.
 impl Lanes for Avx512 {
-    type Quants = __m512i;
-    const WIDE: bool = true;
+    type F = __m512;
+    type I = __m512i;
+    type B = __m512i;
+    const MANY_REGISTERS: bool = true;
 
     #[inline(always)]
-    fn splat(x: f32) -> Self {
-        Self(level!(_mm512_set1_ps(x)))
+    fn splat(self, x: f32) -> __m512 {
+        // SAFETY: see the top of the impl.
+        unsafe { _mm512_set1_ps(x) }
     }
 
     #[inline(always)]
-    fn load(from: &[f32]) -> Self {
-        let from = &from[..LANES];
-        Self(level!(_mm512_loadu_ps(from.as_ptr())))
+    fn load(self, from: &[f32; 16]) -> __m512 {
+        // SAFETY: see the top of the impl.
+        unsafe { _mm512_loadu_ps(from.as_ptr()) }
     }
 
     #[inline(always)]
-    fn load_f16(from: &[u16]) -> Self {
-        let from = &from[..LANES];
-        Self(level!(_mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast()))))
+    fn store(self, to: &mut [f32; 16], x: __m512) {
+        // SAFETY: see the top of the impl.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), x) }
     }
 
     #[inline(always)]
-    fn load_i8(from: &[i8]) -> Self {
-        let from = &from[..LANES];
-        Self(level!(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast())))))
+    fn load_f32(self, from: &[u8; 64]) -> __m512 {
+        // SAFETY: see the top of the impl.
+        unsafe { _mm512_loadu_ps(from.as_ptr().cast()) }
     }
 
     #[inline(always)]
-    fn half(bits: u16) -> f32 {
-        level!(_mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits.into()))))
+    fn load_f16(self, from: &[u8; 32]) -> __m512 {
+        // SAFETY: see the top of the impl.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
     }
 
     #[inline(always)]
-    fn store(self, to: &mut [f32]) {
-        let to = &mut to[..LANES];
-        level!(_mm512_storeu_ps(to.as_mut_ptr(), self.0));
-    }
-
-    #[inline(always)]
-    fn store_f16(self, to: &mut [u16]) {
-        let to = &mut to[..LANES];
-        level!({
-            let halves = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0);
+    fn store_f16(self, to: &mut [u8; 32], x: __m512) {
+        // SAFETY: see the top of the impl.
+        unsafe {
+            let halves = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
             _mm256_storeu_si256(to.as_mut_ptr().cast(), halves);
-        });
+        }
     }
 
     #[inline(always)]
-    fn add(self, other: Self) -> Self {
-        Self(level!(_mm512_add_ps(self.0, other.0)))
+    fn load_bf16(self, from: &[u8; 32]) -> __m512 {
+        // SAFETY: see the top of the impl.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
     }
 
     #[inline(always)]
-    fn sub(self, other: Self) -> Self {
-        Self(level!(_mm512_sub_ps(self.0, other.0)))
+    fn load_i8(self, from: &[u8; 16]) -> __m512 {
+        // SAFETY: see the top of the impl.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) }
     }
 
     #[inline(always)]
-    fn mul(self, other: Self) -> Self {
-        Self(level!(_mm512_mul_ps(self.0, other.0)))
+    fn load_nibbles(self, from: &[u8; 16]) -> [__m512; 2] {
+        // SAFETY: see the top of the impl.
+        unsafe {
+            let bytes = _mm_loadu_si128(from.as_ptr().cast());
+            let mask = _mm_set1_epi8(15);
+            let low = _mm_and_si128(bytes, mask);
+            let high = _mm_and_si128(_mm_srli_epi16::<4>(bytes), mask);
+            [low, high].map(|x| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(x)))
+        }
     }
 
     #[inline(always)]
-    fn div(self, other: Self) -> Self {
-        Self(level!(_mm512_div_ps(self.0, other.0)))
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the top of the impl.
+        unsafe { _mm512_add_ps(a, b) }
     }
 
     #[inline(always)]
-    fn max(self, other: Self) -> Self {
-        Self(level!(_mm512_max_ps(self.0, other.0)))
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the top of the impl.
+        unsafe { _mm512_sub_ps(a, b) }
     }
 
     #[inline(always)]
-    fn min(self, other: Self) -> Self {
-        Self(level!(_mm512_min_ps(self.0, other.0)))
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the top of the impl.
+        unsafe { _mm512_mul_ps(a, b) }
     }
 
     #[inline(always)]
-    fn mul_add(self, a: Self, b: Self) -> Self {
-        Self(level!(_mm512_fmadd_ps(self.0, a.0, b.0)))
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the top of the impl.
+        unsafe { _mm512_div_ps(a, b) }
     }
 
     #[inline(always)]
-    fn exp2_of_biased(self) -> Self {
-        level!({
-            let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(self.0));
-            Self(_mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_set1_epi32(0x3f80_0000))))
-        })
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the top of the impl.
+        unsafe { _mm512_max_ps(a, b) }
     }
 
     #[inline(always)]
-    fn sum(self) -> f32 {
-        level!({
-            let low = _mm512_castps512_ps256(self.0);
-            let high = _mm512_extractf32x8_ps::<1>(self.0);
-            super::avx2::sum_of_8(_mm256_add_ps(low, high))
-        })
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the top of the impl.
+        unsafe { _mm512_min_ps(a, b) }
     }
 
     #[inline(always)]
-    fn max_lane(self) -> f32 {
-        level!(_mm512_reduce_max_ps(self.0))
+    fn abs(self, x: __m512) -> __m512 {
+        // SAFETY: see the top of the impl.
+        unsafe { _mm512_abs_ps(x) }
     }
 
     #[inline(always)]
-    fn nibbles(first: &[u8], second: &[u8]) -> Self::Quants {
-        let (first, second) = (&first[..16], &second[..16]);
-        level!({
-            // (first, first >> 4, second, second >> 4), then the upper nibbles away.
-            let a = _mm_loadu_si128(first.as_ptr().cast());
-            let b = _mm_loadu_si128(second.as_ptr().cast());
-            let twice = _mm512_inserti64x4::<1>(
-                _mm512_castsi256_si512(_mm256_broadcastsi128_si256(a)),
-                _mm256_broadcastsi128_si256(b),
-            );
-            let shift = _mm512_set_epi64(4, 4, 0, 0, 4, 4, 0, 0);
-            _mm512_and_si512(_mm512_srlv_epi64(twice, shift), _mm512_set1_epi8(15))
-        })
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: see the top of the impl.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
     }
 
     #[inline(always)]
-    fn bytes(first: &[u8], second: &[u8]) -> Self::Quants {
-        let (first, second) = (&first[..32], &second[..32]);
-        level!({
-            let a = _mm256_loadu_si256(first.as_ptr().cast());
-            let b = _mm256_loadu_si256(second.as_ptr().cast());
-            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b)
-        })
+    fn round(self, x: __m512) -> __m512 {
+        // SAFETY: see the top of the impl.
+        unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x) }
     }
 
     #[inline(always)]
-    fn dot_nibbles(weights: Self::Quants, x: &[i8]) -> Self {
-        let x = &x[..PAIR];
-        level!({
-            let x = _mm512_loadu_si512(x.as_ptr().cast());
-            Self(_mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), weights, x)))
-        })
+    fn scale_by_power(self, x: __m512, n: __m512) -> __m512 {
+        // SAFETY: see the top of the impl.
+        unsafe { _mm512_scalef_ps(x, n) }
     }
 
     #[inline(always)]
-    fn dot_bytes(weights: Self::Quants, x: &[i8]) -> Self {
-        let x = &x[..PAIR];
-        level!({
-            // |w| * (x with the sign of w): the instruction wants its first factor unsigned, and |-128| fits there.
-            let x = _mm512_loadu_si512(x.as_ptr().cast());
-            let negative = _mm512_movepi8_mask(weights);
-            let signed = _mm512_mask_sub_epi8(x, negative, _mm512_setzero_si512(), x);
-            let dots = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_abs_epi8(weights), signed);
-            Self(_mm512_cvtepi32_ps(dots))
-        })
+    fn select(self, begin: usize, end: usize, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the top of the impl.
+        unsafe { _mm512_mask_blend_ps(lane_mask(begin, end), b, a) }
     }
 
     #[inline(always)]
-    fn halves(first: f32, second: f32) -> Self {
-        Self(level!(_mm512_mask_broadcastss_ps(_mm512_set1_ps(first), 0xff00, _mm_set_ss(second))))
+    fn sum(self, x: __m512) -> f32 {
+        // SAFETY: see the top of the impl.
+        unsafe {
+            let x = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
+            let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+        }
+    }
+
+    #[inline(always)]
+    fn largest(self, x: __m512) -> f32 {
+        // SAFETY: see the top of the impl.
+        unsafe {
+            let x = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
+            let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
+        }
+    }
+
+    #[inline(always)]
+    fn to_i8(self, x: __m512) -> [i8; 16] {
+        let mut out = [0; 16];
+        // SAFETY: see the top of the impl.
+        unsafe {
+            let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x));
+            _mm_storeu_si128(out.as_mut_ptr().cast(), bytes);
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn dot_start(self, sum: i32) -> __m512i {
+        // Stored quants are 128 too large.
+        // SAFETY: see the top of the impl.
+        unsafe { _mm512_set1_epi32(-128 * sum) }
+    }
+
+    #[inline(always)]
+    fn dot(self, acc: __m512i, w: &[u8; 64], x: u32) -> __m512i {
+        // SAFETY: see the top of the impl.
+        unsafe {
+            let w = _mm512_loadu_si512(w.as_ptr().cast());
+            _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x.cast_signed()))
+        }
+    }
+
+    #[inline(always)]
+    fn to_f32(self, x: __m512i) -> __m512 {
+        // SAFETY: see the top of the impl.
+        unsafe { _mm512_cvtepi32_ps(x) }
+    }
+
+    #[inline(always)]
+    fn transpose(self, rows: [&[u8; 16]; 16]) -> [__m512i; 4] {
+        // SAFETY: see the top of the impl.
+        unsafe {
+            let quarter = |i: usize| _mm_loadu_si128(rows[i].as_ptr().cast());
+            // Rows i, i + 4, i + 8, i + 12: a 4 x 4 transposition in each quarter then gives the rows in order.
+            let column = |i: usize| {
+                let low = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(quarter(i)), quarter(i + 4));
+                let high =
+                    _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(quarter(i + 8)), quarter(i + 12));
+                _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
+            };
+            let (r0, r1, r2, r3) = (column(0), column(1), column(2), column(3));
+            let (a, b) = (_mm512_unpacklo_epi32(r0, r1), _mm512_unpacklo_epi32(r2, r3));
+            let (c, d) = (_mm512_unpackhi_epi32(r0, r1), _mm512_unpackhi_epi32(r2, r3));
+            [
+                _mm512_unpacklo_epi64(a, b),
+                _mm512_unpackhi_epi64(a, b),
+                _mm512_unpacklo_epi64(c, d),
+                _mm512_unpackhi_epi64(c, d),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn nibbles(self, x: __m512i, zero: i8) -> [__m512i; 2] {
+        // SAFETY: see the top of the impl.
+        unsafe {
+            let (mask, zero) = (_mm512_set1_epi8(15), _mm512_set1_epi8(zero));
+            let low = _mm512_and_si512(x, mask);
+            let high = _mm512_and_si512(_mm512_srli_epi16::<4>(x), mask);
+            [_mm512_sub_epi8(low, zero), _mm512_sub_epi8(high, zero)]
+        }
+    }
+
+    #[inline(always)]
+    fn store_quants(self, to: &mut [u8; 64], x: __m512i) {
+        // The instruction of `dot` takes unsigned weights: 128 is added, and taken off again in `dot_start`.
+        // SAFETY: see the top of the impl.
+        unsafe {
+            let unsigned = _mm512_xor_si512(x, _mm512_set1_epi8(-128));
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), unsigned);
+        }
     }
 }

@@ -1,151 +1,197 @@
-//! Lanes as an array: plain loops that a compiler turns into whatever vectors it may use.
+//! Lanes as arrays, which the compiler turns into whatever vectors the target always has.
 
-use half::f16;
+use half::{bf16, f16};
 
-use super::{LANES, Lanes, PAIR};
+use super::Lanes;
 
-#[derive(Clone, Copy)]
-pub struct Portable([f32; LANES]);
+/// Every processor has it.
+#[derive(Clone, Copy, Debug)]
+pub struct Portable;
 
-impl Portable {
-    #[inline(always)]
-    fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
-        Self(std::array::from_fn(|i| f(self.0[i], other.0[i])))
+type F = [f32; 16];
+
+#[inline(always)]
+fn each(f: impl Fn(usize) -> f32) -> F {
+    std::array::from_fn(f)
+}
+
+/// `to[i] = f(to[i], to[i + n])` for halves, quarters, eighths: the order in which every level folds lanes.
+#[inline(always)]
+fn fold(mut x: F, f: impl Fn(f32, f32) -> f32) -> f32 {
+    for n in [8, 4, 2, 1] {
+        for i in 0..n {
+            x[i] = f(x[i], x[i + n]);
+        }
     }
-
-    /// Sums of four neighbouring products.
-    #[inline(always)]
-    fn dot(weights: [i8; PAIR], x: &[i8]) -> Self {
-        let x: &[i8; PAIR] = x[..PAIR].try_into().expect("64 bytes were taken");
-        Self(std::array::from_fn(|lane| {
-            let products = (lane * 4..lane * 4 + 4).map(|i| i32::from(weights[i]) * i32::from(x[i]));
-            products.sum::<i32>() as f32
-        }))
-    }
+    x[0]
 }
 
 impl Lanes for Portable {
-    type Quants = [i8; PAIR];
-    const WIDE: bool = false;
+    type F = F;
+    type I = [i32; 16];
+    type B = [u8; 64];
+    const MANY_REGISTERS: bool = false;
 
     #[inline(always)]
-    fn splat(x: f32) -> Self {
-        Self([x; LANES])
+    fn splat(self, x: f32) -> F {
+        [x; 16]
     }
 
     #[inline(always)]
-    fn load(from: &[f32]) -> Self {
-        Self(std::array::from_fn(|i| from[i]))
+    fn load(self, from: &[f32; 16]) -> F {
+        *from
     }
 
     #[inline(always)]
-    fn load_f16(from: &[u16]) -> Self {
-        Self(std::array::from_fn(|i| f16::from_bits(from[i]).to_f32()))
+    fn store(self, to: &mut [f32; 16], x: F) {
+        *to = x;
     }
 
     #[inline(always)]
-    fn load_i8(from: &[i8]) -> Self {
-        Self(std::array::from_fn(|i| f32::from(from[i])))
+    fn load_f32(self, from: &[u8; 64]) -> F {
+        let (elems, _) = from.as_chunks::<4>();
+        each(|i| f32::from_le_bytes(elems[i]))
     }
 
     #[inline(always)]
-    fn half(bits: u16) -> f32 {
-        f16::from_bits(bits).to_f32()
+    fn load_f16(self, from: &[u8; 32]) -> F {
+        let (elems, _) = from.as_chunks::<2>();
+        each(|i| f16::from_le_bytes(elems[i]).to_f32())
     }
 
     #[inline(always)]
-    fn store(self, to: &mut [f32]) {
-        to[..LANES].copy_from_slice(&self.0);
-    }
-
-    #[inline(always)]
-    fn store_f16(self, to: &mut [u16]) {
-        for (to, x) in to[..LANES].iter_mut().zip(self.0) {
-            *to = f16::from_f32(x).to_bits();
+    fn store_f16(self, to: &mut [u8; 32], x: F) {
+        let (elems, _) = to.as_chunks_mut::<2>();
+        for (to, x) in elems.iter_mut().zip(x) {
+            *to = f16::from_f32(x).to_le_bytes();
         }
     }
 
     #[inline(always)]
-    fn add(self, other: Self) -> Self {
-        self.zip(other, |a, b| a + b)
+    fn load_bf16(self, from: &[u8; 32]) -> F {
+        let (elems, _) = from.as_chunks::<2>();
+        each(|i| bf16::from_le_bytes(elems[i]).to_f32())
     }
 
     #[inline(always)]
-    fn sub(self, other: Self) -> Self {
-        self.zip(other, |a, b| a - b)
+    fn load_i8(self, from: &[u8; 16]) -> F {
+        each(|i| f32::from(from[i].cast_signed()))
     }
 
     #[inline(always)]
-    fn mul(self, other: Self) -> Self {
-        self.zip(other, |a, b| a * b)
+    fn load_nibbles(self, from: &[u8; 16]) -> [F; 2] {
+        [each(|i| f32::from(from[i] & 15)), each(|i| f32::from(from[i] >> 4))]
     }
 
     #[inline(always)]
-    fn div(self, other: Self) -> Self {
-        self.zip(other, |a, b| a / b)
+    fn add(self, a: F, b: F) -> F {
+        each(|i| a[i] + b[i])
     }
 
     #[inline(always)]
-    fn max(self, other: Self) -> Self {
-        self.zip(other, |a, b| if a > b { a } else { b })
+    fn sub(self, a: F, b: F) -> F {
+        each(|i| a[i] - b[i])
     }
 
     #[inline(always)]
-    fn min(self, other: Self) -> Self {
-        self.zip(other, |a, b| if a < b { a } else { b })
+    fn mul(self, a: F, b: F) -> F {
+        each(|i| a[i] * b[i])
     }
 
     #[inline(always)]
-    fn mul_add(self, a: Self, b: Self) -> Self {
-        Self(std::array::from_fn(|i| self.0[i] * a.0[i] + b.0[i]))
+    fn div(self, a: F, b: F) -> F {
+        each(|i| a[i] / b[i])
     }
 
     #[inline(always)]
-    fn exp2_of_biased(self) -> Self {
-        Self(self.0.map(|x| f32::from_bits((x.to_bits() << 23).wrapping_add(0x3f80_0000))))
+    fn max(self, a: F, b: F) -> F {
+        each(|i| if a[i] > b[i] { a[i] } else { b[i] })
     }
 
     #[inline(always)]
-    fn sum(self) -> f32 {
-        let mut lanes = self.0;
-        for half in [8, 4, 2, 1] {
-            for i in 0..half {
-                lanes[i] += lanes[i + half];
-            }
+    fn min(self, a: F, b: F) -> F {
+        each(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+
+    #[inline(always)]
+    fn abs(self, x: F) -> F {
+        each(|i| x[i].abs())
+    }
+
+    #[inline(always)]
+    fn fma(self, a: F, b: F, c: F) -> F {
+        // Without the instruction a fused product is a slow library call.
+        match cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
+            true => each(|i| a[i].mul_add(b[i], c[i])),
+            false => each(|i| a[i] * b[i] + c[i]),
         }
-        lanes[0]
     }
 
     #[inline(always)]
-    fn max_lane(self) -> f32 {
-        self.0.into_iter().fold(f32::NEG_INFINITY, |max, x| if x > max { x } else { max })
+    fn round(self, x: F) -> F {
+        // Adding 1.5 * 2^23 leaves no bits for a fraction.
+        each(|i| (x[i] + 12_582_912.0) - 12_582_912.0)
     }
 
     #[inline(always)]
-    fn nibbles(first: &[u8], second: &[u8]) -> Self::Quants {
-        std::array::from_fn(|i| {
-            let byte = if i < 32 { first[i % 16] } else { second[i % 16] };
-            (if i % 32 < 16 { byte & 15 } else { byte >> 4 }).cast_signed()
-        })
+    #[expect(clippy::cast_possible_truncation, reason = "n is a small whole number")]
+    fn scale_by_power(self, x: F, n: F) -> F {
+        each(|i| f32::from_bits(x[i].to_bits().wrapping_add_signed((n[i] as i32) << 23)))
     }
 
     #[inline(always)]
-    fn bytes(first: &[u8], second: &[u8]) -> Self::Quants {
-        std::array::from_fn(|i| if i < 32 { first[i] } else { second[i - 32] }.cast_signed())
+    fn select(self, begin: usize, end: usize, a: F, b: F) -> F {
+        each(|i| if begin <= i && i < end { a[i] } else { b[i] })
     }
 
     #[inline(always)]
-    fn dot_nibbles(weights: Self::Quants, x: &[i8]) -> Self {
-        Self::dot(weights, x)
+    fn sum(self, x: F) -> f32 {
+        fold(x, |a, b| a + b)
     }
 
     #[inline(always)]
-    fn dot_bytes(weights: Self::Quants, x: &[i8]) -> Self {
-        Self::dot(weights, x)
+    fn largest(self, x: F) -> f32 {
+        fold(x, |a, b| if a > b { a } else { b })
     }
 
     #[inline(always)]
-    fn halves(first: f32, second: f32) -> Self {
-        Self(std::array::from_fn(|i| if i < LANES / 2 { first } else { second }))
+    #[expect(clippy::cast_possible_truncation, reason = "the values are in range")]
+    fn to_i8(self, x: F) -> [i8; 16] {
+        let x = self.round(x);
+        std::array::from_fn(|i| x[i] as i8)
+    }
+
+    #[inline(always)]
+    fn dot_start(self, _: i32) -> [i32; 16] {
+        [0; 16]
+    }
+
+    #[inline(always)]
+    fn dot(self, acc: [i32; 16], w: &[u8; 64], x: u32) -> [i32; 16] {
+        let x = x.to_le_bytes();
+        let product =
+            |i: usize, j: usize| i32::from(w[4 * i + j].cast_signed()) * i32::from(x[j].cast_signed());
+        std::array::from_fn(|i| acc[i] + product(i, 0) + product(i, 1) + product(i, 2) + product(i, 3))
+    }
+
+    #[inline(always)]
+    fn to_f32(self, x: [i32; 16]) -> F {
+        each(|i| x[i] as f32)
+    }
+
+    #[inline(always)]
+    fn transpose(self, rows: [&[u8; 16]; 16]) -> [[u8; 64]; 4] {
+        std::array::from_fn(|c| std::array::from_fn(|i| rows[i / 4][4 * c + i % 4]))
+    }
+
+    #[inline(always)]
+    fn nibbles(self, x: [u8; 64], zero: i8) -> [[u8; 64]; 2] {
+        let zero = zero.cast_unsigned();
+        [x.map(|x| (x & 15).wrapping_sub(zero)), x.map(|x| (x >> 4).wrapping_sub(zero))]
+    }
+
+    #[inline(always)]
+    fn store_quants(self, to: &mut [u8; 64], x: [u8; 64]) {
+        *to = x;
     }
 }

@@ -1,0 +1,308 @@
+//! Cache blocks: keys as (head_dim, block_size), then values as (block_size, head_dim), in the cache's element type.
+
+use std::ops::Range;
+
+use super::CpuBackend;
+use super::simd::{Kernel, LANES, Lanes, Simd};
+use super::team::Crew;
+use crate::backend::args::*;
+use crate::error::{Error, Result};
+
+/// Tokens of a step from which on several threads append them.
+const MANY_TOKENS: u32 = 64;
+
+/// Parts of a buffer of cache blocks per thread, each filled by one thread.
+const PARTS_PER_THREAD: usize = 8;
+
+/// Bytes of one cache block.
+pub(super) fn block_bytes(shape: &KvShape) -> usize {
+    2 * shape.block_size * shape.head_dim * shape.ty.bytes()
+}
+
+/// An element type of the cache, 16 elements at a time.
+pub(super) trait KvElem {
+    /// Bytes of one element.
+    const BYTES: usize;
+    /// The elements that `from` begins with; zeros for those that it lacks.
+    fn load<S: Lanes>(simd: S, from: &[u8]) -> S::F;
+    /// Writes as many elements as `to` has room for, at most all.
+    fn store<S: Lanes>(simd: S, to: &mut [u8], x: S::F);
+}
+
+/// [`KvType::F32`]
+pub(super) struct F32;
+/// [`KvType::F16`]
+pub(super) struct F16;
+
+impl KvElem for F32 {
+    const BYTES: usize = 4;
+
+    #[inline(always)]
+    fn load<S: Lanes>(simd: S, from: &[u8]) -> S::F {
+        simd.load_f32(from.first_chunk().unwrap_or(&padded(from)))
+    }
+
+    #[inline(always)]
+    fn store<S: Lanes>(simd: S, to: &mut [u8], x: S::F) {
+        let mut elems = [0.0; LANES];
+        simd.store(&mut elems, x);
+        let n_bytes = to.len().min(size_of_val(&elems));
+        to[..n_bytes].copy_from_slice(&bytemuck::bytes_of(&elems)[..n_bytes]);
+    }
+}
+
+impl KvElem for F16 {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    fn load<S: Lanes>(simd: S, from: &[u8]) -> S::F {
+        simd.load_f16(from.first_chunk().unwrap_or(&padded(from)))
+    }
+
+    #[inline(always)]
+    fn store<S: Lanes>(simd: S, to: &mut [u8], x: S::F) {
+        match to.first_chunk_mut() {
+            Some(to) => simd.store_f16(to, x),
+            None => {
+                let mut elems = [0; 32];
+                simd.store_f16(&mut elems, x);
+                to.copy_from_slice(&elems[..to.len()]);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn padded<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    let mut all = [0; N];
+    let n = bytes.len().min(N);
+    all[..n].copy_from_slice(&bytes[..n]);
+    all
+}
+
+/// Turns pairs (x, y) of a head into (x cos - y sin, x sin + y cos).
+#[inline(always)]
+fn turn(head: &mut [f32], angles: &[f32], pairing: RopePairing) {
+    let (angles, _) = angles.as_chunks::<2>();
+    match pairing {
+        RopePairing::Adjacent => {
+            for ([x, y], [cos, sin]) in head.as_chunks_mut::<2>().0.iter_mut().zip(angles) {
+                (*x, *y) = (*x * cos - *y * sin, *x * sin + *y * cos);
+            }
+        }
+        RopePairing::Halves => {
+            let (xs, ys) = head[..2 * angles.len()].split_at_mut(angles.len());
+            for ((x, y), [cos, sin]) in xs.iter_mut().zip(ys).zip(angles) {
+                (*x, *y) = (*x * cos - *y * sin, *x * sin + *y * cos);
+            }
+        }
+    }
+}
+
+/// Angles of every row, or none.
+#[derive(Clone, Copy)]
+struct Angles<'a> {
+    table: Option<&'a [f32]>,
+    /// Elements of a row of the table.
+    width: usize,
+    pairing: RopePairing,
+}
+
+impl Angles<'_> {
+    /// Turns a head of a row to its position.
+    #[inline(always)]
+    fn turn(&self, row: usize, head: &mut [f32]) {
+        if let Some(table) = self.table {
+            turn(head, &table[row * self.width..(row + 1) * self.width], self.pairing);
+        }
+    }
+}
+
+pub(super) fn rope_append(
+    simd: Simd,
+    crew: Crew<'_>,
+    scratch: &mut [f32],
+    args: RopeAppendArgs<'_, '_, CpuBackend>,
+) -> Result<()> {
+    let RopeAppendArgs { q, k, v, table, n_pairs, pairing, n_heads, shape, seqs } = args;
+    if 2 * n_pairs > shape.head_dim || n_pairs == 0 && table.is_some() {
+        return Err(Error::invalid(format!("{n_pairs} pairs in a head of {}", shape.head_dim)));
+    }
+    let angles = Angles { table: table.map(|table| table.of()), width: 2 * n_pairs, pairing };
+    let (k, v) = (k.of::<f32>(), v.of::<f32>());
+    for AppendSeq { desc, blocks, places } in seqs {
+        let (first, n_tokens) = (desc.row as usize, desc.n_tokens as usize);
+        let q_width = n_heads * shape.head_dim;
+        let n_items = if desc.n_tokens < MANY_TOKENS { 1 } else { crew.n_threads() * PARTS_PER_THREAD };
+
+        if angles.table.is_some() {
+            let q = &mut q.of_mut::<f32>()[first * q_width..(first + n_tokens) * q_width];
+            let n_rows = n_tokens.div_ceil(n_items);
+            crew.for_each_chunk(q, n_rows * q_width, &mut [], |_, i, q| {
+                simd.dispatch(TurnQueries { q, first_row: first + i * n_rows, q_width, angles, shape });
+            })?;
+        }
+        let append = Append { k, v, angles, shape, desc: **desc, places: *places };
+        let (blocks, block_bytes) = (blocks.bytes_mut(), block_bytes(&shape));
+        let n_places = blocks.len() / block_bytes;
+        if let Some((_, _, place)) = append.blocks().find(|&(_, _, place)| place >= n_places) {
+            return Err(Error::invalid(format!("cache block {place} in a buffer of {n_places}")));
+        }
+        let blocks = &mut blocks[..n_places * block_bytes];
+        // Every part of the buffer is filled by whoever takes it, with those of the step's blocks that lie in it.
+        let places_a_part = n_places.div_ceil(n_items);
+        crew.for_each_chunk(blocks, places_a_part * block_bytes, scratch, |scratch, i, part| {
+            let key = &mut scratch[..shape.head_dim];
+            simd.dispatch(AppendTo { append: &append, part, first_place: i * places_a_part, key });
+        })?;
+    }
+    Ok(())
+}
+
+struct TurnQueries<'a> {
+    q: &'a mut [f32],
+    first_row: usize,
+    q_width: usize,
+    angles: Angles<'a>,
+    shape: KvShape,
+}
+
+impl Kernel for TurnQueries<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes>(self, _: S) {
+        for (row, q) in (self.first_row..).zip(self.q.chunks_exact_mut(self.q_width)) {
+            for head in q.chunks_exact_mut(self.shape.head_dim) {
+                self.angles.turn(row, head);
+            }
+        }
+    }
+}
+
+/// Keys and values of one session's step on their way to its blocks.
+struct Append<'a> {
+    k: &'a [f32],
+    v: &'a [f32],
+    angles: Angles<'a>,
+    shape: KvShape,
+    desc: StepRows,
+    places: BlockPlaces<'a>,
+}
+
+impl Append<'_> {
+    /// KV head, block and place of all blocks that the step's tokens touch.
+    fn blocks(&self) -> impl Iterator<Item = (usize, usize, usize)> {
+        let (begin, n_tokens) = (self.desc.pos as usize, self.desc.n_tokens as usize);
+        let blocks = begin / self.shape.block_size..(begin + n_tokens).div_ceil(self.shape.block_size);
+        let heads = 0..self.shape.n_kv_heads;
+        heads.flat_map(move |head| blocks.clone().map(move |block| (head, block))).map(|(head, block)| {
+            let number = |i: usize| u32::try_from(i).unwrap_or(u32::MAX);
+            (head, block, self.places.place(number(head), number(block)))
+        })
+    }
+}
+
+/// Writes those blocks of a step that lie in one part of the buffer.
+struct AppendTo<'a> {
+    append: &'a Append<'a>,
+    part: &'a mut [u8],
+    first_place: usize,
+    /// (head_dim): working memory
+    key: &'a mut [f32],
+}
+
+impl Kernel for AppendTo<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes>(self, simd: S) {
+        match self.append.shape.ty {
+            KvType::F32 => self.run_as::<S, F32>(simd),
+            KvType::F16 => self.run_as::<S, F16>(simd),
+        }
+    }
+}
+
+impl AppendTo<'_> {
+    #[inline(always)]
+    fn run_as<S: Lanes, E: KvElem>(self, simd: S) {
+        let Self { append: &Append { k, v, angles, shape, desc, .. }, part, first_place, key } = self;
+        let (dim, block_size, block_bytes) = (shape.head_dim, shape.block_size, block_bytes(&shape));
+        let (begin, row_bytes) = (desc.pos as usize, dim * E::BYTES);
+        for (head, block, place) in self.append.blocks() {
+            let place = place.checked_sub(first_place).filter(|place| place * block_bytes < part.len());
+            let Some(place) = place else { continue };
+            let bytes = &mut part[place * block_bytes..(place + 1) * block_bytes];
+            let (keys, values) = bytes.split_at_mut(block_bytes / 2);
+            let start = block * block_size;
+            let end = (start + block_size).min(begin + desc.n_tokens as usize);
+            for position in start.max(begin)..end {
+                let (row, in_block) = (desc.row as usize + position - begin, position - start);
+                let source = (row * shape.n_kv_heads + head) * dim..(row * shape.n_kv_heads + head + 1) * dim;
+                key.copy_from_slice(&k[source.clone()]);
+                angles.turn(row, key);
+                for (i, key) in key.chunks(LANES).enumerate() {
+                    let mut elems = [0; LANES * 4];
+                    E::store(simd, &mut elems[..key.len() * E::BYTES], load(simd, key));
+                    for (j, elem) in elems.chunks_exact(E::BYTES).take(key.len()).enumerate() {
+                        let at = ((i * LANES + j) * block_size + in_block) * E::BYTES;
+                        keys[at..at + E::BYTES].copy_from_slice(elem);
+                    }
+                }
+                let to = &mut values[in_block * row_bytes..(in_block + 1) * row_bytes];
+                for (to, value) in to.chunks_mut(LANES * E::BYTES).zip(v[source].chunks(LANES)) {
+                    E::store(simd, to, load(simd, value));
+                }
+            }
+        }
+    }
+}
+
+/// The elements that `from` begins with; zeros for those that it lacks.
+#[inline(always)]
+fn load<S: Lanes>(simd: S, from: &[f32]) -> S::F {
+    match from.first_chunk() {
+        Some(from) => simd.load(from),
+        None => {
+            let mut elems = [0.0; LANES];
+            elems[..from.len()].copy_from_slice(from);
+            simd.load(&elems)
+        }
+    }
+}
+
+pub(super) fn copy_blocks(crew: Crew<'_>, args: CopyBlocksArgs<'_, CpuBackend>) -> Result<()> {
+    let CopyBlocksArgs { to, from, shape, copies } = args;
+    let (to, from, block_bytes) = (to.bytes_mut(), from.bytes(), block_bytes(&shape));
+    let (n_to, n_from) = (to.len() / block_bytes, from.len() / block_bytes);
+    let is_outside = |copy: &&BlockCopy| {
+        copy.to >= n_to || copy.from >= n_from || copy.begin > copy.end || copy.end > shape.block_size
+    };
+    if let Some(copy) = copies.iter().find(is_outside) {
+        return Err(Error::invalid(format!("{copy:?} from {n_from} blocks to {n_to}")));
+    }
+    let to = &mut to[..n_to * block_bytes];
+    let n_items = if copies.len() < 8 { 1 } else { crew.n_threads() * PARTS_PER_THREAD };
+    let places_a_part = n_to.div_ceil(n_items).max(1);
+    crew.for_each_chunk(to, places_a_part * block_bytes, &mut [], |_, i, part| {
+        for copy in copies.iter().filter(|copy| copy.to / places_a_part == i) {
+            let at = (copy.to - i * places_a_part) * block_bytes;
+            let from = &from[copy.from * block_bytes..(copy.from + 1) * block_bytes];
+            copy_tokens(&mut part[at..at + block_bytes], from, &shape, copy.begin..copy.end);
+        }
+    })
+}
+
+fn copy_tokens(to: &mut [u8], from: &[u8], shape: &KvShape, tokens: Range<usize>) {
+    let (elem, half) = (shape.ty.bytes(), to.len() / 2);
+    let (to_keys, to_values) = to.split_at_mut(half);
+    let (keys, values) = from.split_at(half);
+    let in_row = tokens.start * elem..tokens.end * elem;
+    let row_bytes = shape.block_size * elem;
+    for (to, from) in to_keys.chunks_exact_mut(row_bytes).zip(keys.chunks_exact(row_bytes)) {
+        to[in_row.clone()].copy_from_slice(&from[in_row.clone()]);
+    }
+    let rows = tokens.start * shape.head_dim * elem..tokens.end * shape.head_dim * elem;
+    to_values[rows.clone()].copy_from_slice(&values[rows]);
+}

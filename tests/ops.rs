@@ -1,0 +1,467 @@
+//! Every op against the oracle, at every level of instructions and for several threads, on random numbers, odd shapes
+//! and poisoned memory; and the promise that a result's bits do not depend on what else was computed with it.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::cast_possible_truncation, reason = "small numbers")]
+
+mod support;
+
+use longgen::attention::mask::Mask;
+use longgen::backend::Backend;
+use longgen::backend::args::*;
+use longgen::backend::cpu::{CpuBackend, SimdLevel};
+use longgen::backend::reference::ReferenceBackend;
+use longgen::{Cancel, ErrorKind};
+use support::compare::{ROUNDING, Tolerance, assert_close, assert_same_bits};
+use support::random::Random;
+use support::rig::{Context, Part, Product, Rig, SHAPE, random_weight};
+
+/// Every instance of the CPU backend, with its name.
+fn backends() -> Vec<(String, CpuBackend)> {
+    let levels = SimdLevel::available();
+    assert!(levels.contains(&SimdLevel::Portable));
+    let instance = |level, n_threads| {
+        (format!("{level:?} x {n_threads}"), CpuBackend::with_level(n_threads, level).unwrap())
+    };
+    levels.iter().flat_map(|&level| [1, 2, 3].map(|n_threads| instance(level, n_threads))).collect()
+}
+
+fn pick<T: Copy>(random: &mut Random, from: &[T]) -> T {
+    from[random.below(from.len())]
+}
+
+fn random_products(random: &mut Random, cols: usize, n_rows: usize) -> Vec<Product> {
+    let types = if cols.is_multiple_of(32) { &TensorType::ALL[..] } else { &TensorType::ALL[..3] };
+    let product = |random: &mut Random| {
+        let rows = pick(random, &[1, 2, 3, 15, 16, 17, 33, 64, 70, 130]);
+        let (ty, bias) = (pick(random, types), random.below(2) == 1);
+        Product {
+            w: random_weight(random, ty, rows, cols),
+            bias: bias.then(|| random.vector(rows, 1.0)),
+            before: random.vector(n_rows * rows, 1.0),
+        }
+    };
+    (0..1 + random.below(6)).map(|_| product(random)).collect()
+}
+
+/// Numbers that 8 bits with one scale per block of 32 can hold: whole multiples of a power of two up to 127 of it.
+fn exact_in_8_bits(random: &mut Random, n: usize) -> Vec<f32> {
+    let mut x = Vec::with_capacity(n);
+    while x.len() < n {
+        let scale = 0.5f32.powi(random.below(9) as i32 + 3);
+        let most = random.below(32);
+        x.extend((0..32).map(|i| if i == most { 127.0 } else { random.below(255) as f32 - 127.0 } * scale));
+    }
+    x.truncate(n);
+    x
+}
+
+#[test]
+fn matmul_in_f32_is_the_oracles() {
+    let oracle = ReferenceBackend::default();
+    for (name, backend) in backends() {
+        let mut random = Random::new(1);
+        for case in 0..25 {
+            let cols = pick(&mut random, &[1, 7, 16, 31, 32, 33, 64, 96, 100, 320]);
+            let n_rows = pick(&mut random, &[1, 2, 3, 4, 5, 8, 9, 31]);
+            let products = random_products(&mut random, cols, n_rows);
+            let x = random.vector(n_rows * cols, 1.0);
+            let add = random.below(2) == 1;
+            let expected = Rig::new(&oracle, Precision::Exact).matmul(&products, &x, n_rows, add);
+            let has = Rig::new(&backend, Precision::Exact).matmul(&products, &x, n_rows, add);
+            let what = format!("{name}, case {case}: {n_rows} rows of {cols}");
+            assert_close(&what, &has, &expected, Tolerance { absolute: 2e-4, ..ROUNDING });
+        }
+    }
+}
+
+#[test]
+fn matmul_in_8_bits_is_the_oracles_where_8_bits_are_enough() {
+    let oracle = ReferenceBackend::default();
+    for (name, backend) in backends() {
+        let mut random = Random::new(2);
+        for case in 0..25 {
+            let cols = 32 * pick(&mut random, &[1, 2, 3, 7, 20]);
+            let n_rows = pick(&mut random, &[1, 2, 3, 8, 9, 17, 41]);
+            let products = random_products(&mut random, cols, n_rows);
+            let x = exact_in_8_bits(&mut random, n_rows * cols);
+            let add = random.below(2) == 1;
+            let expected = Rig::new(&oracle, Precision::Exact).matmul(&products, &x, n_rows, add);
+            let has = Rig::new(&backend, Precision::Fast).matmul(&products, &x, n_rows, add);
+            let what = format!("{name}, case {case}: {n_rows} rows of {cols}");
+            assert_close(&what, &has, &expected, Tolerance { absolute: 1e-3, ..ROUNDING });
+        }
+    }
+}
+
+#[test]
+fn matmul_in_8_bits_is_near_the_oracles_for_any_numbers() {
+    let oracle = ReferenceBackend::default();
+    for (name, backend) in backends() {
+        let mut random = Random::new(3);
+        for ty in [TensorType::Q8_0, TensorType::Q4_0, TensorType::Q4_1] {
+            let products =
+                [Product { w: random_weight(&mut random, ty, 200, 640), bias: None, before: vec![] }];
+            let x = random.vector(5 * 640, 3.0);
+            let expected = Rig::new(&oracle, Precision::Exact).matmul(&products, &x, 5, false);
+            let has = Rig::new(&backend, Precision::Fast).matmul(&products, &x, 5, false);
+            let tolerance = Tolerance { absolute: 2.0, relative: 0.02, angle: 1e-4 };
+            assert_close(&format!("{name} {ty}"), &has, &expected, tolerance);
+        }
+    }
+}
+
+#[test]
+fn matmul_gives_a_row_the_same_bits_alone_and_among_others() {
+    for precision in [Precision::Fast, Precision::Exact] {
+        let mut random = Random::new(4);
+        for case in 0..6 {
+            let cols = if case % 2 == 0 { 32 * (1 + random.below(12)) } else { 1 + random.below(200) };
+            let n_rows = pick(&mut random, &[11, 40, 290]);
+            let mut products = random_products(&mut random, cols, n_rows);
+            products.iter_mut().for_each(|product| product.before.clear());
+            let x = random.vector(n_rows * cols, 1.0);
+            for level in SimdLevel::available() {
+                let backends = [1, 2, 3].map(|n| CpuBackend::with_level(n, level).unwrap());
+                let all =
+                    backends.each_ref().map(|b| Rig::new(b, precision).matmul(&products, &x, n_rows, false));
+                assert_same_bits("2 threads", &all[1], &all[0]);
+                assert_same_bits("3 threads", &all[2], &all[0]);
+                for n in [1, 2, 7] {
+                    let mut rig = Rig::new(&backends[1], precision);
+                    let first = random.below(n_rows - n + 1);
+                    let has = rig.matmul(&products, &x[first * cols..(first + n) * cols], n, false);
+                    let mut expected = Vec::new();
+                    let mut at = 0;
+                    for Product { w, .. } in &products {
+                        expected.extend_from_slice(&all[0][at + first * w.rows..at + (first + n) * w.rows]);
+                        at += n_rows * w.rows;
+                    }
+                    let what = format!("{level:?} {precision:?}, {n} of {n_rows} rows of {cols}");
+                    assert_same_bits(&what, &has, &expected);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_that_is_not_finite_spoils_its_own_outputs_only() {
+    let mut random = Random::new(5);
+    let (n_rows, cols, rows) = (10, 96, 20);
+    for (name, backend) in backends() {
+        for ty in [TensorType::Q4_1, TensorType::Q8_0, TensorType::F16] {
+            for bad in [f32::NAN, f32::INFINITY] {
+                let w = random_weight(&mut random, ty, rows, cols);
+                let products = [Product { w, bias: None, before: vec![] }];
+                let mut x = random.vector(n_rows * cols, 1.0);
+                x[3 * cols + 40] = bad;
+                let has = Rig::new(&backend, Precision::Fast).matmul(&products, &x, n_rows, false);
+                for (i, out) in has.chunks(rows).enumerate() {
+                    assert!(
+                        out.iter().all(|x| x.is_finite() == (i != 3)),
+                        "{name} {ty} {bad}: row {i}: {out:?}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn embed<B: Backend>(
+    backend: &B,
+    table: &WeightData,
+    tokens: &[u32],
+    scale: f32,
+) -> longgen::Result<Vec<f32>> {
+    let mut rig = Rig::new(backend, Precision::Fast);
+    let table_on_device = backend.weight(table.clone())?;
+    let mut out = rig.poisoned(tokens.len() * table.cols * 4);
+    rig.run(|backend, ws| {
+        backend.embed(ws, EmbedArgs { out: &mut out, table: &table_on_device, tokens, scale })
+    })?;
+    Ok(rig.read(&out, tokens.len() * table.cols))
+}
+
+#[test]
+fn embed_is_the_oracles_to_the_bit() {
+    let oracle = ReferenceBackend::default();
+    for (name, backend) in backends() {
+        let mut random = Random::new(6);
+        for ty in TensorType::ALL {
+            let cols = 32 * (1 + random.below(20)) - if ty.block_elems() == 1 { random.below(20) } else { 0 };
+            let table = random_weight(&mut random, ty, 50, cols);
+            let tokens: Vec<u32> = (0..1 + random.below(200)).map(|_| random.below(50) as u32).collect();
+            let expected = embed(&oracle, &table, &tokens, 1.5).unwrap();
+            assert_same_bits(
+                &format!("{name} {ty} {cols}"),
+                &embed(&backend, &table, &tokens, 1.5).unwrap(),
+                &expected,
+            );
+            let error = embed(&backend, &table, &[3, 50], 1.0).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid);
+        }
+    }
+}
+
+fn norm<B: Backend>(backend: &B, x: &[f32], weight: &[f32], first_row: usize, n_rows: usize) -> Vec<f32> {
+    let mut rig = Rig::new(backend, Precision::Fast);
+    let (x, weight_buf, width) = (rig.buf(x), rig.buf(weight), weight.len());
+    let mut out = rig.poisoned(n_rows * width * 4);
+    let args = NormArgs { out: &mut out, x: &x, first_row, weight: &weight_buf, n_rows, width, eps: 1e-5 };
+    rig.run(|backend, ws| backend.norm(ws, args)).unwrap();
+    rig.read(&out, n_rows * width)
+}
+
+fn glu<B: Backend>(backend: &B, gate: &[f32], up: &[f32]) -> Vec<f32> {
+    let mut rig = Rig::new(backend, Precision::Fast);
+    let (mut gate_buf, up) = (rig.buf(gate), rig.buf(up));
+    let n_elems = gate.len();
+    let args = GluArgs { gate: &mut gate_buf, up: &up, activation: Activation::Silu, n_elems };
+    rig.run(|backend, ws| backend.glu(ws, args)).unwrap();
+    rig.read(&gate_buf, n_elems)
+}
+
+#[test]
+fn norm_and_glu_are_the_oracles() {
+    let oracle = ReferenceBackend::default();
+    for (name, backend) in backends() {
+        let mut random = Random::new(7);
+        for (n_rows, width) in [(1, 1), (3, 15), (2, 16), (70, 576), (5, 577), (1, 5000)] {
+            let (x, weight) = (random.vector((n_rows + 2) * width, 4.0), random.vector(width, 2.0));
+            let what = format!("{name}: {n_rows} x {width}");
+            let expected = norm(&oracle, &x, &weight, 2, n_rows);
+            assert_close(&what, &norm(&backend, &x, &weight, 2, n_rows), &expected, ROUNDING);
+            let up = random.vector(x.len(), 2.0);
+            assert_close(&what, &glu(&backend, &x, &up), &glu(&oracle, &x, &up), ROUNDING);
+        }
+        let extremes =
+            [0.0, -0.0, 1e-30, -1e-30, 20.0, -20.0, 80.0, -80.0, 200.0, -200.0, 3e30, -3e30, f32::NAN];
+        let ones = [1.0; 13];
+        assert_close(&name, &glu(&backend, &extremes, &ones), &glu(&oracle, &extremes, &ones), ROUNDING);
+    }
+}
+
+fn rope_table<B: Backend>(backend: &B, inv_freq: &[f32], seqs: &[StepRows]) -> Vec<f32> {
+    let mut rig = Rig::new(backend, Precision::Fast);
+    let n_rows = seqs.iter().map(|seq| seq.n_tokens as usize).sum::<usize>();
+    let mut out = rig.poisoned(n_rows * inv_freq.len() * 8);
+    let descs: Vec<_> = seqs.iter().map(|seq| rig.rows(seq.row, seq.n_tokens, seq.pos)).collect();
+    let descs: Vec<_> = descs.iter().collect();
+    let args = RopeTableArgs { out: &mut out, inv_freq, attention_factor: 1.3, seqs: &descs };
+    rig.run(|backend, ws| backend.rope_table(ws, args)).unwrap();
+    rig.read(&out, n_rows * inv_freq.len() * 2)
+}
+
+#[test]
+fn rope_table_is_the_oracles_at_any_position() {
+    let oracle = ReferenceBackend::default();
+    let inv_freq: Vec<f32> = (0..33).map(|i| 1e5f32.powf(-(i as f32) / 33.0)).collect();
+    let rows = |row, n_tokens, pos| StepRows { row, n_tokens, pos };
+    let seqs = [rows(40, 3, 0), rows(0, 40, 131_000), rows(43, 1, 4_000_000)];
+    let expected = rope_table(&oracle, &inv_freq, &seqs);
+    for (name, backend) in backends() {
+        assert_close(&name, &rope_table(&backend, &inv_freq, &seqs), &expected, ROUNDING);
+    }
+}
+
+fn random_mask(random: &mut Random) -> Mask {
+    match random.below(4) {
+        0 => Mask::Full,
+        1 => Mask::Window {
+            window_tokens: pick(random, &[1, 5, 64, 100, 300, 700]),
+            sink_tokens: pick(random, &[0, 0, 3, 64, 90]),
+        },
+        _ => Mask::Blocks {
+            block_size: pick(random, &[16, 32, 64, 128, 256]),
+            local_blocks: pick(random, &[1, 2, 5]),
+            sink_blocks: pick(random, &[0, 1, 2]),
+            stride: pick(random, &[0, 2, 3, 7]),
+        },
+    }
+}
+
+fn random_context(random: &mut Random, n_ctx: usize) -> Context {
+    let mask = random_mask(random);
+    let (n_kv_heads, group) = pick(random, &[(1, 1), (1, 5), (2, 2), (3, 3), (4, 1)]);
+    let (n_heads, head_dim) = (n_kv_heads * group, pick(random, &[2, 6, 16, 24, 64, 80, 128]));
+    let phase = random.below(7) as u32;
+    let differ = random.below(2) == 1;
+    let has_sinks = random.below(3) == 0;
+    let ty = pick(random, &[KvType::F32, KvType::F16]);
+    Context {
+        shape: KvShape { n_kv_heads, head_dim, block_size: mask.block_size() as usize, ty },
+        n_heads,
+        mask,
+        phases: (0..n_heads).map(|_| if differ { random.below(7) as u32 } else { phase }).collect(),
+        scale: 2.0 / (head_dim as f32).sqrt(),
+        softcap: pick(random, &[0.0, 0.0, 3.0]),
+        sink_logits: has_sinks.then(|| random.vector(n_heads, 4.0)),
+        n_pairs: pick(random, &[0, head_dim / 2, head_dim / 4]),
+        pairing: pick(random, &[RopePairing::Halves, RopePairing::Adjacent]),
+        q: random.vector(n_ctx * n_heads * head_dim, 1.5),
+        k: random.vector(n_ctx * n_kv_heads * head_dim, 1.5),
+        v: random.vector(n_ctx * n_kv_heads * head_dim, 1.0),
+    }
+}
+
+/// The context in a shared prefix, the slots and the step's scratch; each may be missing.
+fn random_parts(random: &mut Random, pos: u32, n_tokens: u32) -> Vec<Part> {
+    let prefix = random.below(pos as usize + 1) as u32;
+    let mut parts = vec![Part { end: pos + n_tokens, in_slots: false, copied: random.below(2) == 1 }];
+    if random.below(3) > 0 {
+        parts.insert(0, Part { end: pos, in_slots: true, copied: false });
+    }
+    if random.below(3) > 0 {
+        parts.insert(0, Part { end: prefix, in_slots: false, copied: random.below(2) == 1 });
+    }
+    parts
+}
+
+fn whole(end: u32) -> [Part; 1] {
+    [Part { end, in_slots: false, copied: false }]
+}
+
+#[test]
+fn attention_over_any_context_is_the_oracles() {
+    let oracle = ReferenceBackend::default();
+    let tolerance = Tolerance { absolute: 1e-4, relative: 1e-4, angle: 1e-7 };
+    for (name, backend) in backends() {
+        let mut random = Random::new(8);
+        for case in 0..40 {
+            let n_tokens = pick(&mut random, &[1, 1, 2, 4, 5, 17, 40, 70]);
+            let pos = pick(&mut random, &[0, 0, 1, 63, 64, 100, 500, 513, 1100]);
+            let context = random_context(&mut random, (pos + n_tokens) as usize);
+            let parts = random_parts(&mut random, pos, n_tokens);
+            let mut expected_rig = Rig::new(&oracle, Precision::Exact);
+            let expected = expected_rig.attend(&context, &whole(pos + n_tokens), pos, n_tokens);
+            let has = Rig::new(&backend, Precision::Exact).attend(&context, &parts, pos, n_tokens);
+            let Context { shape, mask, n_heads, .. } = &context;
+            let what = format!(
+                "{name}, case {case}: {n_tokens} at {pos}, {n_heads} heads, {shape:?}, {mask:?}, {parts:?}"
+            );
+            assert_close(&format!("queries, {what}"), &has[0], &expected[0], ROUNDING);
+            assert_close(&what, &has[1], &expected[1], tolerance);
+        }
+    }
+}
+
+#[test]
+fn attention_gives_a_query_the_same_bits_alone_and_among_others() {
+    for level in SimdLevel::available() {
+        let backends = [1, 2, 3].map(|n| CpuBackend::with_level(n, level).unwrap());
+        let mut random = Random::new(9);
+        for case in 0..25 {
+            let n_tokens = pick(&mut random, &[3, 20, 66, 130]);
+            let pos = pick(&mut random, &[0, 10, 500, 1030]);
+            let context = random_context(&mut random, (pos + n_tokens) as usize);
+            let width = context.n_heads * context.shape.head_dim;
+            let expected = Rig::new(&backends[0], Precision::Fast).attend(
+                &context,
+                &whole(pos + n_tokens),
+                pos,
+                n_tokens,
+            );
+            assert!(expected[1].iter().all(|x| x.is_finite()));
+            for _ in 0..4 {
+                let first = random.below(n_tokens as usize) as u32;
+                let n = 1 + random.below((n_tokens - first).min(6) as usize) as u32;
+                let parts = random_parts(&mut random, pos + first, n);
+                let backend = pick(&mut random, &[0, 1, 2]);
+                let has =
+                    Rig::new(&backends[backend], Precision::Fast).attend(&context, &parts, pos + first, n);
+                let rows = first as usize * width..(first + n) as usize * width;
+                let what = format!(
+                    "{level:?}, case {case}, {n} of {n_tokens} at {pos}, {:?}, {parts:?}",
+                    context.mask
+                );
+                assert_same_bits(&what, &has[1], &expected[1][rows]);
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_of_several_sessions_is_that_of_each() {
+    for (name, backend) in backends() {
+        let mut random = Random::new(10);
+        for _ in 0..5 {
+            let context = random_context(&mut random, 700);
+            let mut rig = Rig::new(&backend, Precision::Fast);
+            let shapes = [(600, 1), (5, 20), (0, 3), (640, 2)];
+            let parts = shapes.map(|(pos, n_tokens)| random_parts(&mut random, pos, n_tokens));
+            let seqs: Vec<_> =
+                shapes.iter().zip(&parts).map(|(&(pos, n), parts)| (pos, n, &parts[..])).collect();
+            for (together, &(pos, n_tokens, _)) in rig.attend_all(&context, &seqs).iter().zip(&seqs) {
+                let alone = rig.attend(&context, &whole(pos + n_tokens), pos, n_tokens);
+                assert_same_bits(&format!("{name}, {:?}", context.mask), &together[1], &alone[1]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_workspace_takes_the_bytes_that_were_announced() {
+    let mut random = Random::new(11);
+    for (name, backend) in backends() {
+        for precision in [Precision::Exact, Precision::Fast] {
+            let mut shape = SHAPE;
+            shape.max_rows = 1 + random.below(3000);
+            shape.max_cols = 1 + random.below(5000);
+            shape.n_ctx = 1 + random.below(9000);
+            let before = backend.allocated_bytes();
+            let workspace = backend.workspace(&shape, precision).unwrap();
+            assert_eq!(
+                backend.allocated_bytes() - before,
+                backend.workspace_bytes(&shape, precision),
+                "{name}"
+            );
+            drop(workspace);
+            assert_eq!(backend.allocated_bytes(), before);
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let backend = CpuBackend::new(2).unwrap();
+    let mut random = Random::new(12);
+    let w = random_weight(&mut random, TensorType::Q8_0, 4, 64);
+    let short = WeightData { rows: 5, ..w.clone() };
+    assert_eq!(backend.weight(short).err().unwrap().kind(), ErrorKind::Invalid);
+    let beyond = WeightData { range: 5..usize::MAX, ..w.clone() };
+    assert_eq!(backend.weight(beyond).err().unwrap().kind(), ErrorKind::Invalid);
+    let ragged = WeightData { cols: 63, ..w };
+    assert_eq!(backend.weight(ragged).err().unwrap().kind(), ErrorKind::Invalid);
+    assert_eq!(CpuBackend::new(0).err().unwrap().kind(), ErrorKind::Invalid);
+}
+
+#[test]
+fn a_cancelled_step_ends_in_the_op_that_runs() {
+    for (name, backend) in backends() {
+        let mut rig = Rig::new(&backend, Precision::Fast);
+        let mut random = Random::new(13);
+        let w = backend.weight(random_weight(&mut random, TensorType::Q8_0, 64, 64)).unwrap();
+        let (x, mut out) = (rig.buf(&random.vector(3 * 64, 1.0)), rig.poisoned(3 * 64 * 4));
+        rig.cancel = Cancel::default();
+        let cancel = rig.cancel.clone();
+        let result = rig.run(|backend, ws| {
+            let parts = &mut [MatmulPart { out: &mut out, w: &w, bias: None }];
+            backend.matmul(ws, MatmulArgs { parts, x: &x, n_rows: 3, add: false })?;
+            cancel.cancel();
+            backend.matmul(ws, MatmulArgs { parts, x: &x, n_rows: 3, add: false })
+        });
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::Cancelled, "{name}");
+        assert!(rig.read(&out, 3 * 64).iter().all(|x| x.is_finite()), "{name}: the first product was done");
+
+        // Copies always end.
+        let shape = KvShape { n_kv_heads: 1, head_dim: 4, block_size: 16, ty: KvType::F32 };
+        let from = rig.buf(&random.vector(128, 1.0));
+        let mut to = rig.poisoned(128 * 4);
+        let copies = &[BlockCopy { from: 0, to: 0, begin: 0, end: 16 }];
+        rig.run(|backend, ws| {
+            backend.copy_blocks(ws, CopyBlocksArgs { to: &mut to, from: &from, shape, copies })
+        })
+        .unwrap();
+        assert_same_bits(&name, &rig.read(&to, 128), &rig.read(&from, 128));
+    }
+}

@@ -1,0 +1,365 @@
+//! A backend with working memory, and its ops as functions from vectors to vectors.
+//!
+//! Memory that nobody uploaded to is poisoned with NaNs, in every float type and every build.
+
+use std::sync::Arc;
+
+use longgen::attention::mask::Mask;
+use longgen::backend::Backend;
+use longgen::backend::args::*;
+use longgen::{Cancel, Result};
+use longgen_format::TensorType;
+
+use super::random::Random;
+
+/// A backend and what its ops need.
+pub struct Rig<'b, B: Backend> {
+    /// The backend.
+    pub backend: &'b B,
+    /// What stops its steps.
+    pub cancel: Cancel,
+    ws: B::Workspace,
+}
+
+/// Large enough for all tests.
+pub const SHAPE: WorkspaceShape =
+    WorkspaceShape { max_rows: 300, max_cols: 640, n_heads: 12, head_dim: 128, n_ctx: 4096 };
+
+/// One matrix of a product.
+pub struct Product {
+    /// The matrix.
+    pub w: WeightData,
+    /// Added to every row.
+    pub bias: Option<Vec<f32>>,
+    /// What the output holds before.
+    pub before: Vec<f32>,
+}
+
+/// The tokens from the segment before to `end` in a buffer of their own.
+#[derive(Clone, Copy, Debug)]
+pub struct Part {
+    /// Behind the last token.
+    pub end: u32,
+    /// Whether they lie in the slots of the layer rather than in order.
+    pub in_slots: bool,
+    /// Whether they are copied to another buffer, in two goes, before anybody reads them.
+    pub copied: bool,
+}
+
+/// Attention of one layer over a context that is appended first.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Shape of the blocks.
+    pub shape: KvShape,
+    /// Query heads.
+    pub n_heads: usize,
+    /// Who sees whom.
+    pub mask: Mask,
+    /// One per query head.
+    pub phases: Vec<u32>,
+    /// Factor of the scores.
+    pub scale: f32,
+    /// Bound of the scores.
+    pub softcap: f32,
+    /// One per query head.
+    pub sink_logits: Option<Vec<f32>>,
+    /// Pairs that are turned; 0 turns nothing.
+    pub n_pairs: usize,
+    /// Which elements make a pair.
+    pub pairing: RopePairing,
+    /// (n_ctx, n_heads, head_dim)
+    pub q: Vec<f32>,
+    /// (n_ctx, n_kv_heads, head_dim)
+    pub k: Vec<f32>,
+    /// (n_ctx, n_kv_heads, head_dim)
+    pub v: Vec<f32>,
+}
+
+impl<'b, B: Backend> Rig<'b, B> {
+    /// With working memory for [`SHAPE`].
+    pub fn new(backend: &'b B, precision: Precision) -> Self {
+        Self { backend, cancel: Cancel::default(), ws: backend.workspace(&SHAPE, precision).unwrap() }
+    }
+
+    /// A buffer of these numbers.
+    pub fn buf(&self, values: &[f32]) -> B::Buf {
+        let mut buf = self.backend.alloc(size_of_val(values)).unwrap();
+        self.backend.upload(&mut buf, 0, values).unwrap();
+        buf
+    }
+
+    /// A buffer of `n_bytes` that nobody wrote.
+    pub fn poisoned(&self, n_bytes: usize) -> B::Buf {
+        let mut buf = self.backend.alloc(n_bytes).unwrap();
+        let nans = vec![f32::from_bits(u32::MAX); n_bytes / 4];
+        self.backend.upload(&mut buf, 0, &nans).unwrap();
+        buf
+    }
+
+    /// What a buffer begins with.
+    pub fn read(&self, buf: &B::Buf, n: usize) -> Vec<f32> {
+        let mut values = vec![0.0; n];
+        self.backend.download(&mut values, buf, 0).unwrap();
+        values
+    }
+
+    /// Runs a step.
+    pub fn run<T>(&mut self, step: impl FnOnce(&B, &mut B::Workspace) -> Result<T>) -> Result<T> {
+        let backend = self.backend;
+        backend.run(&mut self.ws, &self.cancel, |ws| step(backend, ws))
+    }
+
+    /// A session's rows.
+    pub fn rows(&self, row: u32, n_tokens: u32, pos: u32) -> B::Descriptor {
+        let mut desc = self.backend.descriptor().unwrap();
+        self.backend.describe(&mut desc, StepRows { row, n_tokens, pos }).unwrap();
+        desc
+    }
+
+    /// The outputs of all products, one after the other.
+    pub fn matmul(&mut self, products: &[Product], x: &[f32], n_rows: usize, add: bool) -> Vec<f32> {
+        let x = self.buf(x);
+        let weights: Vec<_> = products.iter().map(|p| self.backend.weight(p.w.clone()).unwrap()).collect();
+        let biases: Vec<_> = products.iter().map(|p| p.bias.as_ref().map(|bias| self.buf(bias))).collect();
+        let mut outs: Vec<_> = products
+            .iter()
+            .map(|p| {
+                if add {
+                    self.buf(&p.before[..n_rows * p.w.rows])
+                } else {
+                    self.poisoned(n_rows * p.w.rows * 4)
+                }
+            })
+            .collect();
+        self.run(|backend, ws| {
+            let parts = outs.iter_mut().zip(&weights).zip(&biases);
+            let parts = parts.map(|((out, w), bias)| MatmulPart { out, w, bias: bias.as_ref() });
+            let parts = &mut parts.collect::<Vec<_>>();
+            backend.matmul(ws, MatmulArgs { parts, x: &x, n_rows, add })
+        })
+        .unwrap();
+        outs.iter().zip(products).flat_map(|(out, p)| self.read(out, n_rows * p.w.rows)).collect()
+    }
+
+    /// Appends the context up to the end of `n_tokens` tokens at `pos`, divided as `parts` say, and attends to it.
+    /// Returns the tokens' turned queries and their attention.
+    pub fn attend(&mut self, context: &Context, parts: &[Part], pos: u32, n_tokens: u32) -> [Vec<f32>; 2] {
+        let mut batch = self.attend_all(context, &[(pos, n_tokens, parts)]);
+        batch.pop().unwrap()
+    }
+
+    /// The same for several sessions in one call, each with (pos, n_tokens, parts).
+    pub fn attend_all(&mut self, context: &Context, seqs: &[(u32, u32, &[Part])]) -> Vec<[Vec<f32>; 2]> {
+        let width = context.n_heads * context.shape.head_dim;
+        let n_rows = seqs.iter().map(|seq| seq.1 as usize).sum::<usize>();
+        let slots = context.slots();
+        let mut q_rows = Vec::new();
+        let mut descs = Vec::new();
+        let mut row = 0;
+        for &(pos, n_tokens, _) in seqs {
+            let turned = self.turned_queries(context, pos, n_tokens);
+            q_rows.extend(turned);
+            descs.push(self.rows(row, n_tokens, pos));
+            row += n_tokens;
+        }
+        let mut buffers = Vec::new();
+        for (_, _, parts) in seqs {
+            let mut begin = 0;
+            for part in *parts {
+                buffers.push(self.filled(context, part, begin, &slots));
+                begin = part.end;
+            }
+        }
+        let mut filled = buffers.iter();
+        let segments: Vec<Vec<_>> = seqs
+            .iter()
+            .map(|(_, _, parts)| {
+                let segment = |part: &Part| {
+                    let (blocks, places) = filled.next().unwrap();
+                    KvSegment { blocks, places: places.unwrap_or(BlockPlaces::Slots(&slots)), end: part.end }
+                };
+                parts.iter().map(segment).collect()
+            })
+            .collect();
+        let views: Vec<_> =
+            descs.iter().zip(&segments).map(|(desc, segments)| AttnSeq { desc, segments }).collect();
+        let q = self.buf(&q_rows);
+        let sinks = context.sink_logits.as_ref().map(|sinks| self.buf(sinks));
+        let mut out = self.poisoned(n_rows * width * 4);
+        self.run(|backend, ws| {
+            let attend = AttnArgs {
+                out: &mut out,
+                q: &q,
+                n_heads: context.n_heads,
+                shape: context.shape,
+                scale: context.scale,
+                softcap: context.softcap,
+                sink_logits: sinks.as_ref(),
+                mask: context.mask,
+                phases: &context.phases,
+                seqs: &views,
+            };
+            backend.attn(ws, attend)
+        })
+        .unwrap();
+        let out = self.read(&out, n_rows * width);
+        let mut row = 0;
+        let of_seq = |&(_, n_tokens, _): &(u32, u32, &[Part])| {
+            let range = row * width..(row + n_tokens as usize) * width;
+            row += n_tokens as usize;
+            [q_rows[range.clone()].to_vec(), out[range].to_vec()]
+        };
+        seqs.iter().map(of_seq).collect()
+    }
+
+    /// Queries of some tokens, turned.
+    fn turned_queries(&mut self, context: &Context, pos: u32, n_tokens: u32) -> Vec<f32> {
+        let width = context.n_heads * context.shape.head_dim;
+        let rows = pos as usize * width..(pos + n_tokens) as usize * width;
+        let mut q = self.buf(&context.q[rows.clone()]);
+        let mut nowhere = self.poisoned(context.bytes_in_order(self.backend, pos, pos + n_tokens));
+        let places = context.in_order(pos, pos + n_tokens);
+        self.append(context, &mut q, &mut nowhere, places, pos, n_tokens);
+        self.read(&q, rows.len())
+    }
+
+    /// A poisoned buffer in which the tokens from `begin` to the part's end have been appended, and where they lie
+    /// unless in the slots.
+    fn filled<'s>(
+        &mut self,
+        context: &Context,
+        part: &Part,
+        begin: u32,
+        slots: &'s longgen::kv::slots::SlotMap,
+    ) -> (B::Buf, Option<BlockPlaces<'s>>) {
+        let linear = context.in_order(begin, part.end);
+        let n_bytes = match part.in_slots {
+            true => slots.n_slots() as usize * self.backend.kv_block_bytes(&context.shape),
+            false => context.bytes_in_order(self.backend, begin, part.end),
+        };
+        let places = if part.in_slots { BlockPlaces::Slots(slots) } else { linear };
+        let mut blocks = self.poisoned(n_bytes);
+        // Block by block, as a ring is filled.
+        let block_size = u32::try_from(context.shape.block_size).unwrap();
+        let mut pos = begin;
+        while pos < part.end {
+            let end = part.end.min((pos / block_size + 1) * block_size);
+            let mut q = self.buf(&vec![0.0; (end - pos) as usize * context.n_heads * context.shape.head_dim]);
+            self.append(context, &mut q, &mut blocks, places, pos, end - pos);
+            pos = end;
+        }
+        if part.copied && !part.in_slots && begin < part.end {
+            blocks = self.copied(context, &blocks, n_bytes, begin, part.end);
+        }
+        (blocks, if part.in_slots { None } else { Some(linear) })
+    }
+
+    /// The tokens that were appended in another buffer: the later ones of each block first.
+    fn copied(&mut self, context: &Context, from: &B::Buf, n_bytes: usize, begin: u32, end: u32) -> B::Buf {
+        let mut to = self.poisoned(n_bytes);
+        let block_size = u32::try_from(context.shape.block_size).unwrap();
+        let blocks = begin / block_size..end.div_ceil(block_size);
+        for is_first in [false, true] {
+            let heads = 0..u32::try_from(context.shape.n_kv_heads).unwrap();
+            let copies: Vec<_> = heads
+                .flat_map(|head| blocks.clone().map(move |block| (head, block)))
+                .map(|(head, block)| {
+                    let place = context.in_order(begin, end).place(head, block);
+                    let first = (begin.max(block * block_size) - block * block_size) as usize;
+                    let last = (end.min((block + 1) * block_size) - block * block_size) as usize;
+                    let middle = first + (last - first) / 3;
+                    let (begin, end) = if is_first { (first, middle) } else { (middle, last) };
+                    BlockCopy { from: place, to: place, begin, end }
+                })
+                .collect();
+            let shape = context.shape;
+            self.run(|backend, ws| {
+                backend.copy_blocks(ws, CopyBlocksArgs { to: &mut to, from, shape, copies: &copies })
+            })
+            .unwrap();
+        }
+        to
+    }
+
+    fn append(
+        &mut self,
+        context: &Context,
+        q: &mut B::Buf,
+        blocks: &mut B::Buf,
+        places: BlockPlaces<'_>,
+        pos: u32,
+        n_tokens: u32,
+    ) {
+        let kv_width = context.shape.n_kv_heads * context.shape.head_dim;
+        let rows = pos as usize * kv_width..(pos + n_tokens) as usize * kv_width;
+        let (k, v) = (self.buf(&context.k[rows.clone()]), self.buf(&context.v[rows]));
+        let desc = self.rows(0, n_tokens, pos);
+        let inv_freq: Vec<f32> =
+            (0..context.n_pairs).map(|pair| 0.7f32.powi(i32::try_from(pair).unwrap())).collect();
+        let mut table = self.poisoned(n_tokens as usize * inv_freq.len() * 8);
+        self.run(|backend, ws| {
+            let seqs = &[&desc];
+            let angles = RopeTableArgs { out: &mut table, inv_freq: &inv_freq, attention_factor: 1.1, seqs };
+            backend.rope_table(ws, angles)?;
+            let append = RopeAppendArgs {
+                q,
+                k: &k,
+                v: &v,
+                table: (context.n_pairs > 0).then_some(&table),
+                n_pairs: context.n_pairs,
+                pairing: context.pairing,
+                n_heads: context.n_heads,
+                shape: context.shape,
+                seqs: &mut [AppendSeq { desc: &desc, blocks, places }],
+            };
+            backend.rope_append(ws, append)
+        })
+        .unwrap();
+    }
+}
+
+impl Context {
+    /// The slots of this layer.
+    pub fn slots(&self) -> longgen::kv::slots::SlotMap {
+        let n_ctx = self.q.len() / (self.n_heads * self.shape.head_dim);
+        let n_kv_heads = u32::try_from(self.shape.n_kv_heads).unwrap();
+        longgen::kv::slots::SlotMap::new(&self.mask, &self.phases, n_kv_heads, u32::try_from(n_ctx).unwrap())
+    }
+
+    fn in_order(&self, begin: u32, end: u32) -> BlockPlaces<'static> {
+        let block_size = u32::try_from(self.shape.block_size).unwrap();
+        let first_block = begin / block_size;
+        BlockPlaces::Linear { first_block, n_blocks: end.div_ceil(block_size).max(first_block) - first_block }
+    }
+
+    fn bytes_in_order<B: Backend>(&self, backend: &B, begin: u32, end: u32) -> usize {
+        let BlockPlaces::Linear { n_blocks, .. } = self.in_order(begin, end) else { return 0 };
+        n_blocks as usize * self.shape.n_kv_heads * backend.kv_block_bytes(&self.shape)
+    }
+}
+
+/// A matrix of any bytes that are finite numbers, at an odd place in a file.
+pub fn random_weight(random: &mut Random, ty: TensorType, rows: usize, cols: usize) -> WeightData {
+    let n_bytes = ty.row_bytes(cols).unwrap() * rows;
+    let mut bytes: Vec<u8> = (0..n_bytes).map(|_| u8::try_from(random.below(256)).unwrap()).collect();
+    let half = |random: &mut Random, scale: f32| half::f16::from_f32(random.unit() * scale).to_le_bytes();
+    for block in bytes.chunks_exact_mut(ty.block_bytes()) {
+        match ty {
+            TensorType::F32 => block.copy_from_slice(&random.unit().to_le_bytes()),
+            TensorType::F16 => block.copy_from_slice(&half(random, 1.0)),
+            TensorType::BF16 => block.copy_from_slice(&half::bf16::from_f32(random.unit()).to_le_bytes()),
+            TensorType::Q8_0 => block[..2].copy_from_slice(&half(random, 0.01)),
+            _ => {
+                block[..2].copy_from_slice(&half(random, 0.1));
+                if ty == TensorType::Q4_1 {
+                    block[2..4].copy_from_slice(&half(random, 0.5));
+                }
+            }
+        }
+    }
+    let begin = 1 + random.below(7);
+    let mut file = vec![0xff; begin];
+    file.extend(bytes);
+    file.push(0xff);
+    WeightData { file: Arc::new(file), range: begin..begin + n_bytes, ty, rows, cols }
+}
