@@ -1,9 +1,10 @@
 """Checks that `lgrun` needs no more memory than it says beforehand.
 
-    memory.py --lgrun target/release/lgrun --model model.gguf [--ctx 8192]
+    memory.py --lgrun target/release/lgrun --model model.gguf [--ctx 2048]
 
-`lgrun --plan` prints the bytes of a session. While answering a long prompt in that context, the most that is ever
-resident must not exceed the mapped file, that plan, and 150 MB for everything else (program, tokenizer, threads).
+`lgrun --plan` prints the bytes of a session's KV cache. While answering a prompt that nearly fills the context, the most
+that is ever resident must not exceed the mapped file, that cache, and 150 MB for everything else: program, tokenizer,
+activations, threads.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 from text import prose
 
 OTHER_BYTES = 150_000_000
-PROMPT_BYTES = 20_000  # some 5,000 tokens
+PROMPT_BYTES_PER_TOKEN = 3  # of context: English takes more than four bytes a token
 
 
 def run(*line) -> str:
@@ -28,11 +29,11 @@ def run(*line) -> str:
 
 
 def planned_bytes(table: str) -> int:
-    """The total of `lgrun --plan`: the largest number in its last line that begins with `total`."""
-    totals = [line for line in table.splitlines() if line.strip().lower().startswith("total")]
+    """The cache of `lgrun --plan`: the largest number in its last line that begins with `KV cache`."""
+    totals = [line for line in table.splitlines() if line.strip().startswith("KV cache")]
     numbers = re.findall(r"\d[\d,_]*", totals[-1]) if totals else []
     if not numbers:
-        sys.exit(f"no line with a total in the plan:\n{table}")
+        sys.exit(f"no line with the KV cache in the plan:\n{table}")
     return max(int(re.sub(r"[,_]", "", number)) for number in numbers)
 
 
@@ -40,15 +41,16 @@ def main():
     parser = argparse.ArgumentParser(description="peak memory of lgrun against its plan")
     parser.add_argument("--lgrun", required=True, type=Path, help="the program to test")
     parser.add_argument("--model", required=True, type=Path, help="a GGUF file")
-    parser.add_argument("--ctx", type=int, default=8192, help="tokens of context")
+    parser.add_argument("--ctx", type=int, default=2048, help="tokens of context")
     options = parser.parse_args()
 
     command = (options.lgrun, "-m", options.model, "-c", options.ctx)
     plan = planned_bytes(run(*command, "--plan"))
-    answer = run(*command, "-p", prose(PROMPT_BYTES) + "\nSummarise this in one sentence.")
+    text = prose(PROMPT_BYTES_PER_TOKEN * options.ctx)
+    answer = run(*command, "-n", 32, "-p", text + "\nSummarise this in one sentence.")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     file = options.model.stat().st_size
-    print(f"peak {peak:,} bytes; file {file:,} + plan {plan:,} + {OTHER_BYTES:,} = {file + plan + OTHER_BYTES:,}")
+    print(f"peak {peak:,} bytes; file {file:,} + KV {plan:,} + {OTHER_BYTES:,} = {file + plan + OTHER_BYTES:,}")
     if not answer.strip():
         sys.exit("lgrun answered nothing")
     if peak > file + plan + OTHER_BYTES:
