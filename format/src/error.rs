@@ -184,6 +184,14 @@ pub enum Error {
         /// The number.
         value: f32,
     },
+    /// A block of numbers that are too large for its half-precision scale.
+    #[error("elements from {index} on need a scale of {scale}: half precision ends at 65504")]
+    ScaleOverflow {
+        /// Index of the block's first element.
+        index: usize,
+        /// The scale.
+        scale: f32,
+    },
     /// A file without checksums.
     #[error("the file has no checksums: key {key:?} is missing")]
     NoHashes {
