@@ -13,7 +13,7 @@ pub enum Error {
         found: Vec<u8>,
     },
     /// A version of GGUF that this crate does not read.
-    #[error("GGUF version {found}: versions 2 and 3 are readable{}", if found.swap_bytes() < 16 { " (this file is big-endian)" } else { "" })]
+    #[error("GGUF version {found}: versions 2 and 3 are readable{}", if (1..16).contains(&found.swap_bytes()) { " (this file is big-endian)" } else { "" })]
     Version {
         /// The version.
         found: u32,
@@ -127,10 +127,12 @@ pub enum Error {
         id: u32,
     },
     /// A tensor of a type that exists but is not supported.
-    #[error("tensor {tensor:?} is {name}: supported are F32, F16, BF16, Q8_0, Q4_0, Q4_1")]
+    #[error("tensor {tensor:?} is {name} (type {id}): supported are F32, F16, BF16, Q8_0, Q4_0, Q4_1")]
     UnsupportedTensorType {
         /// The tensor.
         tensor: String,
+        /// The type's number.
+        id: u32,
         /// The type's name.
         name: &'static str,
     },
@@ -166,6 +168,30 @@ pub enum Error {
         /// Where the other begins.
         offset: u64,
     },
+    /// More bytes than are left of the tensor that is being written, or fewer where all were asked for.
+    #[error("tensor {tensor:?}: expected {expected} more bytes, got {got}")]
+    TensorLength {
+        /// The tensor.
+        tensor: String,
+        /// Bytes that are left of it.
+        expected: u64,
+        /// Bytes that were given.
+        got: u64,
+    },
+    /// Data for one tensor more than were declared.
+    #[error("all {n_tensors} tensors have been written")]
+    NoTensorLeft {
+        /// Tensors that were declared.
+        n_tensors: usize,
+    },
+    /// A file that was to be finished before all of its tensors were written.
+    #[error("tensor {tensor:?} is incomplete: {missing} bytes are missing")]
+    Unfinished {
+        /// The first tensor that is not complete.
+        tensor: String,
+        /// Bytes that it lacks.
+        missing: u64,
+    },
     /// A buffer of another length than the elements need.
     #[error("{what}: expected {expected}, got {got}")]
     Length {
@@ -183,6 +209,14 @@ pub enum Error {
         index: usize,
         /// The number.
         value: f32,
+    },
+    /// A block of numbers that are too large for its half-precision scale.
+    #[error("elements from {index} on need a scale of {scale}: half precision ends at 65504")]
+    ScaleOverflow {
+        /// Index of the block's first element.
+        index: usize,
+        /// The scale.
+        scale: f32,
     },
     /// A file without checksums.
     #[error("the file has no checksums: key {key:?} is missing")]

@@ -28,6 +28,7 @@ mod metadata;
 pub mod quant;
 mod read;
 mod tensor_type;
+mod verify;
 mod write;
 
 pub use error::Error;

@@ -188,22 +188,27 @@ pub struct Metadata<'a> {
     pub(crate) by_key: HashMap<&'a str, usize>,
 }
 
-/// Which Rust types a value converts to, without loss.
+/// Why a value is not one of the type asked for.
+enum Mismatch {
+    Type,
+    Range,
+}
+
+/// Which Rust types a value converts to: integers without loss, floats rounded to the nearest.
 trait FromValue<'a>: Sized {
     const NAME: &'static str;
-    /// The value, or nothing if it is of another type or does not fit.
-    fn from_value(value: &Value<'a>) -> Option<Self>;
+    fn from_value(value: &Value<'a>) -> Result<Self, Mismatch>;
 }
 
 macro_rules! from_integer {
     ($($ty:ty),*) => {$(
         impl<'a> FromValue<'a> for $ty {
             const NAME: &'static str = stringify!($ty);
-            fn from_value(value: &Value<'a>) -> Option<Self> {
+            fn from_value(value: &Value<'a>) -> Result<Self, Mismatch> {
                 match *value {
-                    Value::UInt(_, x) => x.try_into().ok(),
-                    Value::Int(_, x) => x.try_into().ok(),
-                    _ => None,
+                    Value::UInt(_, x) => x.try_into().map_err(|_| Mismatch::Range),
+                    Value::Int(_, x) => x.try_into().map_err(|_| Mismatch::Range),
+                    _ => Err(Mismatch::Type),
                 }
             }
         }
@@ -214,43 +219,46 @@ from_integer!(u32, i32, u64);
 impl<'a> FromValue<'a> for f32 {
     const NAME: &'static str = "f32";
     #[expect(clippy::cast_possible_truncation, reason = "rounding a float to the width asked for")]
-    fn from_value(value: &Value<'a>) -> Option<Self> {
+    fn from_value(value: &Value<'a>) -> Result<Self, Mismatch> {
         match *value {
-            Value::Float(_, x) => Some(x as f32),
-            _ => None,
+            Value::Float(_, x) if x.is_finite() && !(x as f32).is_finite() => Err(Mismatch::Range),
+            Value::Float(_, x) => Ok(x as f32),
+            _ => Err(Mismatch::Type),
         }
     }
 }
 
 impl<'a> FromValue<'a> for bool {
     const NAME: &'static str = "bool";
-    fn from_value(value: &Value<'a>) -> Option<Self> {
+    fn from_value(value: &Value<'a>) -> Result<Self, Mismatch> {
         match *value {
-            Value::Bool(x) => Some(x),
-            _ => None,
+            Value::Bool(x) => Ok(x),
+            _ => Err(Mismatch::Type),
         }
     }
 }
 
 impl<'a> FromValue<'a> for &'a str {
     const NAME: &'static str = "string";
-    fn from_value(value: &Value<'a>) -> Option<Self> {
+    fn from_value(value: &Value<'a>) -> Result<Self, Mismatch> {
         match *value {
-            Value::Str(x) => Some(x),
-            _ => None,
+            Value::Str(x) => Ok(x),
+            _ => Err(Mismatch::Type),
         }
     }
 }
 
 fn convert<'a, T: FromValue<'a>>(key: &str, value: &Value<'a>) -> Result<T, Error> {
-    T::from_value(value).ok_or_else(|| match *value {
-        Value::UInt(_, x) if T::NAME != "f32" && T::NAME != "bool" && T::NAME != "string" => {
-            Error::OutOfRange { key: key.to_owned(), expected: T::NAME, found: x.to_string() }
+    T::from_value(value).map_err(|mismatch| {
+        let (key, expected) = (key.to_owned(), T::NAME);
+        match (mismatch, value) {
+            (Mismatch::Range, Value::UInt(_, x)) => Error::OutOfRange { key, expected, found: x.to_string() },
+            (Mismatch::Range, Value::Int(_, x)) => Error::OutOfRange { key, expected, found: x.to_string() },
+            (Mismatch::Range, Value::Float(_, x)) => {
+                Error::OutOfRange { key, expected, found: format!("{x:?}") }
+            }
+            (_, value) => Error::WrongType { key, expected, found: value.value_type() },
         }
-        Value::Int(_, x) if T::NAME != "f32" && T::NAME != "bool" && T::NAME != "string" => {
-            Error::OutOfRange { key: key.to_owned(), expected: T::NAME, found: x.to_string() }
-        }
-        _ => Error::WrongType { key: key.to_owned(), expected: T::NAME, found: value.value_type() },
     })
 }
 

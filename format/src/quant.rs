@@ -79,8 +79,8 @@ pub fn dequantize(ty: TensorType, bytes: &[u8], out: &mut [f32]) -> Result<(), E
 /// Turns numbers into elements of type `ty`, rounded as GGML rounds them.
 ///
 /// # Errors
-/// [`Error::Length`] if `out` is not as long as the elements, [`Error::NotFinite`] for a number that a block type
-/// cannot hold.
+/// [`Error::Length`] if `out` is not as long as the elements; for block types [`Error::NotFinite`] for an infinite or
+/// undefined number, and [`Error::ScaleOverflow`] for a block that needs a scale beyond half precision.
 pub fn quantize(ty: TensorType, numbers: &[f32], out: &mut [u8]) -> Result<(), Error> {
     check_length(ty, numbers.len(), out.len())?;
     if ty.block_elems() > 1
@@ -102,33 +102,34 @@ pub fn quantize(ty: TensorType, numbers: &[f32], out: &mut [u8]) -> Result<(), E
             }
         }
         TensorType::Q8_0 => {
-            for (out, x) in blocks.zip(numbers.chunks_exact(BLOCK)) {
+            for (i, (out, x)) in blocks.zip(numbers.chunks_exact(BLOCK)).enumerate() {
                 let scale = x.iter().fold(0.0f32, |max, x| max.max(x.abs())) / 127.0;
                 let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-                LE::write_u16(out, f16::from_f32(scale).to_bits());
+                write_scale(out, scale, i)?;
                 for (out, &x) in out[2..].iter_mut().zip(x) {
                     *out = to_i8((x * inverse).round()).cast_unsigned();
                 }
             }
         }
         TensorType::Q4_0 => {
-            for (out, x) in blocks.zip(numbers.chunks_exact(BLOCK)) {
+            for (i, (out, x)) in blocks.zip(numbers.chunks_exact(BLOCK)).enumerate() {
                 // The first number of the largest magnitude, with its sign, becomes -8.
-                let extreme = x.iter().fold(0.0f32, |max, &x| if x.abs() > max.abs() { x } else { max });
+                let extreme = x.iter().fold(x[0], |max, &x| if x.abs() > max.abs() { x } else { max });
                 let scale = extreme / -8.0;
                 let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-                LE::write_u16(out, f16::from_f32(scale).to_bits());
+                write_scale(out, scale, i)?;
                 write_nibbles(&mut out[2..], |j| (x[j] * inverse + 8.5).trunc());
             }
         }
         TensorType::Q4_1 => {
-            for (out, x) in blocks.zip(numbers.chunks_exact(BLOCK)) {
-                let minimum = x.iter().copied().fold(f32::INFINITY, f32::min);
-                let maximum = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            for (i, (out, x)) in blocks.zip(numbers.chunks_exact(BLOCK)).enumerate() {
+                // Compared, since `f32::min` may return either of two zeros: the same input must give the same bytes.
+                let minimum = x.iter().fold(x[0], |min, &x| if x < min { x } else { min });
+                let maximum = x.iter().fold(x[0], |max, &x| if x > max { x } else { max });
                 let scale = (maximum - minimum) / 15.0;
                 let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-                LE::write_u16(out, f16::from_f32(scale).to_bits());
-                LE::write_u16(&mut out[2..], f16::from_f32(minimum).to_bits());
+                write_scale(out, scale, i)?;
+                write_scale(&mut out[2..], minimum, i)?;
                 write_nibbles(&mut out[4..], |j| ((x[j] - minimum) * inverse + 0.5).trunc());
             }
         }
@@ -138,6 +139,16 @@ pub fn quantize(ty: TensorType, numbers: &[f32], out: &mut [u8]) -> Result<(), E
 
 fn read_f16(bytes: &[u8]) -> f32 {
     f16::from_bits(LE::read_u16(bytes)).to_f32()
+}
+
+/// Writes a scale or minimum of the `i_block`-th block: beyond half precision, all of its elements would be infinite.
+fn write_scale(out: &mut [u8], scale: f32, i_block: usize) -> Result<(), Error> {
+    let half = f16::from_f32(scale);
+    if !half.is_finite() {
+        return Err(Error::ScaleOverflow { index: i_block * BLOCK, scale });
+    }
+    LE::write_u16(out, half.to_bits());
+    Ok(())
 }
 
 fn write_nibbles(out: &mut [u8], value: impl Fn(usize) -> f32) {

@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 
 use byteorder::{ByteOrder, LittleEndian as LE};
-use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::metadata::{Array, Metadata, Value, ValueType};
 use crate::tensor_type::{KnownType, known_type};
@@ -21,23 +20,23 @@ const DEFAULT_ALIGNMENT: u64 = 32;
 pub struct Directory<'a> {
     /// The key-value pairs.
     pub metadata: Metadata<'a>,
-    bytes: &'a [u8],
+    pub(crate) bytes: &'a [u8],
     version: u32,
     alignment: u64,
-    data_offset: u64,
-    tensors: Vec<TensorInfo<'a>>,
+    pub(crate) data_offset: u64,
+    pub(crate) tensors: Vec<TensorInfo<'a>>,
     by_name: HashMap<&'a str, usize>,
 }
 
 /// A tensor's name, shape, type and place.
 #[derive(Clone, Debug)]
 pub struct TensorInfo<'a> {
-    name: &'a str,
+    pub(crate) name: &'a str,
     shape: [u64; MAX_DIMS as usize],
     n_dims: usize,
     type_id: u32,
-    offset: u64,
-    n_bytes: u64,
+    pub(crate) offset: u64,
+    pub(crate) n_bytes: u64,
 }
 
 impl<'a> TensorInfo<'a> {
@@ -75,6 +74,7 @@ impl<'a> TensorInfo<'a> {
         let known = known_type(self.type_id);
         known.and_then(|known| known.supported).ok_or_else(|| Error::UnsupportedTensorType {
             tensor: self.name.to_owned(),
+            id: self.type_id,
             name: self.type_name(),
         })
     }
@@ -296,114 +296,10 @@ impl<'a> Directory<'a> {
     }
 
     /// Places were checked when the file was read; those of another directory's tensors have no bytes here.
-    fn slice(&self, offset: u64, n_bytes: u64) -> &'a [u8] {
+    pub(crate) fn slice(&self, offset: u64, n_bytes: u64) -> &'a [u8] {
         let begin = usize::try_from(offset).unwrap_or(usize::MAX);
         let n_bytes = usize::try_from(n_bytes).unwrap_or(usize::MAX);
         begin.checked_add(n_bytes).and_then(|end| self.bytes.get(begin..end)).unwrap_or(&[])
-    }
-
-    /// Compares the checksum of everything before the tensor data.
-    ///
-    /// # Errors
-    /// [`Error::NoHashes`], [`Error::BadHashes`], [`Error::HashMismatch`].
-    pub fn verify_header(&self) -> Result<(), Error> {
-        self.hash_algorithm()?;
-        let expected = self.metadata.opt_str(keys::HASH_HEADER)?;
-        let expected = expected.ok_or(Error::NoHashes { key: keys::HASH_HEADER })?;
-        if expected.len() != HASH_DIGITS {
-            let reason = format!("{} digits, expected {HASH_DIGITS}", expected.len());
-            return Err(Error::BadHashes { key: keys::HASH_HEADER, reason });
-        }
-        // The digits lie in the file's own bytes: hash around them.
-        let digits = expected.as_ptr().addr() - self.bytes.as_ptr().addr();
-        let data_offset = usize::try_from(self.data_offset).unwrap_or(usize::MAX).min(self.bytes.len());
-        let mut hash = Xxh3Default::new();
-        hash.update(&self.bytes[..digits]);
-        hash.update(&[b'0'; HASH_DIGITS]);
-        hash.update(&self.bytes[digits + HASH_DIGITS..data_offset]);
-        compare("header", expected, hash.digest128())
-    }
-
-    /// Compares the checksum of the `i`-th tensor.
-    ///
-    /// # Errors
-    /// As for [`verify_header`](Self::verify_header).
-    pub fn verify_tensor(&self, i: usize) -> Result<(), Error> {
-        let expected = self.tensor_hashes()?;
-        self.compare_tensor(i, &expected)
-    }
-
-    /// Compares all checksums; `progress` is told the number of each tensor that has been found intact.
-    ///
-    /// # Errors
-    /// As for [`verify_header`](Self::verify_header).
-    pub fn verify(&self, mut progress: impl FnMut(usize)) -> Result<(), Error> {
-        self.verify_header()?;
-        let expected = self.tensor_hashes()?;
-        for i in 0..self.tensors.len() {
-            self.compare_tensor(i, &expected)?;
-            progress(i);
-        }
-        self.verify_padding()
-    }
-
-    /// Bytes behind the header that belong to no tensor are zero.
-    fn verify_padding(&self) -> Result<(), Error> {
-        let mut by_offset: Vec<&TensorInfo<'_>> = self.tensors.iter().collect();
-        by_offset.sort_by_key(|tensor| tensor.offset);
-        let file_bytes = self.bytes.len() as u64;
-        let begins = by_offset.iter().map(|tensor| tensor.offset).chain([file_bytes]);
-        let mut end = self.data_offset.min(file_bytes);
-        for (i, begin) in begins.enumerate() {
-            let gap = self.slice(end, begin - end);
-            if let Some((_, offset)) = gap.iter().zip(end..).find(|(byte, _)| **byte != 0) {
-                return Err(Error::Padding { offset });
-            }
-            end = begin + by_offset.get(i).map_or(0, |tensor| tensor.n_bytes);
-        }
-        Ok(())
-    }
-
-    fn compare_tensor(&self, i: usize, expected: &[&str]) -> Result<(), Error> {
-        let tensor = &self.tensors[i];
-        compare(tensor.name, expected[i], xxhash_rust::xxh3::xxh3_128(self.tensor_bytes(tensor)))
-    }
-
-    fn hash_algorithm(&self) -> Result<(), Error> {
-        match self.metadata.opt_str(keys::HASH_ALGORITHM)? {
-            None => Err(Error::NoHashes { key: keys::HASH_ALGORITHM }),
-            Some(HASH_NAME) => Ok(()),
-            Some(other) => {
-                let reason = format!("{other:?}, expected {HASH_NAME:?}");
-                Err(Error::BadHashes { key: keys::HASH_ALGORITHM, reason })
-            }
-        }
-    }
-
-    fn tensor_hashes(&self) -> Result<Vec<&'a str>, Error> {
-        self.hash_algorithm()?;
-        let hashes = self.metadata.opt_strs(keys::HASH_TENSORS)?;
-        let hashes = hashes.ok_or(Error::NoHashes { key: keys::HASH_TENSORS })?;
-        match hashes.len() == self.tensors.len() {
-            true => Ok(hashes),
-            false => {
-                let reason = format!("{} checksums for {} tensors", hashes.len(), self.tensors.len());
-                Err(Error::BadHashes { key: keys::HASH_TENSORS, reason })
-            }
-        }
-    }
-}
-
-/// The checksum: xxh3 of 128 bits, as lower-case hexadecimal digits, most significant first.
-pub(crate) const HASH_NAME: &str = "xxh3-128";
-/// Digits of a checksum.
-pub(crate) const HASH_DIGITS: usize = 32;
-
-fn compare(what: &str, expected: &str, found: u128) -> Result<(), Error> {
-    let found = format!("{found:032x}");
-    match found == expected {
-        true => Ok(()),
-        false => Err(Error::HashMismatch { what: what.to_owned(), expected: expected.to_owned(), found }),
     }
 }
 

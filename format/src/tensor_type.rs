@@ -57,6 +57,9 @@ const TYPES: &[Row] = &[
     (34, "TQ1_0", 256, 54, None),
     (35, "TQ2_0", 256, 66, None),
     (39, "MXFP4", 32, 17, None),
+    (40, "NVFP4", 64, 36, None),
+    (41, "Q1_0", 128, 18, None),
+    (42, "Q2_0", 64, 18, None),
 ];
 
 /// What is known of a type number.

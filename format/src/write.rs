@@ -10,7 +10,7 @@ use byteorder::{LittleEndian as LE, WriteBytesExt};
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_128};
 
 use crate::metadata::{Array, Value, ValueType};
-use crate::read::{HASH_DIGITS, HASH_NAME};
+use crate::verify::{HASH_DIGITS, HASH_NAME};
 use crate::{Error, TensorType, keys};
 
 /// Alignment of the tensors' data: a page, so that a mapped tensor begins on one.
@@ -149,8 +149,8 @@ pub struct Writer<W: Write + Seek> {
 }
 
 impl<W: Write + Seek> Writer<W> {
-    /// Begins a file with these keys and tensors, in this order. `general.alignment` and the keys of the checksums are
-    /// the writer's own.
+    /// Begins a file at the sink's start, with these keys and tensors, in this order. `general.alignment` and the keys of
+    /// the checksums are the writer's own: given ones are left out.
     ///
     /// # Errors
     /// [`Error::DuplicateKey`], [`Error::DuplicateTensor`], [`Error::Shape`], [`Error::Io`].
@@ -185,35 +185,27 @@ impl<W: Write + Seek> Writer<W> {
         Ok(writer)
     }
 
-    /// Writes all data of the next tensor.
+    /// Writes all data of the next tensor, or what is left of the running one.
     ///
     /// # Errors
-    /// As for [`write_part`](Self::write_part), and [`Error::Length`] if it is not all of it.
+    /// As for [`write_part`](Self::write_part), and [`Error::TensorLength`] for fewer bytes, none of which are written.
     pub fn write_tensor(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        let done = self.hashes.len();
-        self.write_part(bytes)?;
-        match self.hashes.len() == done + 1 {
-            true => Ok(()),
-            false => Err(Error::Length {
-                what: "bytes of the tensor",
-                expected: self.tensors[done].n_bytes()?,
-                got: bytes.len() as u64,
-            }),
+        let (tensor, left) = self.running_tensor()?;
+        match bytes.len() as u64 >= left {
+            true => self.write_part(bytes),
+            false => Err(wrong_length(tensor, left, bytes)),
         }
     }
 
     /// Writes the next bytes of the running tensor; when it is complete, the next one begins.
     ///
     /// # Errors
-    /// [`Error::Length`] for more bytes than the tensor has left, [`Error::Io`].
+    /// [`Error::NoTensorLeft`], [`Error::TensorLength`] for more bytes than the tensor has left, [`Error::Io`].
     pub fn write_part(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        let left = match self.tensors.get(self.hashes.len()) {
-            Some(tensor) => tensor.n_bytes()? - self.written,
-            None => 0,
-        };
+        let (tensor, left) = self.running_tensor()?;
         let n_bytes = bytes.len() as u64;
         if n_bytes > left {
-            return Err(Error::Length { what: "bytes left of the tensor", expected: left, got: n_bytes });
+            return Err(wrong_length(tensor, left, bytes));
         }
         self.sink.write_all(bytes)?;
         self.running.update(bytes);
@@ -227,17 +219,21 @@ impl<W: Write + Seek> Writer<W> {
         Ok(())
     }
 
+    /// The first tensor that is not complete, and how many bytes it lacks: at least one.
+    fn running_tensor(&self) -> Result<(&TensorDecl, u64), Error> {
+        let tensor = self.tensors.get(self.hashes.len());
+        let tensor = tensor.ok_or(Error::NoTensorLeft { n_tensors: self.tensors.len() })?;
+        Ok((tensor, tensor.n_bytes()? - self.written))
+    }
+
     /// Fills in the checksums and hands the sink back, flushed.
     ///
     /// # Errors
-    /// [`Error::Length`] if tensors are missing, [`Error::Io`].
+    /// [`Error::Unfinished`] if bytes of a tensor are missing, [`Error::Io`].
     pub fn finish(mut self) -> Result<W, Error> {
-        if self.hashes.len() != self.tensors.len() {
-            return Err(Error::Length {
-                what: "tensors",
-                expected: self.tensors.len() as u64,
-                got: self.hashes.len() as u64,
-            });
+        if self.hashes.len() < self.tensors.len() {
+            let (tensor, missing) = self.running_tensor()?;
+            return Err(Error::Unfinished { tensor: tensor.name.clone(), missing });
         }
         let hash = xxh3_128(&self.header(None)?);
         let header = self.header(Some(hash))?;
@@ -283,6 +279,10 @@ impl<W: Write + Seek> Writer<W> {
         pad(&mut out, n_bytes)?;
         Ok(out)
     }
+}
+
+fn wrong_length(tensor: &TensorDecl, left: u64, bytes: &[u8]) -> Error {
+    Error::TensorLength { tensor: tensor.name.clone(), expected: left, got: bytes.len() as u64 }
 }
 
 /// Writes zeros behind `n_bytes` bytes up to the alignment.

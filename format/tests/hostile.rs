@@ -4,7 +4,7 @@
 use std::io::Cursor;
 use std::time::{Duration, Instant};
 
-use longgen_format::{Directory, Error, OwnedValue, TensorDecl, TensorType, Writer};
+use longgen_format::{Directory, Error, OwnedValue, TensorDecl, TensorType, Writer, keys};
 
 /// A file by hand: every number as it is wanted.
 #[derive(Clone, Default)]
@@ -95,20 +95,26 @@ fn a_flipped_bit_anywhere_is_found() {
 #[test]
 fn any_byte_may_be_anything() {
     let file = small_file();
-    for i in 0..1500 {
-        for byte in [0, 1, 0x7f, 0x80, 0xff] {
-            let mut damaged = file.clone();
+    let header = Directory::read(&file).unwrap().metadata.require_str(keys::HASH_HEADER).unwrap();
+    let end_of_keys = header.as_ptr().addr() + header.len() - file.as_ptr().addr();
+    let mut damaged = file.clone();
+    // Behind the keys: two tensor infos of 2 + 4 + 8 or 16 + 4 + 8 bytes and a name length each, then padding.
+    for i in 0..end_of_keys + 100 {
+        for byte in (0..=255).filter(|&byte| byte != file[i]) {
             damaged[i] = byte;
             if let Ok(directory) = Directory::read(&damaged) {
                 for (_, value) in directory.metadata.iter() {
                     let _ = OwnedValue::from(value);
                 }
-                directory
-                    .tensors()
-                    .iter()
-                    .for_each(|tensor| assert!(directory.tensor_bytes(tensor).len() < 1 << 20));
+                let lengths = directory.tensors().iter().map(|tensor| {
+                    assert_eq!(directory.tensor_bytes(tensor).len() as u64, tensor.n_bytes());
+                    tensor.n_bytes()
+                });
+                assert!(lengths.sum::<u64>() <= file.len() as u64);
+                assert!(directory.verify(|_| {}).is_err(), "byte {i} = {byte}");
             }
         }
+        damaged[i] = file[i];
     }
 }
 
@@ -188,6 +194,12 @@ fn alignments_that_no_file_has_are_refused() {
     }
     let text = Raw::header(0, 1).str("general.alignment").u32(8).str("32");
     assert!(matches!(text.error(), Error::WrongType { .. }));
+    for alignment in (3..=20).map(|log2| 1 << log2) {
+        let raw = Raw::header(0, 1).str("general.alignment").u32(4).u32(alignment);
+        assert_eq!(Directory::read(&raw.0).unwrap().alignment(), u64::from(alignment));
+    }
+    let above = Raw::header(0, 1).str("general.alignment").u32(4).u32(1 << 21);
+    assert!(matches!(above.error(), Error::Alignment { found } if found == 1 << 21));
 }
 
 #[test]
@@ -204,42 +216,22 @@ fn malformed_values_are_named() {
     assert!(matches!(bools.error(), Error::BadBool { found: 7, .. }));
     let utf8 = Raw::header(0, 1).str("k").u32(8).u64(2).bytes(&[0xc3, 0x28]);
     assert!(matches!(utf8.error(), Error::NotUtf8 { .. }));
-    let unknown = Raw::header(1, 0).tensor("t", &[32], 4, 0).data(64);
-    assert!(matches!(unknown.error(), Error::UnknownTensorType { id: 4, .. }));
+    for id in [4, 5, 31, 43, 1000, u32::MAX] {
+        let unknown = Raw::header(1, 0).tensor("t", &[256], id, 0).data(1024).error();
+        assert!(
+            matches!(&unknown, Error::UnknownTensorType { tensor, id: found } if tensor == "t" && *found == id)
+        );
+    }
     // A type that exists but cannot be read is an error only for whoever wants that tensor.
     let q4_k = Raw::header(1, 0).tensor("t", &[256], 12, 0).data(144);
     let directory = Directory::read(&q4_k.0).unwrap();
     let error = directory.tensors()[0].ty().unwrap_err().to_string();
-    assert!(error.contains("\"t\"") && error.contains("Q4_K"), "{error}");
-}
-
-#[test]
-fn getters_name_key_and_types() {
-    let raw = Raw::header(0, 3)
-        .str("n")
-        .u32(5)
-        .u32(u32::MAX)
-        .str("big")
-        .u32(10)
-        .u64(1 << 40)
-        .str("s")
-        .u32(8)
-        .str("x");
-    let directory = Directory::read(&raw.0).unwrap();
-    let metadata = &directory.metadata;
-    assert_eq!(metadata.require_i32("n").unwrap(), -1);
-    assert_eq!(metadata.require_u64("big").unwrap(), 1 << 40);
-    assert_eq!(metadata.opt_u32("absent").unwrap(), None);
-    for (error, words) in [
-        (metadata.require_u32("n").unwrap_err(), ["\"n\"", "-1", "u32"]),
-        (metadata.require_u32("big").unwrap_err(), ["\"big\"", "1099511627776", "u32"]),
-        (metadata.require_u32("s").unwrap_err(), ["\"s\"", "string", "u32"]),
-        (metadata.require_u32("absent").unwrap_err(), ["\"absent\"", "missing", "key"]),
-        (metadata.require_strs("s").unwrap_err(), ["\"s\"", "array", "string"]),
-    ] {
-        let text = error.to_string();
-        assert!(words.iter().all(|word| text.contains(word)), "{text}");
-    }
+    assert!(error.contains("\"t\"") && error.contains("Q4_K") && error.contains("12"), "{error}");
+    // Its size is known, so its place is checked.
+    let beyond = Raw::header(1, 0).tensor("t", &[256], 12, 0).data(143).error();
+    assert!(matches!(beyond, Error::OutOfFile { n_bytes: 144, .. }));
+    let shared = Raw::header(2, 0).tensor("t", &[256], 12, 0).tensor("u", &[8], 0, 128).data(160).error();
+    assert!(matches!(shared, Error::Overlap { .. }));
 }
 
 #[test]
@@ -248,12 +240,35 @@ fn other_files_are_not_models() {
         assert!(Directory::read(&vec![0; n]).is_err());
         assert!(Directory::read(&b"GGUF".repeat(8)[..n]).is_err());
     }
-    assert!(matches!(
-        Raw::default().bytes(b"GGUF").u32(4).u64(0).u64(0).error(),
-        Error::Version { found: 4 }
-    ));
-    let big_endian = Raw::default().bytes(b"GGUF").u32(3u32.swap_bytes()).u64(0).u64(0).error();
-    assert!(big_endian.to_string().contains("big-endian"));
+    let version = |version: u32| Raw::default().bytes(b"GGUF").u32(version).u64(0).u64(0);
+    for unreadable in [0, 1, 4, u32::MAX] {
+        let error = version(unreadable).error();
+        assert!(matches!(error, Error::Version { found } if found == unreadable));
+        assert!(!error.to_string().contains("big-endian"), "{error}");
+    }
+    assert!(version(3u32.swap_bytes()).error().to_string().contains("big-endian"));
+    for readable in [2, 3] {
+        assert_eq!(Directory::read(&version(readable).0).unwrap().version(), readable);
+    }
+}
+
+#[test]
+fn sizes_and_their_sums_do_not_wrap() {
+    for n_bytes in [1u64 << 62, 1 << 63, u64::MAX - 4095, u64::MAX - 31, u64::MAX - 3] {
+        let error = Raw::header(1, 0).tensor("t", &[n_bytes / 4], 0, 0).data(64).error();
+        assert!(matches!(error, Error::OutOfFile { .. }), "{n_bytes}: {error}");
+    }
+    // The fewest blocks whose bytes wrap: to 0 for F32 and F16, to less than a block for the others.
+    for (id, elems, bytes) in [(0, 1, 4), (1, 1, 2), (8, 32, 34), (2, 32, 18), (12, 256, 144)] {
+        let blocks = u64::MAX / bytes + 1;
+        let error = Raw::header(1, 0).tensor("t", &[elems, blocks], id, 0).data(512).error();
+        assert!(matches!(error, Error::Shape { .. }), "type {id}: {error}");
+    }
+    // Padded to the alignment, each of these takes 2^62 bytes: the end of the fourth is not a number of 64 bits.
+    let decl = |i: u64| TensorDecl { name: format!("t{i}"), shape: vec![u64::MAX / 16], ty: TensorType::F32 };
+    let new = |n| Writer::new(Cursor::new(Vec::new()), Vec::new(), (0..n).map(decl).collect()).map(|_| ());
+    new(3).unwrap();
+    assert!(matches!(new(4), Err(Error::Shape { tensor, .. }) if tensor == "t3"));
 }
 
 #[test]
@@ -265,5 +280,17 @@ fn a_million_keys_open_in_linear_time() {
     let start = Instant::now();
     assert_eq!(Directory::read(&raw.0).unwrap().metadata.len(), 1_000_000);
     // Some 0.2 s; a quadratic search takes half an hour.
+    assert!(start.elapsed() < Duration::from_secs(20));
+}
+
+#[test]
+fn a_million_tensors_open_in_linear_time() {
+    let n = 1_000_000u64;
+    let raw =
+        (0..n).fold(Raw::header(n, 0), |raw, i| raw.tensor(&format!("t{i}"), &[8], 0, (n - 1 - i) * 32));
+    let raw = raw.data(32 * 1_000_000);
+    let start = Instant::now();
+    assert_eq!(Directory::read(&raw.0).unwrap().tensors().len() as u64, n);
+    // As above.
     assert!(start.elapsed() < Duration::from_secs(20));
 }

@@ -3,8 +3,9 @@
 
 use std::io::Cursor;
 
-use longgen_format::{Directory, OwnedValue, TensorDecl, TensorType, Writer, quant};
+use longgen_format::{Directory, Error, OwnedValue, TensorDecl, TensorType, Writer, quant};
 use proptest::prelude::*;
+use xxhash_rust::xxh3::xxh3_128;
 
 fn any_value() -> impl Strategy<Value = OwnedValue> {
     prop_oneof![
@@ -112,12 +113,68 @@ fn writers_say_what_is_wrong() {
     assert!(new(vec![decl(&[], TensorType::F32)]).is_err());
     assert!(new(vec![decl(&[1 << 62, 8], TensorType::F32)]).is_err());
     assert!(new(vec![decl(&[1], TensorType::F32), decl(&[1], TensorType::F32)]).is_err());
+}
 
-    let mut writer =
-        Writer::new(Cursor::new(Vec::new()), Vec::new(), vec![decl(&[2], TensorType::F32)]).unwrap();
-    assert!(writer.write_tensor(&[0; 9]).is_err());
-    assert!(writer.write_tensor(&[0; 4]).is_err());
-    assert!(writer.finish().is_err(), "a tensor is not complete");
-    let infinite = quant::quantize(TensorType::Q8_0, &[f32::INFINITY; 32], &mut [0; 34]).unwrap_err();
-    assert!(infinite.to_string().contains("element 0"));
+#[test]
+fn writers_take_exactly_the_bytes_of_every_tensor() {
+    let decl = |name: &str, n: u64| TensorDecl { name: name.to_owned(), shape: vec![n], ty: TensorType::F32 };
+    let new = || Writer::new(Cursor::new(Vec::new()), Vec::new(), vec![decl("a", 2), decl("b", 1)]).unwrap();
+
+    let mut writer = new();
+    let error = writer.write_tensor(&[0; 9]).unwrap_err();
+    assert!(
+        matches!(&error, Error::TensorLength { tensor, expected: 8, got: 9 } if tensor == "a"),
+        "{error}"
+    );
+    let error = writer.write_tensor(&[0; 4]).unwrap_err();
+    assert!(matches!(error, Error::TensorLength { expected: 8, got: 4, .. }), "{error}");
+    // What was refused was not written.
+    writer.write_part(&[1; 3]).unwrap();
+    writer.write_part(&[]).unwrap();
+    writer.write_tensor(&[2; 5]).unwrap();
+    writer.write_tensor(&[3; 4]).unwrap();
+    for bytes in [&[][..], &[0]] {
+        assert!(matches!(writer.write_part(bytes), Err(Error::NoTensorLeft { n_tensors: 2 })));
+        assert!(matches!(writer.write_tensor(bytes), Err(Error::NoTensorLeft { n_tensors: 2 })));
+    }
+    let bytes = writer.finish().unwrap().into_inner();
+    let directory = Directory::read(&bytes).unwrap();
+    directory.verify(|_| {}).unwrap();
+    assert_eq!(directory.tensor_bytes(&directory.tensors()[0]), [1, 1, 1, 2, 2, 2, 2, 2]);
+    assert_eq!(directory.tensor_bytes(&directory.tensors()[1]), [3; 4]);
+
+    let mut writer = new();
+    writer.write_part(&[0; 7]).unwrap();
+    let error = writer.finish().map(|_| ()).unwrap_err();
+    assert!(matches!(&error, Error::Unfinished { tensor, missing: 1 } if tensor == "a"), "{error}");
+}
+
+#[test]
+fn the_header_is_the_specifications() {
+    let metadata = vec![
+        // The writer's own keys: what is given is left out.
+        ("general.alignment".to_owned(), OwnedValue::U32(64)),
+        ("longgen.hash.header".to_owned(), OwnedValue::U8(1)),
+        ("k".to_owned(), OwnedValue::U8(7)),
+    ];
+    let decls = vec![TensorDecl { name: "t".to_owned(), shape: vec![3], ty: TensorType::F32 }];
+    let mut writer = Writer::new(Cursor::new(Vec::new()), metadata, decls).unwrap();
+    writer.write_tensor(&[9; 12]).unwrap();
+    let bytes = writer.finish().unwrap().into_inner();
+    let directory = Directory::read(&bytes).unwrap();
+    assert_eq!((directory.version(), directory.alignment(), directory.data_offset()), (3, 4096, 4096));
+    assert_eq!(bytes.len(), 2 * 4096);
+    let keys: Vec<_> = directory.metadata.iter().map(|(key, _)| key).collect();
+    let hashes = ["longgen.hash.algorithm", "longgen.hash.tensors", "longgen.hash.header"];
+    assert_eq!(keys, [&["k", "general.alignment"][..], &hashes].concat());
+    let [algorithm, tensors, header] = hashes;
+    assert_eq!(directory.metadata.require_str(algorithm).unwrap(), "xxh3-128");
+    let hex = |bytes: &[u8]| format!("{:032x}", xxh3_128(bytes));
+    assert_eq!(directory.metadata.require_strs(tensors).unwrap(), [hex(&[9; 12])]);
+
+    let digits = directory.metadata.require_str(header).unwrap();
+    let mut zeroed = bytes[..4096].to_vec();
+    let at = zeroed.windows(32).position(|window| window == digits.as_bytes()).unwrap();
+    zeroed[at..at + 32].fill(b'0');
+    assert_eq!(hex(&zeroed), digits);
 }
