@@ -347,11 +347,6 @@ impl Run<'_> {
         if begin >= end && second_begin >= second_end {
             return;
         }
-        let only_seen = |simd: S, vector: usize, x: S::F, other: S::F| {
-            let lane = |key: usize| key.saturating_sub(vector * LANES);
-            let x_or_other = simd.select(lane(begin), lane(end), x, other);
-            simd.select(lane(second_begin), lane(second_end), x, x_or_other)
-        };
         let first = if begin < end { begin } else { second_begin } / LANES;
         let last = if second_begin < second_end { second_end } else { end }.div_ceil(LANES);
         let (vectors, _) = scores.as_chunks_mut::<LANES>();
@@ -365,7 +360,7 @@ impl Run<'_> {
                 score = simd.mul(cap, simd.tanh(simd.mul(score, per_cap)));
             }
             simd.store(vector, score);
-            largest = simd.max(only_seen(simd, i, score, none), largest);
+            largest = simd.max(only_seen(simd, seen, i, score, none), largest);
         }
         let (out, rest) = state.split_at_mut(state.len() - LANES);
         let (max, largest) = (rest[0], simd.largest(largest));
@@ -374,7 +369,7 @@ impl Run<'_> {
         let mut sum = simd.splat(0.0);
         for (i, vector) in vectors.iter_mut().enumerate().take(last).skip(first) {
             let weight = simd.exp(simd.sub(simd.load(vector), shift));
-            let weight = only_seen(simd, i, weight, simd.splat(0.0));
+            let weight = only_seen(simd, seen, i, weight, simd.splat(0.0));
             simd.store(vector, weight);
             sum = simd.add(sum, weight);
         }
@@ -390,6 +385,13 @@ impl Run<'_> {
         rest[0] = new_max;
         rest[1] += sum;
     }
+}
+
+/// `x` in the lanes of keys that a row sees, `other` in the others, of a vector of the run.
+#[inline(always)]
+fn only_seen<S: Lanes>(simd: S, seen: &[usize; 4], vector: usize, x: S::F, other: S::F) -> S::F {
+    let [begin, end, second_begin, second_end] = seen.map(|key| key.saturating_sub(vector * LANES));
+    simd.select(second_begin, second_end, x, simd.select(begin, end, x, other))
 }
 
 /// Products of R queries with V vectors of keys.

@@ -150,7 +150,9 @@ impl Kernel for QuantTile<'_> {
         for col in cols.clone().step_by(PANEL_ROWS) {
             let end = cols.end.min(col + PANEL_ROWS);
             let weight_rows = &w.bytes()[col * row_bytes..end * row_bytes];
-            Pack { panel: &mut panel, ty: w.ty, rows: weight_rows }.run(simd);
+            // Panels are contiguous, but read as 16 streams, which processors do not see coming.
+            let next = &w.bytes()[end * row_bytes..cols.end.min(end + PANEL_ROWS) * row_bytes];
+            Pack { panel: &mut panel, ty: w.ty, rows: weight_rows, next }.run(simd);
             let mut row = rows.start;
             while row < rows.end {
                 let x = &blocks[row * blocks_a_row..rows.end * blocks_a_row];

@@ -117,6 +117,8 @@ pub(super) struct Pack<'a, 'p> {
     pub ty: TensorType,
     /// Whole rows of bytes.
     pub rows: &'a [u8],
+    /// What will be packed next.
+    pub next: &'a [u8],
 }
 
 impl Kernel for Pack<'_, '_> {
@@ -180,7 +182,11 @@ impl Pack<'_, '_> {
             &blocks[row * n_blocks..(row + 1) * n_blocks]
         });
         let has_minimum = self.ty == TensorType::Q4_1;
+        let mut next = self.next.chunks(BYTES * PANEL_ROWS);
         for b in 0..n_blocks {
+            for line in next.next().unwrap_or_default().as_chunks().0 {
+                simd.prefetch(line);
+            }
             let mut of_rows = [&rows[0][b]; 16];
             let (mut scales, mut minima) = ([0u8; 32], [0u8; 32]);
             for (i, row) in rows.iter().enumerate() {
@@ -211,45 +217,28 @@ impl Kernel for Widen<'_> {
 
     #[inline(always)]
     fn run<S: Lanes>(self, simd: S) {
-        let f16 = |bytes: [u8; 2]| simd.splat(half::f16::from_le_bytes(bytes).to_f32());
         match self.ty {
-            TensorType::F32 => self.widen(simd, |bytes| [simd.load_f32(bytes)]),
-            TensorType::F16 => self.widen(simd, |bytes| [simd.load_f16(bytes)]),
-            TensorType::BF16 => self.widen(simd, |bytes| [simd.load_bf16(bytes)]),
-            TensorType::Q8_0 => self.widen(simd, |&[d0, d1, ref quants @ ..]: &[u8; 34]| {
-                let (scale, quants) = (f16([d0, d1]), quants.as_chunks::<16>().0);
-                [simd.mul(simd.load_i8(&quants[0]), scale), simd.mul(simd.load_i8(&quants[1]), scale)]
-            }),
-            TensorType::Q4_0 => self.widen(simd, |&[d0, d1, ref nibbles @ ..]: &[u8; 18]| {
-                let (scale, zero) = (f16([d0, d1]), simd.splat(8.0));
-                let [low, high] = simd.load_nibbles(nibbles);
-                [simd.mul(simd.sub(low, zero), scale), simd.mul(simd.sub(high, zero), scale)]
-            }),
-            TensorType::Q4_1 => self.widen(simd, |&[d0, d1, m0, m1, ref nibbles @ ..]: &[u8; 20]| {
-                let (scale, minimum) = (f16([d0, d1]), f16([m0, m1]));
-                let [low, high] = simd.load_nibbles(nibbles);
-                [simd.add(simd.mul(low, scale), minimum), simd.add(simd.mul(high, scale), minimum)]
-            }),
+            TensorType::F32 => self.widen::<S, F32, 64, 1>(simd),
+            TensorType::F16 => self.widen::<S, F16, 32, 1>(simd),
+            TensorType::BF16 => self.widen::<S, BF16, 32, 1>(simd),
+            TensorType::Q8_0 => self.widen::<S, Q8_0, 34, 2>(simd),
+            TensorType::Q4_0 => self.widen::<S, Q4_0, 18, 2>(simd),
+            TensorType::Q4_1 => self.widen::<S, Q4_1, 20, 2>(simd),
             _ => debug_assert!(false, "{} is not supported", self.ty),
         }
     }
 }
 
 impl Widen<'_> {
-    /// `convert` makes 16 N elements of `BYTES` bytes.
     #[inline(always)]
-    fn widen<S: Lanes, const BYTES: usize, const N: usize>(
-        self,
-        simd: S,
-        convert: impl Fn(&[u8; BYTES]) -> [S::F; N],
-    ) {
+    fn widen<S: Lanes, E: Elements<BYTES, N>, const BYTES: usize, const N: usize>(self, simd: S) {
         let (whole, tail) = self.row.as_chunks::<BYTES>();
         let mut last = [0; BYTES];
         last[..tail.len()].copy_from_slice(tail);
         let last = if tail.is_empty() { None } else { Some(&last) };
         let mut out = self.out;
         for bytes in whole.iter().chain(last) {
-            for x in convert(bytes) {
+            for x in E::widen(simd, bytes) {
                 let part = out.len().min(LANES);
                 match out.first_chunk_mut::<16>() {
                     Some(out) => simd.store(out, x),
@@ -263,5 +252,64 @@ impl Widen<'_> {
             }
         }
         out.fill(0.0);
+    }
+}
+
+/// What `BYTES` bytes of a type mean: 16 N numbers. Not a closure, which might not be inlined into vector code.
+trait Elements<const BYTES: usize, const N: usize> {
+    fn widen<S: Lanes>(simd: S, bytes: &[u8; BYTES]) -> [S::F; N];
+}
+
+struct F32;
+struct F16;
+struct BF16;
+struct Q8_0;
+struct Q4_0;
+struct Q4_1;
+
+impl Elements<64, 1> for F32 {
+    #[inline(always)]
+    fn widen<S: Lanes>(simd: S, bytes: &[u8; 64]) -> [S::F; 1] {
+        [simd.load_f32(bytes)]
+    }
+}
+
+impl Elements<32, 1> for F16 {
+    #[inline(always)]
+    fn widen<S: Lanes>(simd: S, bytes: &[u8; 32]) -> [S::F; 1] {
+        [simd.load_f16(bytes)]
+    }
+}
+
+impl Elements<32, 1> for BF16 {
+    #[inline(always)]
+    fn widen<S: Lanes>(simd: S, bytes: &[u8; 32]) -> [S::F; 1] {
+        [simd.load_bf16(bytes)]
+    }
+}
+
+impl Elements<34, 2> for Q8_0 {
+    #[inline(always)]
+    fn widen<S: Lanes>(simd: S, &[d0, d1, ref quants @ ..]: &[u8; 34]) -> [S::F; 2] {
+        let (scale, quants) = (simd.splat_f16([d0, d1]), quants.as_chunks::<16>().0);
+        [simd.mul(simd.load_i8(&quants[0]), scale), simd.mul(simd.load_i8(&quants[1]), scale)]
+    }
+}
+
+impl Elements<18, 2> for Q4_0 {
+    #[inline(always)]
+    fn widen<S: Lanes>(simd: S, &[d0, d1, ref nibbles @ ..]: &[u8; 18]) -> [S::F; 2] {
+        let (scale, zero) = (simd.splat_f16([d0, d1]), simd.splat(8.0));
+        let [low, high] = simd.load_nibbles(nibbles);
+        [simd.mul(simd.sub(low, zero), scale), simd.mul(simd.sub(high, zero), scale)]
+    }
+}
+
+impl Elements<20, 2> for Q4_1 {
+    #[inline(always)]
+    fn widen<S: Lanes>(simd: S, &[d0, d1, m0, m1, ref nibbles @ ..]: &[u8; 20]) -> [S::F; 2] {
+        let (scale, minimum) = (simd.splat_f16([d0, d1]), simd.splat_f16([m0, m1]));
+        let [low, high] = simd.load_nibbles(nibbles);
+        [simd.add(simd.mul(low, scale), minimum), simd.add(simd.mul(high, scale), minimum)]
     }
 }

@@ -40,6 +40,44 @@ unsafe fn lane_mask(first: i32, begin: usize, end: usize) -> __m256 {
     }
 }
 
+/// Unsigned bytes as floats.
+#[inline(always)]
+unsafe fn widen_bytes(x: __m128i) -> F {
+    // SAFETY: the caller holds an Avx2.
+    unsafe {
+        let (low, high) = (_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(x)));
+        [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
+    }
+}
+
+/// Rows i and i + 4.
+#[inline(always)]
+unsafe fn two_rows(rows: &[&[u8; 16]], i: usize) -> __m256i {
+    // SAFETY: the caller holds an Avx2; the rows have the size of the loads.
+    unsafe {
+        let low = _mm256_castsi128_si256(_mm_loadu_si128(rows[i].as_ptr().cast()));
+        _mm256_inserti128_si256::<1>(low, _mm_loadu_si128(rows[i + 4].as_ptr().cast()))
+    }
+}
+
+/// Group i of vector c is the c-th four bytes of row i.
+#[inline(always)]
+unsafe fn transpose_eight(rows: &[&[u8; 16]]) -> [__m256i; 4] {
+    // SAFETY: the caller holds an Avx2.
+    unsafe {
+        // A 4 x 4 transposition in each half of the registers gives the rows in order.
+        let (r0, r1, r2, r3) = (two_rows(rows, 0), two_rows(rows, 1), two_rows(rows, 2), two_rows(rows, 3));
+        let (a, b) = (_mm256_unpacklo_epi32(r0, r1), _mm256_unpacklo_epi32(r2, r3));
+        let (c, d) = (_mm256_unpackhi_epi32(r0, r1), _mm256_unpackhi_epi32(r2, r3));
+        [
+            _mm256_unpacklo_epi64(a, b),
+            _mm256_unpackhi_epi64(a, b),
+            _mm256_unpacklo_epi64(c, d),
+            _mm256_unpackhi_epi64(c, d),
+        ]
+    }
+}
+
 // SAFETY of all intrinsics below: an `Avx2` exists only where the processor has their features, and loads and stores go
 // through references to arrays of exactly the registers' size, which the unaligned forms may point to.
 impl Lanes for Avx2 {
@@ -121,8 +159,7 @@ impl Lanes for Avx2 {
             let mask = _mm_set1_epi8(15);
             let low = _mm_and_si128(bytes, mask);
             let high = _mm_and_si128(_mm_srli_epi16::<4>(bytes), mask);
-            [low, high]
-                .map(|x| [x, _mm_srli_si128::<8>(x)].map(|x| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(x))))
+            [widen_bytes(low), widen_bytes(high)]
         }
     }
 
@@ -273,28 +310,10 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     fn transpose(self, rows: [&[u8; 16]; 16]) -> [I; 4] {
+        let (low, high) = rows.split_at(8);
         // SAFETY: see the top of the impl.
-        unsafe {
-            let half = |i: usize| _mm_loadu_si128(rows[i].as_ptr().cast());
-            // Eight rows from `first` on: a 4 x 4 transposition in each half of the registers gives them in order.
-            let eight = |first: usize| {
-                let column = |i: usize| {
-                    let low = _mm256_castsi128_si256(half(first + i));
-                    _mm256_inserti128_si256::<1>(low, half(first + i + 4))
-                };
-                let (r0, r1, r2, r3) = (column(0), column(1), column(2), column(3));
-                let (a, b) = (_mm256_unpacklo_epi32(r0, r1), _mm256_unpacklo_epi32(r2, r3));
-                let (c, d) = (_mm256_unpackhi_epi32(r0, r1), _mm256_unpackhi_epi32(r2, r3));
-                [
-                    _mm256_unpacklo_epi64(a, b),
-                    _mm256_unpackhi_epi64(a, b),
-                    _mm256_unpacklo_epi64(c, d),
-                    _mm256_unpackhi_epi64(c, d),
-                ]
-            };
-            let (low, high) = (eight(0), eight(8));
-            [[low[0], high[0]], [low[1], high[1]], [low[2], high[2]], [low[3], high[3]]]
-        }
+        let (low, high) = unsafe { (transpose_eight(low), transpose_eight(high)) };
+        [[low[0], high[0]], [low[1], high[1]], [low[2], high[2]], [low[3], high[3]]]
     }
 
     #[inline(always)]
@@ -316,5 +335,11 @@ impl Lanes for Avx2 {
             _mm256_storeu_si256(to, x[0]);
             _mm256_storeu_si256(to.add(1), x[1]);
         }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, bytes: &[u8; 64]) {
+        // SAFETY: see the top of the impl.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().cast()) }
     }
 }

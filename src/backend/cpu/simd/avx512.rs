@@ -109,7 +109,8 @@ impl Lanes for Avx512 {
             let mask = _mm_set1_epi8(15);
             let low = _mm_and_si128(bytes, mask);
             let high = _mm_and_si128(_mm_srli_epi16::<4>(bytes), mask);
-            [low, high].map(|x| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(x)))
+            let (low, high) = (_mm512_cvtepu8_epi32(low), _mm512_cvtepu8_epi32(high));
+            [_mm512_cvtepi32_ps(low), _mm512_cvtepi32_ps(high)]
         }
     }
 
@@ -277,5 +278,11 @@ impl Lanes for Avx512 {
             let unsigned = _mm512_xor_si512(x, _mm512_set1_epi8(-128));
             _mm512_storeu_si512(to.as_mut_ptr().cast(), unsigned);
         }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, bytes: &[u8; 64]) {
+        // SAFETY: see the top of the impl.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().cast()) }
     }
 }

@@ -78,6 +78,19 @@ pub(super) trait Lanes: Copy {
     /// Stores signed bytes in the form that [`dot`](Self::dot) wants.
     fn store_quants(self, to: &mut [u8; 64], x: Self::B);
 
+    /// Asks for bytes that will be read soon.
+    fn prefetch(self, bytes: &[u8; 64]);
+
+    /// A little-endian IEEE half in all lanes.
+    #[inline(always)]
+    fn splat_f16(self, from: [u8; 2]) -> Self::F {
+        let mut halves = [0; 32];
+        for half in halves.as_chunks_mut().0 {
+            *half = from;
+        }
+        self.load_f16(&halves)
+    }
+
     /// e^x with a relative error of 1e-7, for `x` clamped to +-87; NaN for NaN.
     #[inline(always)]
     fn exp(self, x: Self::F) -> Self::F {

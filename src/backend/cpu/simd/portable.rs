@@ -194,4 +194,7 @@ impl Lanes for Portable {
     fn store_quants(self, to: &mut [u8; 64], x: [u8; 64]) {
         *to = x;
     }
+
+    #[inline(always)]
+    fn prefetch(self, _: &[u8; 64]) {}
 }
