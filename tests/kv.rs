@@ -141,7 +141,7 @@ fn check<B: Backend>(
                         seqs,
                     };
                     backend.rope_append(ws, append)?;
-                    let seqs = &[AttnSeq { desc: &desc, segments: &kv.segments(layer, n_tokens) }];
+                    let seqs = &[AttnSeq { desc: &desc, segments: &kv.segments(layer) }];
                     let attend = AttnArgs {
                         out: &mut out,
                         q: &q,
@@ -155,7 +155,7 @@ fn check<B: Backend>(
                         seqs,
                     };
                     backend.attn(ws, attend)?;
-                    kv.stage(backend, ws, layer, n_tokens)
+                    kv.stage(backend, ws, layer, &desc)
                 })
                 .unwrap();
             let mut result = vec![0.0f32; stamps.len() * n_heads * HEAD_DIM];
@@ -186,7 +186,8 @@ fn check<B: Backend>(
         if cancelled {
             assert_eq!((kv.n_tokens(), kv.oldest_restorable()), (begin, restorable));
         } else {
-            backend.run(&mut workspace, &Cancel::default(), |ws| kv.commit(backend, ws, n_tokens)).unwrap();
+            backend.run(&mut workspace, &Cancel::default(), |ws| kv.fill_rings(backend, ws, &desc)).unwrap();
+            kv.advance(n_tokens);
             held = tokens;
             furthest = furthest.max(kv.n_tokens());
             let promised = furthest.saturating_sub(16).min(kv.n_tokens());

@@ -10,10 +10,11 @@ use longgen::backend::Backend;
 use longgen::backend::args::*;
 use longgen::backend::cpu::{CpuBackend, SimdLevel};
 use longgen::backend::reference::ReferenceBackend;
+use longgen::kv::slots::SlotMap;
 use longgen::{Cancel, ErrorKind};
 use support::compare::{ROUNDING, Tolerance, assert_close, assert_same_bits};
 use support::random::Random;
-use support::rig::{Context, Part, Product, Rig, SHAPE, random_weight};
+use support::rig::{Context, Lie, Part, Product, Rig, SHAPE, random_weight};
 
 /// Every instance of the CPU backend, with its name.
 fn backends() -> Vec<(String, CpuBackend)> {
@@ -176,10 +177,11 @@ fn embed<B: Backend>(
     let mut rig = Rig::new(backend, Precision::Fast);
     let table_on_device = backend.weight(table.clone())?;
     let mut out = rig.poisoned(tokens.len() * table.cols * 4);
+    let (n_tokens, tokens) = (tokens.len(), &rig.buf(tokens));
     rig.run(|backend, ws| {
-        backend.embed(ws, EmbedArgs { out: &mut out, table: &table_on_device, tokens, scale })
+        backend.embed(ws, EmbedArgs { out: &mut out, table: &table_on_device, tokens, n_tokens, scale })
     })?;
-    Ok(rig.read(&out, tokens.len() * table.cols))
+    Ok(rig.read(&out, n_tokens * table.cols))
 }
 
 #[test]
@@ -247,9 +249,10 @@ fn rope_table<B: Backend>(backend: &B, inv_freq: &[f32], seqs: &[StepRows]) -> V
     let mut out = rig.poisoned(n_rows * inv_freq.len() * 8);
     let descs: Vec<_> = seqs.iter().map(|seq| rig.rows(seq.row, seq.n_tokens, seq.pos)).collect();
     let descs: Vec<_> = descs.iter().collect();
-    let args = RopeTableArgs { out: &mut out, inv_freq, attention_factor: 1.3, seqs: &descs };
+    let (n_pairs, inv_freq) = (inv_freq.len(), &rig.buf(inv_freq));
+    let args = RopeTableArgs { out: &mut out, inv_freq, n_pairs, attention_factor: 1.3, seqs: &descs };
     rig.run(|backend, ws| backend.rope_table(ws, args)).unwrap();
-    rig.read(&out, n_rows * inv_freq.len() * 2)
+    rig.read(&out, n_rows * n_pairs * 2)
 }
 
 #[test]
@@ -307,18 +310,21 @@ fn random_context(random: &mut Random, n_ctx: usize) -> Context {
 /// The context in a shared prefix, the slots and the step's scratch; each may be missing.
 fn random_parts(random: &mut Random, pos: u32, n_tokens: u32) -> Vec<Part> {
     let prefix = random.below(pos as usize + 1) as u32;
-    let mut parts = vec![Part { end: pos + n_tokens, in_slots: false, copied: random.below(2) == 1 }];
+    let mut parts = Vec::new();
     if random.below(3) > 0 {
-        parts.insert(0, Part { end: pos, in_slots: true, copied: false });
+        parts.push(Part { end: prefix, lie: Lie::InOrder, copied: random.below(2) == 1 });
     }
     if random.below(3) > 0 {
-        parts.insert(0, Part { end: prefix, in_slots: false, copied: random.below(2) == 1 });
+        parts.push(Part { end: pos, lie: Lie::InSlots, copied: false });
+        parts.push(Part { end: pos + n_tokens, lie: Lie::InScratch, copied: false });
+    } else {
+        parts.push(Part { end: pos + n_tokens, lie: Lie::InOrder, copied: random.below(2) == 1 });
     }
     parts
 }
 
 fn whole(end: u32) -> [Part; 1] {
-    [Part { end, in_slots: false, copied: false }]
+    [Part { end, lie: Lie::InOrder, copied: false }]
 }
 
 #[test]
@@ -457,9 +463,20 @@ fn a_cancelled_step_ends_in_the_op_that_runs() {
         let shape = KvShape { n_kv_heads: 1, head_dim: 4, block_size: 16, ty: KvType::F32 };
         let from = rig.buf(&random.vector(128, 1.0));
         let mut to = rig.poisoned(128 * 4);
-        let copies = &[BlockCopy { from: 0, to: 0, begin: 0, end: 16 }];
+        let desc = rig.rows(0, 16, 0);
         rig.run(|backend, ws| {
-            backend.copy_blocks(ws, CopyBlocksArgs { to: &mut to, from: &from, shape, copies })
+            let places = BlockPlaces::Step { n_blocks: 1 };
+            let copy = CopyBlocksArgs {
+                to: &mut to,
+                to_places: places,
+                from: &from,
+                from_places: places,
+                shape,
+                desc: &desc,
+                blocks: StepBlocks::Pinned,
+                slots: &SlotMap::new(&Mask::Full, &[0], 1, 16),
+            };
+            backend.copy_blocks(ws, copy)
         })
         .unwrap();
         assert_same_bits(&name, &rig.read(&to, 128), &rig.read(&from, 128));

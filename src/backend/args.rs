@@ -94,14 +94,33 @@ pub struct StepRows {
     pub pos: u32,
 }
 
+impl StepRows {
+    /// Position behind the last token.
+    pub fn end(&self) -> u32 {
+        self.pos + self.n_tokens
+    }
+
+    /// The last block that the tokens touch.
+    pub fn last_block(&self, block_size: u32) -> u32 {
+        self.end().saturating_sub(1) / block_size
+    }
+
+    /// The first of the last `n_blocks` blocks that the tokens touch.
+    pub fn first_block(&self, block_size: u32, n_blocks: u32) -> u32 {
+        (self.pos / block_size).max((self.last_block(block_size) + 1).saturating_sub(n_blocks))
+    }
+}
+
 /// `out[i] = scale * table[tokens[i]]`, for a (n_vocab, width) table.
 pub struct EmbedArgs<'a, B: Backend> {
     /// (n_tokens, width)
     pub out: &'a mut B::Buf,
     /// (n_vocab, width)
     pub table: &'a B::Weight,
-    /// Ids below the table's rows.
-    pub tokens: &'a [u32],
+    /// (n_tokens), as `u32`: ids below the table's rows
+    pub tokens: &'a B::Buf,
+    /// Rows.
+    pub n_tokens: usize,
     /// Factor of every element, 1 for most models.
     pub scale: f32,
 }
@@ -155,10 +174,12 @@ pub struct MatmulArgs<'a, 'p, B: Backend> {
 /// `out[row] = [cos(a_0), sin(a_0), cos(a_1), ...] * attention_factor` with `a_i = position * inv_freq[i]`, where the
 /// product is rounded to f32 as the models were trained.
 pub struct RopeTableArgs<'a, B: Backend> {
-    /// (n_rows, inv_freq.len(), 2)
+    /// (n_rows, n_pairs, 2)
     pub out: &'a mut B::Buf,
-    /// Rotation per position of each pair, in radians.
-    pub inv_freq: &'a [f32],
+    /// (n_pairs): rotation per position of each pair, in radians
+    pub inv_freq: &'a B::Buf,
+    /// Pairs of the table.
+    pub n_pairs: usize,
     /// Factor of every cosine and sine, 1 for most models.
     pub attention_factor: f32,
     /// Positions of the rows.
@@ -192,22 +213,21 @@ pub struct KvShape {
 pub enum BlockPlaces<'a> {
     /// The session's own blocks.
     Slots(&'a SlotMap),
-    /// Blocks in order of position, head after head: `head * n_blocks + block - first_block`.
-    Linear {
-        /// First block that is held.
-        first_block: u32,
+    /// The blocks that the step's tokens touch, the last `n_blocks` of them, head after head.
+    Step {
         /// Blocks that are held of each head.
         n_blocks: u32,
     },
 }
 
 impl BlockPlaces<'_> {
-    /// Where the block lies, counted in blocks from the start of the buffer.
-    pub fn place(&self, kv_head: u32, block: u32) -> usize {
+    /// Where the block lies, counted in blocks from the start of the buffer, while `rows` is the step.
+    pub fn place(&self, rows: &StepRows, block_size: u32, kv_head: u32, block: u32) -> usize {
         match *self {
             BlockPlaces::Slots(map) => map.slot(kv_head, block) as usize,
-            BlockPlaces::Linear { first_block, n_blocks } => {
-                kv_head as usize * n_blocks as usize + (block - first_block) as usize
+            BlockPlaces::Step { n_blocks } => {
+                let first = rows.first_block(block_size, n_blocks);
+                kv_head as usize * n_blocks as usize + (block - first) as usize
             }
         }
     }
@@ -254,8 +274,30 @@ pub struct KvSegment<'a, B: Backend> {
     pub blocks: &'a B::Buf,
     /// Where in it each block lies.
     pub places: BlockPlaces<'a>,
-    /// Position behind the last token of this segment.
-    pub end: u32,
+    /// Where the next one begins.
+    pub end: SegmentEnd,
+}
+
+/// The position behind the last token of a [`KvSegment`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SegmentEnd {
+    /// The same in every step.
+    Fixed(u32),
+    /// Behind the tokens that the session held before the step.
+    BeforeStep,
+    /// Behind the step's tokens.
+    Step,
+}
+
+impl SegmentEnd {
+    /// The position, while `rows` is the step.
+    pub fn position(self, rows: &StepRows) -> u32 {
+        match self {
+            SegmentEnd::Fixed(end) => end,
+            SegmentEnd::BeforeStep => rows.pos,
+            SegmentEnd::Step => rows.end(),
+        }
+    }
 }
 
 /// One session of an [`AttnArgs`].
@@ -263,7 +305,7 @@ pub struct AttnSeq<'a, B: Backend> {
     /// Which rows, at which positions; on a device, the address that kernels read them from.
     pub desc: &'a B::Descriptor,
     /// At most three, in order of position: a shared prefix, the session's own blocks, the step's scratch. The last
-    /// one ends behind the last token of the step.
+    /// one ends with the step.
     pub segments: &'a [KvSegment<'a, B>],
 }
 
@@ -296,29 +338,52 @@ pub struct AttnArgs<'a, B: Backend> {
     pub seqs: &'a [AttnSeq<'a, B>],
 }
 
-/// Some tokens of one cache block that are to be copied to another.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BlockCopy {
-    /// Block in the source, counted from its start.
-    pub from: usize,
-    /// Block in the destination.
-    pub to: usize,
-    /// First token within the block.
-    pub begin: usize,
-    /// Behind the last token within the block.
-    pub end: usize,
+/// Which of a step's blocks are copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepBlocks {
+    /// Those whose slots are never taken by others.
+    Pinned,
+    /// Of the others, those that the step itself does not overwrite.
+    Ring,
 }
 
-/// Copies keys and values between buffers of cache blocks.
+impl StepBlocks {
+    /// Whether `block`, which the tokens of `rows` touch, is one of them.
+    pub fn contains(
+        self,
+        slots: &SlotMap,
+        rows: &StepRows,
+        block_size: u32,
+        kv_head: u32,
+        block: u32,
+    ) -> bool {
+        match self {
+            StepBlocks::Pinned => slots.is_pinned(kv_head, block),
+            StepBlocks::Ring => {
+                block >= rows.first_block(block_size, slots.ring_blocks()) && !slots.is_pinned(kv_head, block)
+            }
+        }
+    }
+}
+
+/// Copies keys and values of a step's tokens between buffers of cache blocks.
 pub struct CopyBlocksArgs<'a, B: Backend> {
     /// Destination.
     pub to: &'a mut B::Buf,
+    /// Where in it each block lies.
+    pub to_places: BlockPlaces<'a>,
     /// Source.
     pub from: &'a B::Buf,
+    /// Where in it each block lies.
+    pub from_places: BlockPlaces<'a>,
     /// Shape of the blocks of both.
     pub shape: KvShape,
-    /// What to copy; destinations are distinct.
-    pub copies: &'a [BlockCopy],
+    /// Which rows, at which positions.
+    pub desc: &'a B::Descriptor,
+    /// Which of the blocks that the rows touch.
+    pub blocks: StepBlocks,
+    /// The slots of the layer, which say what is pinned.
+    pub slots: &'a SlotMap,
 }
 
 /// The function of a gated unit.

@@ -32,7 +32,12 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn allocated_bytes(&self) -> usize;
 
     /// Writes `src` from element `at` on.
-    fn upload(&self, dst: &mut Self::Buf, at: usize, src: &[f32]) -> Result<()>;
+    fn upload<T: bytemuck::NoUninit + bytemuck::AnyBitPattern>(
+        &self,
+        dst: &mut Self::Buf,
+        at: usize,
+        src: &[T],
+    ) -> Result<()>;
 
     /// Reads from element `at` on.
     fn download(&self, dst: &mut [f32], src: &Self::Buf, at: usize) -> Result<()>;
@@ -69,6 +74,19 @@ pub trait Backend: Send + Sync + Sized + 'static {
         cancel: &Cancel,
         step: impl FnOnce(&mut Self::Workspace) -> Result<T>,
     ) -> Result<T>;
+
+    /// Calls `ops`, within [`run`](Backend::run). Calls with the same workspace and `key` call the same ops with the
+    /// same arguments - all that changes lies in buffers and descriptors - so a backend may record the first one and
+    /// replay it.
+    fn repeat(
+        &self,
+        workspace: &mut Self::Workspace,
+        key: u32,
+        ops: impl FnOnce(&mut Self::Workspace) -> Result<()>,
+    ) -> Result<()> {
+        let _ = key;
+        ops(workspace)
+    }
 
     /// See [`EmbedArgs`].
     fn embed(&self, ws: &mut Self::Workspace, args: EmbedArgs<'_, Self>) -> Result<()>;

@@ -69,7 +69,12 @@ impl Backend for ReferenceBackend {
         self.meter.n_bytes()
     }
 
-    fn upload(&self, dst: &mut HostBuf, at: usize, src: &[f32]) -> Result<()> {
+    fn upload<T: bytemuck::NoUninit + bytemuck::AnyBitPattern>(
+        &self,
+        dst: &mut HostBuf,
+        at: usize,
+        src: &[T],
+    ) -> Result<()> {
         dst.of_mut()[at..at + src.len()].copy_from_slice(src);
         Ok(())
     }
@@ -116,7 +121,8 @@ impl Backend for ReferenceBackend {
 
     fn embed(&self, ws: &mut ReferenceWorkspace, args: EmbedArgs<'_, Self>) -> Result<()> {
         let width = args.table.cols;
-        for (out, &token) in args.out.of_mut::<f32>().chunks_mut(width).zip(args.tokens) {
+        let tokens = &args.tokens.of::<u32>()[..args.n_tokens];
+        for (out, &token) in args.out.of_mut::<f32>().chunks_mut(width).zip(tokens) {
             ws.cancel.check()?;
             if token as usize >= args.table.rows {
                 return Err(Error::invalid(format!("token {token} of a vocabulary of {}", args.table.rows)));
@@ -161,12 +167,12 @@ impl Backend for ReferenceBackend {
     }
 
     fn rope_table(&self, _: &mut ReferenceWorkspace, args: RopeTableArgs<'_, Self>) -> Result<()> {
-        let n_pairs = args.inv_freq.len();
+        let n_pairs = args.n_pairs;
         for desc in args.seqs {
             for token in 0..desc.n_tokens {
                 let row = (desc.row + token) as usize;
                 let out = &mut args.out.of_mut::<f32>()[row * n_pairs * 2..(row + 1) * n_pairs * 2];
-                for (pair, &inv_freq) in out.chunks_mut(2).zip(args.inv_freq) {
+                for (pair, &inv_freq) in out.chunks_mut(2).zip(args.inv_freq.of::<f32>()) {
                     let angle = f64::from((desc.pos + token) as f32 * inv_freq);
                     pair[0] = to_f32(angle.cos()) * args.attention_factor;
                     pair[1] = to_f32(angle.sin()) * args.attention_factor;
@@ -199,7 +205,7 @@ impl Backend for ReferenceBackend {
                         turn(&mut key, angles, n_pairs, pairing);
                     }
                     let block = index(position / shape.block_size)?;
-                    let place = seq.places.place(index(head)?, block);
+                    let place = seq.places.place(seq.desc, index(shape.block_size)?, index(head)?, block);
                     let in_block = position % shape.block_size;
                     for (values, is_value) in [(&key[..], false), (&v.of::<f32>()[source], true)] {
                         let to = kv_row(&shape, place, is_value, in_block);
@@ -227,11 +233,12 @@ impl Backend for ReferenceBackend {
                 let mut values = Vec::new();
                 for j in (0..=position).filter(|&j| args.mask.sees(position, j, phase)) {
                     let row = |is_value| {
-                        let segment = seq.segments.iter().find(|segment| j < segment.end);
+                        let segment = seq.segments.iter().find(|segment| j < segment.end.position(seq.desc));
                         let segment =
                             segment.ok_or_else(|| Error::invalid(format!("no segment holds token {j}")))?;
                         let block_size = args.shape.block_size;
-                        let place = segment.places.place(kv_head, index(j as usize / block_size)?);
+                        let block = index(j as usize / block_size)?;
+                        let place = segment.places.place(seq.desc, index(block_size)?, kv_head, block);
                         let row = kv_row(&args.shape, place, is_value, j as usize % block_size);
                         Ok::<_, Error>(&segment.blocks.of::<f32>()[row])
                     };
@@ -256,11 +263,17 @@ impl Backend for ReferenceBackend {
     }
 
     fn copy_blocks(&self, _: &mut ReferenceWorkspace, args: CopyBlocksArgs<'_, Self>) -> Result<()> {
-        for copy in args.copies {
-            for token in copy.begin..copy.end {
+        let (rows, block_size) = (args.desc, index(args.shape.block_size)?);
+        for (kv_head, position) in
+            (0..index(args.shape.n_kv_heads)?).flat_map(|h| (rows.pos..rows.end()).map(move |p| (h, p)))
+        {
+            let (block, in_block) = (position / block_size, (position % block_size) as usize);
+            if args.blocks.contains(args.slots, rows, block_size, kv_head, block) {
+                let from = args.from_places.place(rows, block_size, kv_head, block);
+                let to = args.to_places.place(rows, block_size, kv_head, block);
                 for is_value in [false, true] {
-                    let from = &args.from.of::<f32>()[kv_row(&args.shape, copy.from, is_value, token)];
-                    args.to.of_mut::<f32>()[kv_row(&args.shape, copy.to, is_value, token)]
+                    let from = &args.from.of::<f32>()[kv_row(&args.shape, from, is_value, in_block)];
+                    args.to.of_mut::<f32>()[kv_row(&args.shape, to, is_value, in_block)]
                         .copy_from_slice(from);
                 }
             }

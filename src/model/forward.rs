@@ -14,16 +14,12 @@ pub struct SeqStep<'a, B: Backend> {
     pub desc: &'a B::Descriptor,
     /// Its cache.
     pub kv: &'a mut KvCache<B>,
-    /// Its rows.
-    pub n_tokens: u32,
 }
 
 /// The tokens of one or several sessions on their way through the layers.
 pub struct Step<'a, 's, B: Backend> {
     /// Where it runs.
     pub backend: &'a B,
-    /// Working memory of the ops.
-    pub ws: &'a mut B::Workspace,
     /// The model's numbers.
     pub config: &'a Config,
     /// The model's matrices.
@@ -37,28 +33,32 @@ pub struct Step<'a, 's, B: Backend> {
 }
 
 impl<B: Backend> Step<'_, '_, B> {
-    /// Runs `tokens` through all layers: leaves the last layer's output in `acts.x`, and keys and values in the caches,
-    /// where they count after [`KvCache::commit`].
+    /// Runs the rows of `acts.tokens` through all layers: leaves the last layer's output in `acts.x`, and keys and
+    /// values in the caches, where they count after [`KvCache::advance`].
     ///
     /// A layer is `x += attention(norm(x)); x += mlp(norm(x))`.
-    pub fn layers(&mut self, tokens: &[u32]) -> Result<()> {
-        let Activations { x, rope, .. } = &mut *self.acts;
+    pub fn layers(&mut self, ws: &mut B::Workspace) -> Result<()> {
+        let Activations { tokens, x, rope, .. } = &mut *self.acts;
         let (table, scale) = (&self.weights.embedding, self.config.embedding_scale);
-        self.backend.embed(self.ws, EmbedArgs { out: x, table, tokens, scale })?;
+        self.backend.embed(ws, EmbedArgs { out: x, table, tokens, n_tokens: self.n_rows, scale })?;
         let seqs: Vec<_> = self.seqs.iter().map(|seq| seq.desc).collect();
-        let inv_freq = &self.config.rope.inv_freq;
-        let attention_factor = self.config.rope.attention_factor;
-        self.backend
-            .rope_table(self.ws, RopeTableArgs { out: rope, inv_freq, attention_factor, seqs: &seqs })?;
+        let angles = RopeTableArgs {
+            out: rope,
+            inv_freq: &self.weights.inv_freq,
+            n_pairs: self.config.rope.inv_freq.len(),
+            attention_factor: self.config.rope.attention_factor,
+            seqs: &seqs,
+        };
+        self.backend.rope_table(ws, angles)?;
 
         for (i_layer, layer) in self.weights.layers.iter().enumerate() {
-            self.attention(i_layer, layer)?;
-            self.mlp(layer)?;
+            self.attention(ws, i_layer, layer)?;
+            self.mlp(ws, layer)?;
         }
         Ok(())
     }
 
-    fn attention(&mut self, i_layer: usize, layer: &LayerWeights<B>) -> Result<()> {
+    fn attention(&mut self, ws: &mut B::Workspace, i_layer: usize, layer: &LayerWeights<B>) -> Result<()> {
         let (backend, config, n_rows) = (self.backend, self.config, self.n_rows);
         let Activations { x, h, q, k, v, rope, attn, .. } = &mut *self.acts;
         let norm = NormArgs {
@@ -70,13 +70,13 @@ impl<B: Backend> Step<'_, '_, B> {
             width: config.d_model,
             eps: config.norm_eps,
         };
-        backend.norm(self.ws, norm)?;
+        backend.norm(ws, norm)?;
         let parts = &mut [
             MatmulPart { out: q, w: &layer.q, bias: layer.q_bias.as_ref() },
             MatmulPart { out: k, w: &layer.k, bias: layer.k_bias.as_ref() },
             MatmulPart { out: v, w: &layer.v, bias: layer.v_bias.as_ref() },
         ];
-        backend.matmul(self.ws, MatmulArgs { parts, x: h, n_rows, add: false })?;
+        backend.matmul(ws, MatmulArgs { parts, x: h, n_rows, add: false })?;
 
         let shape = self.seqs[0].kv.shape(i_layer);
         let mut targets: Vec<_> =
@@ -92,9 +92,9 @@ impl<B: Backend> Step<'_, '_, B> {
             shape,
             seqs: &mut targets,
         };
-        backend.rope_append(self.ws, append)?;
+        backend.rope_append(ws, append)?;
 
-        let segments: Vec<_> = self.seqs.iter().map(|seq| seq.kv.segments(i_layer, seq.n_tokens)).collect();
+        let segments: Vec<_> = self.seqs.iter().map(|seq| seq.kv.segments(i_layer)).collect();
         let views: Vec<_> = self
             .seqs
             .iter()
@@ -113,16 +113,16 @@ impl<B: Backend> Step<'_, '_, B> {
             phases: &config.attention[i_layer].phases,
             seqs: &views,
         };
-        backend.attn(self.ws, attend)?;
+        backend.attn(ws, attend)?;
         for seq in self.seqs.iter_mut() {
-            seq.kv.stage(backend, self.ws, i_layer, seq.n_tokens)?;
+            seq.kv.stage(backend, ws, i_layer, seq.desc)?;
         }
 
         let parts = &mut [MatmulPart { out: x, w: &layer.o, bias: layer.o_bias.as_ref() }];
-        backend.matmul(self.ws, MatmulArgs { parts, x: attn, n_rows, add: true })
+        backend.matmul(ws, MatmulArgs { parts, x: attn, n_rows, add: true })
     }
 
-    fn mlp(&mut self, layer: &LayerWeights<B>) -> Result<()> {
+    fn mlp(&mut self, ws: &mut B::Workspace, layer: &LayerWeights<B>) -> Result<()> {
         let (backend, config, n_rows) = (self.backend, self.config, self.n_rows);
         let Activations { x, h, gate, up, .. } = &mut *self.acts;
         let norm = NormArgs {
@@ -134,31 +134,31 @@ impl<B: Backend> Step<'_, '_, B> {
             width: config.d_model,
             eps: config.norm_eps,
         };
-        backend.norm(self.ws, norm)?;
+        backend.norm(ws, norm)?;
         let parts = &mut [
             MatmulPart { out: gate, w: &layer.gate, bias: layer.gate_bias.as_ref() },
             MatmulPart { out: up, w: &layer.up, bias: layer.up_bias.as_ref() },
         ];
-        backend.matmul(self.ws, MatmulArgs { parts, x: h, n_rows, add: false })?;
+        backend.matmul(ws, MatmulArgs { parts, x: h, n_rows, add: false })?;
         let glu = GluArgs { gate, up, activation: config.activation, n_elems: n_rows * config.d_ff };
-        backend.glu(self.ws, glu)?;
+        backend.glu(ws, glu)?;
         let parts = &mut [MatmulPart { out: x, w: &layer.down, bias: layer.down_bias.as_ref() }];
-        backend.matmul(self.ws, MatmulArgs { parts, x: gate, n_rows, add: true })
+        backend.matmul(ws, MatmulArgs { parts, x: gate, n_rows, add: true })
     }
 
     /// Logits of `n_rows` rows from `first_row` on, in `acts.logits`: (n_rows, n_vocab).
-    pub fn logits(&mut self, first_row: usize, n_rows: usize) -> Result<()> {
+    pub fn logits(&mut self, ws: &mut B::Workspace, first_row: usize, n_rows: usize) -> Result<()> {
         let Activations { x, h, logits, .. } = &mut *self.acts;
         let (width, eps) = (self.config.d_model, self.config.norm_eps);
         let weight = &self.weights.output_norm;
-        self.backend.norm(self.ws, NormArgs { out: h, x, first_row, weight, n_rows, width, eps })?;
+        self.backend.norm(ws, NormArgs { out: h, x, first_row, weight, n_rows, width, eps })?;
         let w = self.weights.output.as_ref().unwrap_or(&self.weights.embedding);
         let parts = &mut [MatmulPart { out: logits, w, bias: None }];
-        self.backend.matmul(self.ws, MatmulArgs { parts, x: h, n_rows, add: false })
+        self.backend.matmul(ws, MatmulArgs { parts, x: h, n_rows, add: false })
     }
 
-    /// Makes the step count in the caches of all its sessions.
-    pub fn commit(&mut self) -> Result<()> {
-        self.seqs.iter_mut().try_for_each(|seq| seq.kv.commit(self.backend, self.ws, seq.n_tokens))
+    /// Puts the step's keys and values where the sessions keep them. The last of its ops.
+    pub fn fill_rings(&mut self, ws: &mut B::Workspace) -> Result<()> {
+        self.seqs.iter_mut().try_for_each(|seq| seq.kv.fill_rings(self.backend, ws, seq.desc))
     }
 }

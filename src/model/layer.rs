@@ -49,6 +49,8 @@ pub struct Weights<B: Backend> {
     pub layers: Vec<LayerWeights<B>>,
     /// (d_model)
     pub output_norm: B::Buf,
+    /// (n_pairs): rotation per position of each pair of a head, in radians
+    pub inv_freq: B::Buf,
     /// (n_vocab, d_model); `None` where the embedding serves as the output too.
     pub output: Option<B::Weight>,
 }
@@ -63,12 +65,12 @@ impl<B: Backend> Weights<B> {
         let (d_model, d_ff, n_vocab) = (config.d_model, config.d_ff, config.n_vocab);
         let (q_dim, kv_dim) = (config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
         let matrix = |name: &str, rows, cols| backend.weight(file.matrix(name, rows, cols)?);
-        let vector = |name: &str, n: usize| {
-            let values = file.vector(name, n)?;
-            let mut buf = backend.alloc(n * size_of::<f32>())?;
-            backend.upload(&mut buf, 0, &values)?;
+        let buf = |values: &[f32]| {
+            let mut buf = backend.alloc(size_of_val(values))?;
+            backend.upload(&mut buf, 0, values)?;
             Ok::<_, Error>(buf)
         };
+        let vector = |name: &str, n: usize| buf(&file.vector(name, n)?);
         let bias = |name: &str, n| file.has(name).then(|| vector(name, n)).transpose();
 
         let layer = |i: usize| {
@@ -96,6 +98,7 @@ impl<B: Backend> Weights<B> {
             embedding: matrix("token_embd.weight", n_vocab, d_model)?,
             layers: (0..config.n_layers).map(layer).collect::<Result<_>>()?,
             output_norm: vector("output_norm.weight", d_model)?,
+            inv_freq: buf(&config.rope.inv_freq)?,
             output: file
                 .has("output.weight")
                 .then(|| matrix("output.weight", n_vocab, d_model))

@@ -163,30 +163,46 @@ impl<B: Backend> Sequence for NetworkSequence<B> {
             u32::try_from(tokens.len()).map_err(|_| Error::invalid("a step of too many tokens"))?;
         let (n_rows, n_vocab) = (tokens.len(), config.n_vocab);
         backend.describe(&mut self.desc, StepRows { row: 0, n_tokens, pos: self.kv.n_tokens() })?;
+        backend.upload(&mut self.acts.tokens, 0, tokens)?;
         let (acts, logits, logits_rows) = (&mut self.acts, self.logits.of_mut::<f32>(), self.logits_rows);
         let (desc, kv) = (&self.desc, &mut self.kv);
 
         backend.run(&mut self.workspace, cancel, |ws| {
-            let seqs = &mut [SeqStep { desc, kv, n_tokens }];
-            let mut step = Step { backend, ws, config, weights, acts, seqs, n_rows };
-            step.layers(tokens)?;
-            match want {
-                Want::Nothing => {}
-                Want::Last => {
-                    step.logits(n_rows - 1, 1)?;
-                    backend.download(&mut logits[..n_vocab], &step.acts.logits, 0)?;
-                }
+            let seqs = &mut [SeqStep { desc, kv: &mut *kv }];
+            let mut step = Step { backend, config, weights, acts, seqs, n_rows };
+            let is_last = match want {
+                Want::Nothing => false,
+                Want::Last => true,
                 Want::Each(hand_over) => {
+                    step.layers(ws)?;
                     for first in (0..n_rows).step_by(logits_rows) {
                         let n = logits_rows.min(n_rows - first);
-                        step.logits(first, n)?;
+                        step.logits(ws, first, n)?;
                         backend.download(&mut logits[..n * n_vocab], &step.acts.logits, 0)?;
                         hand_over(first, &logits[..n * n_vocab])?;
                     }
+                    return step.fill_rings(ws);
                 }
+            };
+            let mut ops = |ws: &mut B::Workspace| {
+                step.layers(ws)?;
+                if is_last {
+                    step.logits(ws, n_rows - 1, 1)?;
+                }
+                step.fill_rings(ws)
+            };
+            // Token after token is decoded by the same ops.
+            match n_rows {
+                1 => backend.repeat(ws, u32::from(is_last), &mut ops)?,
+                _ => ops(ws)?,
             }
-            step.commit()
-        })
+            match is_last {
+                true => backend.download(&mut logits[..n_vocab], &acts.logits, 0),
+                false => Ok(()),
+            }
+        })?;
+        kv.advance(n_tokens);
+        Ok(())
     }
 
     fn logits(&self) -> &[f32] {

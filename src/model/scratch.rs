@@ -4,8 +4,10 @@ use crate::backend::Backend;
 use crate::error::Result;
 use crate::model::config::Config;
 
-/// Rows of a step on their way through the layers; everything is f32.
+/// Rows of a step on their way through the layers; everything but the tokens is f32.
 pub struct Activations<B: Backend> {
+    /// (rows): ids of the step's tokens, as `u32`
+    pub tokens: B::Buf,
     /// (rows, d_model): the residual stream
     pub x: B::Buf,
     /// (rows, d_model): normed input of attention, of the MLP, of the output
@@ -29,10 +31,10 @@ pub struct Activations<B: Backend> {
 }
 
 /// Elements of one row of every buffer but the logits.
-fn widths(config: &Config) -> [usize; 9] {
+fn widths(config: &Config) -> [usize; 10] {
     let (q_dim, kv_dim) = (config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
     let rope = config.rope.inv_freq.len() * 2;
-    [config.d_model, config.d_model, q_dim, kv_dim, kv_dim, q_dim, config.d_ff, config.d_ff, rope]
+    [1, config.d_model, config.d_model, q_dim, kv_dim, kv_dim, q_dim, config.d_ff, config.d_ff, rope]
 }
 
 impl<B: Backend> Activations<B> {
@@ -51,9 +53,21 @@ impl<B: Backend> Activations<B> {
     /// # Errors
     /// `OutOfMemory`.
     pub fn new(backend: &B, config: &Config, rows: usize, logits_rows: usize) -> Result<Self> {
-        let [x, h, q, k, v, attn, gate, up, rope] =
+        let [tokens, x, h, q, k, v, attn, gate, up, rope] =
             widths(config).map(|width| backend.alloc(width * rows * size_of::<f32>()));
         let logits = backend.alloc(Self::logits_bytes(config, logits_rows))?;
-        Ok(Self { x: x?, h: h?, q: q?, k: k?, v: v?, attn: attn?, gate: gate?, up: up?, rope: rope?, logits })
+        Ok(Self {
+            tokens: tokens?,
+            x: x?,
+            h: h?,
+            q: q?,
+            k: k?,
+            v: v?,
+            attn: attn?,
+            gate: gate?,
+            up: up?,
+            rope: rope?,
+            logits,
+        })
     }
 }

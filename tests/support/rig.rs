@@ -2,11 +2,13 @@
 //!
 //! Memory that nobody uploaded to is poisoned with NaNs, in every float type and every build.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use longgen::attention::mask::Mask;
 use longgen::backend::Backend;
 use longgen::backend::args::*;
+use longgen::kv::slots::SlotMap;
 use longgen::{Cancel, Result};
 use longgen_format::TensorType;
 
@@ -40,10 +42,21 @@ pub struct Product {
 pub struct Part {
     /// Behind the last token.
     pub end: u32,
-    /// Whether they lie in the slots of the layer rather than in order.
-    pub in_slots: bool,
+    /// Where the tokens lie.
+    pub lie: Lie,
     /// Whether they are copied to another buffer, in two goes, before anybody reads them.
     pub copied: bool,
+}
+
+/// Where the tokens of a [`Part`] lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    /// In the slots of the layer.
+    InSlots,
+    /// In one slot a block, in order.
+    InOrder,
+    /// In the step's scratch; they are the step's tokens.
+    InScratch,
 }
 
 /// Attention of one layer over a context that is appended first.
@@ -82,7 +95,7 @@ impl<'b, B: Backend> Rig<'b, B> {
     }
 
     /// A buffer of these numbers.
-    pub fn buf(&self, values: &[f32]) -> B::Buf {
+    pub fn buf<T: bytemuck::NoUninit + bytemuck::AnyBitPattern>(&self, values: &[T]) -> B::Buf {
         let mut buf = self.backend.alloc(size_of_val(values)).unwrap();
         self.backend.upload(&mut buf, 0, values).unwrap();
         buf
@@ -152,7 +165,7 @@ impl<'b, B: Backend> Rig<'b, B> {
     pub fn attend_all(&mut self, context: &Context, seqs: &[(u32, u32, &[Part])]) -> Vec<[Vec<f32>; 2]> {
         let width = context.n_heads * context.shape.head_dim;
         let n_rows = seqs.iter().map(|seq| seq.1 as usize).sum::<usize>();
-        let slots = context.slots();
+        let (slots, in_order) = (context.slots(), context.slots_in_order());
         let mut q_rows = Vec::new();
         let mut descs = Vec::new();
         let mut row = 0;
@@ -166,17 +179,23 @@ impl<'b, B: Backend> Rig<'b, B> {
         for (_, _, parts) in seqs {
             let mut begin = 0;
             for part in *parts {
-                buffers.push(self.filled(context, part, begin, &slots));
+                let map = if part.lie == Lie::InSlots { &slots } else { &in_order };
+                buffers.push(self.filled(context, part, begin, map));
                 begin = part.end;
             }
         }
         let mut filled = buffers.iter();
         let segments: Vec<Vec<_>> = seqs
             .iter()
-            .map(|(_, _, parts)| {
+            .map(|&(pos, n_tokens, parts)| {
                 let segment = |part: &Part| {
                     let (blocks, places) = filled.next().unwrap();
-                    KvSegment { blocks, places: places.unwrap_or(BlockPlaces::Slots(&slots)), end: part.end }
+                    let end = match part.end {
+                        end if end == pos + n_tokens => SegmentEnd::Step,
+                        end if end == pos => SegmentEnd::BeforeStep,
+                        end => SegmentEnd::Fixed(end),
+                    };
+                    KvSegment { blocks, places: *places, end }
                 };
                 parts.iter().map(segment).collect()
             })
@@ -217,66 +236,72 @@ impl<'b, B: Backend> Rig<'b, B> {
         let width = context.n_heads * context.shape.head_dim;
         let rows = pos as usize * width..(pos + n_tokens) as usize * width;
         let mut q = self.buf(&context.q[rows.clone()]);
-        let mut nowhere = self.poisoned(context.bytes_in_order(self.backend, pos, pos + n_tokens));
-        let places = context.in_order(pos, pos + n_tokens);
+        let (n_bytes, places) = context.scratch(self.backend, pos, pos + n_tokens);
+        let mut nowhere = self.poisoned(n_bytes);
         self.append(context, &mut q, &mut nowhere, places, pos, n_tokens);
         self.read(&q, rows.len())
     }
 
-    /// A poisoned buffer in which the tokens from `begin` to the part's end have been appended, and where they lie
-    /// unless in the slots.
+    /// A poisoned buffer in which the tokens from `begin` to the part's end have been appended, and where they lie.
     fn filled<'s>(
         &mut self,
         context: &Context,
         part: &Part,
         begin: u32,
-        slots: &'s longgen::kv::slots::SlotMap,
-    ) -> (B::Buf, Option<BlockPlaces<'s>>) {
-        let linear = context.in_order(begin, part.end);
-        let n_bytes = match part.in_slots {
-            true => slots.n_slots() as usize * self.backend.kv_block_bytes(&context.shape),
-            false => context.bytes_in_order(self.backend, begin, part.end),
-        };
-        let places = if part.in_slots { BlockPlaces::Slots(slots) } else { linear };
-        let mut blocks = self.poisoned(n_bytes);
-        // Block by block, as a ring is filled.
+        slots: &'s SlotMap,
+    ) -> (B::Buf, BlockPlaces<'s>) {
         let block_size = u32::try_from(context.shape.block_size).unwrap();
+        let (n_bytes, places, step) = match part.lie {
+            Lie::InScratch => {
+                let (n_bytes, places) = context.scratch(self.backend, begin, part.end);
+                (n_bytes, places, u32::MAX)
+            }
+            _ => {
+                let n_bytes = slots.n_slots() as usize * self.backend.kv_block_bytes(&context.shape);
+                // Block by block, as a ring is filled.
+                (n_bytes, BlockPlaces::Slots(slots), block_size)
+            }
+        };
+        let mut blocks = self.poisoned(n_bytes);
         let mut pos = begin;
         while pos < part.end {
-            let end = part.end.min((pos / block_size + 1) * block_size);
+            let end = part.end.min((pos / block_size * block_size).saturating_add(step));
             let mut q = self.buf(&vec![0.0; (end - pos) as usize * context.n_heads * context.shape.head_dim]);
             self.append(context, &mut q, &mut blocks, places, pos, end - pos);
             pos = end;
         }
-        if part.copied && !part.in_slots && begin < part.end {
-            blocks = self.copied(context, &blocks, n_bytes, begin, part.end);
+        if part.copied && part.lie == Lie::InOrder && begin < part.end {
+            blocks = self.copied(context, &blocks, n_bytes, begin..part.end, slots);
         }
-        (blocks, if part.in_slots { None } else { Some(linear) })
+        (blocks, places)
     }
 
-    /// The tokens that were appended in another buffer: the later ones of each block first.
-    fn copied(&mut self, context: &Context, from: &B::Buf, n_bytes: usize, begin: u32, end: u32) -> B::Buf {
+    /// The tokens that were appended in order, in another buffer: the later ones first.
+    fn copied(
+        &mut self,
+        context: &Context,
+        from: &B::Buf,
+        n_bytes: usize,
+        tokens: Range<u32>,
+        slots: &SlotMap,
+    ) -> B::Buf {
         let mut to = self.poisoned(n_bytes);
-        let block_size = u32::try_from(context.shape.block_size).unwrap();
-        let blocks = begin / block_size..end.div_ceil(block_size);
-        for is_first in [false, true] {
-            let heads = 0..u32::try_from(context.shape.n_kv_heads).unwrap();
-            let copies: Vec<_> = heads
-                .flat_map(|head| blocks.clone().map(move |block| (head, block)))
-                .map(|(head, block)| {
-                    let place = context.in_order(begin, end).place(head, block);
-                    let first = (begin.max(block * block_size) - block * block_size) as usize;
-                    let last = (end.min((block + 1) * block_size) - block * block_size) as usize;
-                    let middle = first + (last - first) / 3;
-                    let (begin, end) = if is_first { (first, middle) } else { (middle, last) };
-                    BlockCopy { from: place, to: place, begin, end }
-                })
-                .collect();
-            let shape = context.shape;
-            self.run(|backend, ws| {
-                backend.copy_blocks(ws, CopyBlocksArgs { to: &mut to, from, shape, copies: &copies })
-            })
-            .unwrap();
+        let middle = tokens.start + (tokens.end - tokens.start) / 3;
+        for (pos, end) in [(middle, tokens.end), (tokens.start, middle)] {
+            let desc = self.rows(0, end - pos, pos);
+            let copy = CopyBlocksArgs {
+                to: &mut to,
+                to_places: BlockPlaces::Slots(slots),
+                from,
+                from_places: BlockPlaces::Slots(slots),
+                shape: context.shape,
+                desc: &desc,
+                blocks: StepBlocks::Pinned,
+                slots,
+            };
+            if pos < end {
+                self.run(|backend, ws| backend.copy_blocks(ws, copy)).unwrap();
+            }
         }
         to
     }
@@ -297,9 +322,10 @@ impl<'b, B: Backend> Rig<'b, B> {
         let inv_freq: Vec<f32> =
             (0..context.n_pairs).map(|pair| 0.7f32.powi(i32::try_from(pair).unwrap())).collect();
         let mut table = self.poisoned(n_tokens as usize * inv_freq.len() * 8);
+        let (n_pairs, inv_freq) = (context.n_pairs, &self.buf(&inv_freq));
         self.run(|backend, ws| {
             let seqs = &[&desc];
-            let angles = RopeTableArgs { out: &mut table, inv_freq: &inv_freq, attention_factor: 1.1, seqs };
+            let angles = RopeTableArgs { out: &mut table, inv_freq, n_pairs, attention_factor: 1.1, seqs };
             backend.rope_table(ws, angles)?;
             let append = RopeAppendArgs {
                 q,
@@ -320,21 +346,28 @@ impl<'b, B: Backend> Rig<'b, B> {
 
 impl Context {
     /// The slots of this layer.
-    pub fn slots(&self) -> longgen::kv::slots::SlotMap {
+    pub fn slots(&self) -> SlotMap {
+        self.slots_for(&self.mask)
+    }
+
+    /// One slot a block.
+    fn slots_in_order(&self) -> SlotMap {
+        let block_size = u32::try_from(self.shape.block_size).unwrap();
+        self.slots_for(&Mask::Blocks { block_size, local_blocks: 1 << 20, sink_blocks: 0, stride: 0 })
+    }
+
+    fn slots_for(&self, mask: &Mask) -> SlotMap {
         let n_ctx = self.q.len() / (self.n_heads * self.shape.head_dim);
         let n_kv_heads = u32::try_from(self.shape.n_kv_heads).unwrap();
-        longgen::kv::slots::SlotMap::new(&self.mask, &self.phases, n_kv_heads, u32::try_from(n_ctx).unwrap())
+        SlotMap::new(mask, &self.phases, n_kv_heads, u32::try_from(n_ctx).unwrap())
     }
 
-    fn in_order(&self, begin: u32, end: u32) -> BlockPlaces<'static> {
+    /// Bytes of the scratch of a step, and where blocks lie in it.
+    fn scratch<B: Backend>(&self, backend: &B, pos: u32, end: u32) -> (usize, BlockPlaces<'static>) {
         let block_size = u32::try_from(self.shape.block_size).unwrap();
-        let first_block = begin / block_size;
-        BlockPlaces::Linear { first_block, n_blocks: end.div_ceil(block_size).max(first_block) - first_block }
-    }
-
-    fn bytes_in_order<B: Backend>(&self, backend: &B, begin: u32, end: u32) -> usize {
-        let BlockPlaces::Linear { n_blocks, .. } = self.in_order(begin, end) else { return 0 };
-        n_blocks as usize * self.shape.n_kv_heads * backend.kv_block_bytes(&self.shape)
+        let n_blocks = end.div_ceil(block_size) - pos / block_size;
+        let n_bytes = n_blocks as usize * self.shape.n_kv_heads * backend.kv_block_bytes(&self.shape);
+        (n_bytes, BlockPlaces::Step { n_blocks })
     }
 }
 

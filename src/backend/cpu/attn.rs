@@ -99,8 +99,8 @@ pub(super) fn attn(
     let (partials, scratch) = ws.for_attn();
     for seq in seqs {
         let (first, n_tokens) = (seq.desc.row as usize, seq.desc.n_tokens as usize);
-        let end = seq.segments.last().map_or(0, |segment| segment.end);
-        if n_tokens == 0 || end < seq.desc.pos + seq.desc.n_tokens {
+        let end = seq.segments.last().map_or(0, |segment| segment.end.position(seq.desc));
+        if n_tokens == 0 || end < seq.desc.end() {
             return Err(Error::invalid(format!("keys end at {end}, queries are {:?}", seq.desc)));
         }
         let out = &mut out[first * width..(first + n_tokens) * width];

@@ -250,13 +250,15 @@ impl Run<'_> {
         let in_block = self.start - self.block * block_size;
         let mut held = 0;
         for segment in self.seq.segments {
-            let segment_end = (segment.end as usize).saturating_sub(self.start).min(keys.end);
+            let segment_end = segment.end.position(self.seq.desc) as usize;
+            let segment_end = segment_end.saturating_sub(self.start).min(keys.end);
             let (begin, end) = (keys.start.max(held), segment_end);
             held = held.max(segment_end);
             if begin >= end {
                 continue;
             }
-            let place = segment.places.place(number(self.rows.kv_head), number(self.block));
+            let (head, block) = (number(self.rows.kv_head), number(self.block));
+            let place = segment.places.place(self.seq.desc, number(block_size), head, block);
             let block_bytes = block_bytes(shape);
             let bytes = &segment.blocks.bytes()[place * block_bytes..(place + 1) * block_bytes];
             let (key_bytes, value_bytes) = bytes.split_at(block_bytes / 2);

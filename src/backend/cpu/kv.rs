@@ -198,7 +198,8 @@ impl Append<'_> {
         let heads = 0..self.shape.n_kv_heads;
         heads.flat_map(move |head| blocks.clone().map(move |block| (head, block))).map(|(head, block)| {
             let number = |i: usize| u32::try_from(i).unwrap_or(u32::MAX);
-            (head, block, self.places.place(number(head), number(block)))
+            let block_size = number(self.shape.block_size);
+            (head, block, self.places.place(&self.desc, block_size, number(head), number(block)))
         })
     }
 }
@@ -273,25 +274,46 @@ fn load<S: Lanes>(simd: S, from: &[f32]) -> S::F {
 }
 
 pub(super) fn copy_blocks(crew: Crew<'_>, args: CopyBlocksArgs<'_, CpuBackend>) -> Result<()> {
-    let CopyBlocksArgs { to, from, shape, copies } = args;
+    let CopyBlocksArgs { to, to_places, from, from_places, shape, desc, blocks, slots } = args;
     let (to, from, block_bytes) = (to.bytes_mut(), from.bytes(), block_bytes(&shape));
     let (n_to, n_from) = (to.len() / block_bytes, from.len() / block_bytes);
-    let is_outside = |copy: &&BlockCopy| {
-        copy.to >= n_to || copy.from >= n_from || copy.begin > copy.end || copy.end > shape.block_size
+    let number = |i: usize| u32::try_from(i).unwrap_or(u32::MAX);
+    let block_size = number(shape.block_size);
+    let copies = || {
+        let touched = desc.pos / block_size..desc.last_block(block_size) + 1;
+        let all = (0..number(shape.n_kv_heads)).flat_map(move |head| touched.clone().map(move |b| (head, b)));
+        let chosen = all.filter(|&(head, block)| blocks.contains(slots, desc, block_size, head, block));
+        chosen.map(|(head, block)| {
+            let start = block * block_size;
+            BlockCopy {
+                from: from_places.place(desc, block_size, head, block),
+                to: to_places.place(desc, block_size, head, block),
+                tokens: (desc.pos.max(start) - start) as usize
+                    ..(desc.end().min(start + block_size) - start) as usize,
+            }
+        })
     };
-    if let Some(copy) = copies.iter().find(is_outside) {
+    if let Some(copy) = copies().find(|copy| copy.to >= n_to || copy.from >= n_from) {
         return Err(Error::invalid(format!("{copy:?} from {n_from} blocks to {n_to}")));
     }
     let to = &mut to[..n_to * block_bytes];
-    let n_items = if copies.len() < 8 { 1 } else { crew.n_threads() * PARTS_PER_THREAD };
+    let n_items = if desc.n_tokens < MANY_TOKENS { 1 } else { crew.n_threads() * PARTS_PER_THREAD };
     let places_a_part = n_to.div_ceil(n_items).max(1);
     crew.for_each_chunk(to, places_a_part * block_bytes, &mut [], |_, i, part| {
-        for copy in copies.iter().filter(|copy| copy.to / places_a_part == i) {
+        for copy in copies().filter(|copy| copy.to / places_a_part == i) {
             let at = (copy.to - i * places_a_part) * block_bytes;
             let from = &from[copy.from * block_bytes..(copy.from + 1) * block_bytes];
-            copy_tokens(&mut part[at..at + block_bytes], from, &shape, copy.begin..copy.end);
+            copy_tokens(&mut part[at..at + block_bytes], from, &shape, copy.tokens);
         }
     })
+}
+
+/// Some tokens of one cache block on their way to another.
+#[derive(Debug)]
+struct BlockCopy {
+    from: usize,
+    to: usize,
+    tokens: Range<usize>,
 }
 
 fn copy_tokens(to: &mut [u8], from: &[u8], shape: &KvShape, tokens: Range<usize>) {

@@ -68,7 +68,12 @@ impl Backend for CpuBackend {
         self.meter.n_bytes()
     }
 
-    fn upload(&self, dst: &mut HostBuf, at: usize, src: &[f32]) -> Result<()> {
+    fn upload<T: bytemuck::NoUninit + bytemuck::AnyBitPattern>(
+        &self,
+        dst: &mut HostBuf,
+        at: usize,
+        src: &[T],
+    ) -> Result<()> {
         dst.of_mut()[at..at + src.len()].copy_from_slice(src);
         Ok(())
     }

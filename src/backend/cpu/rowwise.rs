@@ -16,7 +16,8 @@ fn rows_an_item(width: usize) -> usize {
 }
 
 pub(super) fn embed(simd: Simd, crew: Crew<'_>, args: EmbedArgs<'_, CpuBackend>) -> Result<()> {
-    let EmbedArgs { out, table, tokens, scale } = args;
+    let EmbedArgs { out, table, tokens, n_tokens, scale } = args;
+    let tokens = &tokens.of::<u32>()[..n_tokens];
     let (width, row_bytes) = (table.cols, table.bytes().len() / table.rows);
     if let Some(token) = tokens.iter().find(|&&token| token as usize >= table.rows) {
         return Err(Error::invalid(format!("token {token} of a vocabulary of {}", table.rows)));
@@ -117,8 +118,8 @@ impl Kernel for Silu<'_> {
 }
 
 pub(super) fn rope_table(crew: Crew<'_>, args: RopeTableArgs<'_, CpuBackend>) -> Result<()> {
-    let RopeTableArgs { out, inv_freq, attention_factor, seqs } = args;
-    let width = 2 * inv_freq.len();
+    let RopeTableArgs { out, inv_freq, n_pairs, attention_factor, seqs } = args;
+    let (inv_freq, width) = (&inv_freq.of::<f32>()[..n_pairs], 2 * n_pairs);
     for desc in seqs.iter().filter(|_| width > 0) {
         let first = desc.row as usize * width;
         let rows = &mut out.of_mut::<f32>()[first..first + desc.n_tokens as usize * width];
