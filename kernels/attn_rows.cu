@@ -1,0 +1,275 @@
+// Attention of single rows: every query over the keys that it sees, split over the cache. Serves decoding, and whatever
+// the tiled prefill kernel does not: any head size, cache type and precision.
+//
+// A block of four warps takes one token, one KV head, up to GROUP of its query heads and one of n_splits equal parts of
+// the visible blocks. Its warps take runs of 8 or 16 keys in turn; in a warp, head_dim / 8 lanes share a key, so that
+// 16 bytes a lane are read at once and all loads of a run are in flight together. Each warp keeps (max, sum, weighted
+// values) of its keys in base 2; they are merged in shared memory, and over the splits by attn_merge.
+#include "common/kv.cuh"
+
+constexpr uint32_t ROWS_WARPS = 4;
+constexpr uint32_t MAX_GROUP = 64;
+constexpr float LOG2_E = 1.4426950408889634f;
+
+// Eight elements of a row of the cache, as they were read.
+struct Raw {
+    uint4 a, b;
+};
+
+template <int TYPE>
+__device__ __forceinline__ void load_raw(Raw& raw, const uint8_t* row, uint32_t i, uint32_t dim) {
+    constexpr uint32_t BYTES = TYPE == KV_F32 ? 4 : TYPE == KV_Q8 ? 1 : 2;
+    const uint8_t* from = row + i * 8 * BYTES;
+    if (dim % 8 == 0) {
+        if (TYPE == KV_Q8) {
+            uint2 x = *reinterpret_cast<const uint2*>(from);
+            raw.a.x = x.x, raw.a.y = x.y;
+        } else {
+            raw.a = *reinterpret_cast<const uint4*>(from);
+            if (TYPE == KV_F32) raw.b = *reinterpret_cast<const uint4*>(from + 16);
+        }
+    } else {
+        uint8_t* to = reinterpret_cast<uint8_t*>(&raw);
+        raw.a = raw.b = make_uint4(0, 0, 0, 0);
+        for (uint32_t j = 0; j < 8 * BYTES; j++) {
+            if (i * 8 * BYTES + j < dim * BYTES) to[j] = from[j];
+        }
+    }
+}
+
+template <int TYPE>
+__device__ __forceinline__ void unpack(float* out, const Raw& raw) {
+    const uint32_t words[8] = {raw.a.x, raw.a.y, raw.a.z, raw.a.w, raw.b.x, raw.b.y, raw.b.z, raw.b.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        if (TYPE == KV_F32) {
+            out[2 * i] = __uint_as_float(words[2 * i]), out[2 * i + 1] = __uint_as_float(words[2 * i + 1]);
+        } else if (TYPE == KV_F16) {
+            from_half2(out + 2 * i, words[i]);
+        } else if (TYPE == KV_BF16) {
+            from_bf16x2(out + 2 * i, words[i]);
+        } else {
+            uint32_t pair = words[i / 2] >> i % 2 * 16;
+            out[2 * i] = static_cast<int8_t>(pair & 255), out[2 * i + 1] = static_cast<int8_t>(pair >> 8 & 255);
+        }
+    }
+}
+
+// The state of one query over some keys: weighted values are relative to exp2(max).
+__device__ __forceinline__ float rescale(float from, float to) { return from == -INFINITY ? 0.0f : exp2f(from - to); }
+
+// Grid (n_splits, n_kv_heads * ceil(group / GROUP), n_tokens).
+template <int TYPE, int DIM, int GROUP>
+__device__ void attn_rows(const AttnParams& p) {
+    constexpr uint32_t LANES = DIM / 8;            // of a key
+    constexpr uint32_t KEYS = 32 / LANES;          // of a warp at a time
+    constexpr uint32_t RUN = DIM > 128 || TYPE == KV_F32 ? 8 : 16;
+    constexpr uint32_t STEPS = RUN / KEYS;
+    __shared__ uint32_t residues[MAX_GROUP];
+    __shared__ uint32_t n_residues;
+    __shared__ float merged[ROWS_WARPS][GROUP][DIM + 2];
+
+    StepRows rows = *p.rows;
+    uint32_t group = p.n_heads / p.shape.n_kv_heads, parts = (group + GROUP - 1) / GROUP;
+    uint32_t kv_head = blockIdx.y / parts, first_head = kv_head * group + blockIdx.y % parts * GROUP;
+    uint32_t n_heads = min(uint32_t(GROUP), kv_head * group + group - first_head);
+    uint32_t position = rows.pos + blockIdx.z, row = rows.row + blockIdx.z;
+    uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, part = lane % LANES, dim = p.shape.head_dim;
+
+    // Sorted residues of the strided blocks that these query heads keep.
+    if (threadIdx.x == 0) {
+        uint32_t n = 0;
+        for (uint32_t g = 0; g < n_heads && p.mask.stride > 0; g++) {
+            uint32_t residue = (p.mask.stride - p.phases[first_head + g] % p.mask.stride) % p.mask.stride, at = 0;
+            while (at < n && residues[at] < residue) at++;
+            if (at < n && residues[at] == residue) continue;
+            for (uint32_t i = n; i > at; i--) residues[i] = residues[i - 1];
+            residues[at] = residue;
+            n++;
+        }
+        n_residues = n;
+    }
+    __syncthreads();
+
+    float q[GROUP][8], out[GROUP][8] = {}, most[GROUP], sum[GROUP] = {};
+    uint32_t phases[GROUP];
+#pragma unroll
+    for (int g = 0; g < GROUP; g++) {
+        most[g] = -INFINITY;
+        uint32_t head = first_head + min(uint32_t(g), n_heads - 1);
+        phases[g] = p.phases[head];
+        const float* from = p.q + (uint64_t(row) * p.n_heads + head) * dim + part * 8;
+#pragma unroll
+        for (int i = 0; i < 8; i++) q[g][i] = part * 8 + i < dim ? from[i] : 0.0f;
+    }
+
+    VisibleBlocks visible(p.mask, position, position, residues, n_residues);
+    uint32_t runs_a_block = p.shape.block_size / RUN;
+    uint32_t n_runs = visible.count * runs_a_block;
+    uint32_t per_split = (visible.count + p.n_splits - 1) / p.n_splits * runs_a_block;
+    uint32_t last_run = min(n_runs, (blockIdx.x + 1) * per_split);
+    for (uint32_t run = blockIdx.x * per_split + warp; run < last_run; run += ROWS_WARPS) {
+        uint32_t block = visible[run / runs_a_block];
+        uint32_t in_block = run % runs_a_block * RUN, first_key = block * p.shape.block_size + in_block;
+        if (first_key > position) continue;
+        bool seen[GROUP];
+#pragma unroll
+        for (int g = 0; g < GROUP; g++) {
+            seen[g] = p.mask.kind != MASK_BLOCKS || block >= visible.near || p.mask.keeps(block, phases[g]);
+        }
+        // The run's rows: in one segment, unless a segment ends among its keys.
+        Raw keys[STEPS], values[STEPS];
+        float key_scale[STEPS], value_scale[STEPS];
+        uint32_t begin = 0;
+        for (uint32_t s = 0; s < p.n_segments; s++) {
+            const Segment& segment = p.segments[s];
+            uint32_t end = segment.end_position(rows);
+            if (begin < first_key + RUN && end > first_key && end > begin) {
+                uint32_t place = segment.places.place(rows, p.shape.block_size, kv_head, block);
+                KvBlock held(p.shape, const_cast<uint8_t*>(segment.blocks), place);
+#pragma unroll
+                for (uint32_t step = 0; step < STEPS; step++) {
+                    uint32_t at = step * KEYS + lane / LANES, key = first_key + at;
+                    if (key >= begin && key < end && key <= position) {
+                        if (part * 8 < dim) {
+                            load_raw<TYPE>(keys[step], held.row(false, in_block + at), part, dim);
+                            load_raw<TYPE>(values[step], held.row(true, in_block + at), part, dim);
+                        }
+                        if (TYPE == KV_Q8) {
+                            key_scale[step] = __half2float(*held.scale(false, in_block + at));
+                            value_scale[step] = __half2float(*held.scale(true, in_block + at));
+                        }
+                    }
+                }
+            }
+            begin = max(begin, end);
+        }
+
+        float score[GROUP][STEPS];
+#pragma unroll
+        for (uint32_t step = 0; step < STEPS; step++) {
+            uint32_t key = first_key + step * KEYS + lane / LANES;
+            float k[8];
+            unpack<TYPE>(k, keys[step]);
+            bool near = p.mask.kind != MASK_WINDOW || position - key < p.mask.window_tokens || key < p.mask.sink_tokens;
+#pragma unroll
+            for (int g = 0; g < GROUP; g++) {
+                float dot = 0.0f;
+                if (part * 8 < dim) {
+#pragma unroll
+                    for (int i = 0; i < 8; i++) dot += q[g][i] * k[i];
+                }
+#pragma unroll
+                for (uint32_t other = LANES / 2; other > 0; other /= 2) dot += __shfl_xor_sync(~0u, dot, other);
+                float x = dot * p.scale * (TYPE == KV_Q8 ? key_scale[step] : 1.0f);
+                if (p.softcap > 0.0f) x = p.softcap * tanhf(x / p.softcap);
+                score[g][step] = seen[g] && near && key <= position ? x * LOG2_E : -INFINITY;
+            }
+        }
+#pragma unroll
+        for (int g = 0; g < GROUP; g++) {
+            float next = most[g];
+#pragma unroll
+            for (uint32_t step = 0; step < STEPS; step++) next = fmaxf(next, score[g][step]);
+#pragma unroll
+            for (uint32_t other = LANES; other < 32; other *= 2) next = fmaxf(next, __shfl_xor_sync(~0u, next, other));
+            float factor = rescale(most[g], next);
+            most[g] = next;
+            sum[g] *= factor;
+#pragma unroll
+            for (int i = 0; i < 8; i++) out[g][i] *= factor;
+#pragma unroll
+            for (uint32_t step = 0; step < STEPS; step++) {
+                // Nothing is seen yet: there is nothing to be relative to. Scores that are not numbers stay.
+                float weight = score[g][step] == -INFINITY ? 0.0f : exp2f(score[g][step] - next);
+                score[g][step] = weight;
+                sum[g] += weight;
+            }
+        }
+#pragma unroll
+        for (uint32_t step = 0; step < STEPS; step++) {
+            float v[8];
+            unpack<TYPE>(v, values[step]);
+#pragma unroll
+            for (int g = 0; g < GROUP; g++) {
+                float weight = score[g][step];
+                if (weight == 0.0f || part * 8 >= dim) continue;   // an unseen value may be anything
+                if (TYPE == KV_Q8) weight *= value_scale[step];
+#pragma unroll
+                for (int i = 0; i < 8; i++) out[g][i] += weight * v[i];
+            }
+        }
+    }
+
+    // The lanes that share a key have the same sums; those of other keys, and other warps, are added.
+#pragma unroll
+    for (int g = 0; g < GROUP; g++) {
+#pragma unroll
+        for (uint32_t other = LANES; other < 32; other *= 2) {
+            sum[g] += __shfl_xor_sync(~0u, sum[g], other);
+#pragma unroll
+            for (int i = 0; i < 8; i++) out[g][i] += __shfl_xor_sync(~0u, out[g][i], other);
+        }
+        if (lane < LANES) {
+#pragma unroll
+            for (int i = 0; i < 8; i++) merged[warp][g][lane * 8 + i] = out[g][i];
+        }
+        if (lane == 0) merged[warp][g][DIM] = most[g], merged[warp][g][DIM + 1] = sum[g];
+    }
+    __syncthreads();
+    for (uint32_t g = 0; g < n_heads; g++) {
+        float all = -INFINITY, total = 0.0f;
+#pragma unroll
+        for (uint32_t w = 0; w < ROWS_WARPS; w++) all = fmaxf(all, merged[w][g][DIM]);
+        float factors[ROWS_WARPS];
+#pragma unroll
+        for (uint32_t w = 0; w < ROWS_WARPS; w++) {
+            factors[w] = rescale(merged[w][g][DIM], all);
+            total += merged[w][g][DIM + 1] * factors[w];
+        }
+        uint64_t state = (uint64_t(blockIdx.z) * p.n_heads + first_head + g) * p.n_splits + blockIdx.x;
+        float* to = p.partials + state * (dim + 2);
+        for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) {
+            float x = 0.0f;
+#pragma unroll
+            for (uint32_t w = 0; w < ROWS_WARPS; w++) x += merged[w][g][i] * factors[w];
+            to[i] = x;
+        }
+        if (threadIdx.x == 0) to[dim] = all, to[dim + 1] = total;
+    }
+}
+
+#define LG_ROWS(NAME, TYPE, DIM, GROUP)                                                                       \
+    extern "C" __global__ void __launch_bounds__(32 * ROWS_WARPS) attn_rows_##NAME##_##DIM##_##GROUP(AttnParams p) { \
+        attn_rows<TYPE, DIM, GROUP>(p);                                                                       \
+    }
+#define LG_ROWS_OF(NAME, TYPE)                                                            \
+    LG_ROWS(NAME, TYPE, 64, 1) LG_ROWS(NAME, TYPE, 64, 4) LG_ROWS(NAME, TYPE, 128, 1)     \
+    LG_ROWS(NAME, TYPE, 128, 4) LG_ROWS(NAME, TYPE, 256, 1) LG_ROWS(NAME, TYPE, 256, 4)
+LG_ROWS_OF(f32, KV_F32)
+LG_ROWS_OF(f16, KV_F16)
+LG_ROWS_OF(bf16, KV_BF16)
+LG_ROWS_OF(q8, KV_Q8)
+
+// Merges the splits of every query. Grid (n_heads, n_tokens).
+extern "C" __global__ void attn_merge(AttnParams p) {
+    uint32_t head = blockIdx.x, dim = p.shape.head_dim;
+    const float* states = p.partials + (uint64_t(blockIdx.y) * p.n_heads + head) * p.n_splits * (dim + 2);
+    float sink = p.sink_logits ? p.sink_logits[head] * LOG2_E : -INFINITY;
+    float all = sink;
+    for (uint32_t s = 0; s < p.n_splits; s++) all = fmaxf(all, states[uint64_t(s) * (dim + 2) + dim]);
+    float total = rescale(sink, all);
+    for (uint32_t s = 0; s < p.n_splits; s++) {
+        const float* state = states + uint64_t(s) * (dim + 2);
+        total += state[dim + 1] * rescale(state[dim], all);
+    }
+    float* out = p.out + (uint64_t(p.rows->row + blockIdx.y) * p.n_heads + head) * dim;
+    for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) {
+        float x = 0.0f;
+        for (uint32_t s = 0; s < p.n_splits; s++) {
+            const float* state = states + uint64_t(s) * (dim + 2);
+            x += state[i] * rescale(state[dim], all);
+        }
+        out[i] = x / total;
+    }
+}

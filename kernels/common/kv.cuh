@@ -1,0 +1,62 @@
+// Cache blocks in device memory.
+#pragma once
+#include "weights.cuh"
+
+// One cache block: keys as rows, values as rows, and for 8 bits the scales of both.
+struct KvBlock {
+    KvShape shape;
+    uint8_t* base;
+
+    __device__ __forceinline__ KvBlock(const KvShape& shape, uint8_t* blocks, uint32_t place)
+        : shape(shape), base(blocks + place * shape.block_bytes()) {}
+
+    __device__ __forceinline__ uint8_t* row(bool is_value, uint32_t token) const {
+        uint32_t rows = (is_value ? shape.block_size : 0) + token;
+        return base + uint64_t(rows) * shape.head_dim * shape.elem_bytes();
+    }
+
+    __device__ __forceinline__ __half* scale(bool is_value, uint32_t token) const {
+        uint8_t* scales = base + uint64_t(2) * shape.block_size * shape.head_dim;
+        return reinterpret_cast<__half*>(scales) + (is_value ? shape.block_size : 0) + token;
+    }
+};
+
+// Rounds a row to the cache's type; all threads of the block take part. An 8-bit row has one scale, max |x| / 127 as
+// f16; a row with a number that is not finite gets a scale that is not, and spoils what sees it.
+template <typename F>
+__device__ void store_row(const KvBlock& block, bool is_value, uint32_t token, F x, float* max_of) {
+    uint32_t dim = block.shape.head_dim;
+    uint8_t* to = block.row(is_value, token);
+    switch (block.shape.type) {
+    case KV_F32:
+        for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) reinterpret_cast<float*>(to)[i] = x(i);
+        break;
+    case KV_F16:
+        for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) reinterpret_cast<__half*>(to)[i] = __float2half_rn(x(i));
+        break;
+    case KV_BF16:
+        for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) {
+            reinterpret_cast<__nv_bfloat16*>(to)[i] = __float2bfloat16_rn(x(i));
+        }
+        break;
+    case KV_Q8: {
+        // Not a number beats any number.
+        auto larger = [](float a, float b) { return isnan(a) || a > b ? a : b; };
+        float most = 0.0f;
+        for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) most = larger(fabsf(x(i)), most);
+        for (int lane = 16; lane > 0; lane /= 2) most = larger(__shfl_xor_sync(~0u, most, lane), most);
+        __syncthreads();
+        if (threadIdx.x % 32 == 0) max_of[threadIdx.x / 32] = most;
+        __syncthreads();
+        for (uint32_t warp = 0; warp < blockDim.x / 32; warp++) most = larger(max_of[warp], most);
+        __half scale = __float2half_rn(most / 127.0f);
+        float s = __half2float(scale);
+        for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) {
+            float quant = s > 0.0f ? rintf(x(i) / s) : 0.0f;
+            reinterpret_cast<int8_t*>(to)[i] = static_cast<int8_t>(fminf(fmaxf(quant, -127.0f), 127.0f));
+        }
+        if (threadIdx.x == 0) *block.scale(is_value, token) = scale;
+        break;
+    }
+    }
+}

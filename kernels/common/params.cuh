@@ -1,0 +1,169 @@
+// The parameters of the kernels, one struct a kernel, as src/backend/cuda/params.rs has them. Pointers are to device
+// memory; activations are rows of f32.
+#pragma once
+#include "mask.cuh"
+
+enum KvType : uint32_t { KV_F32 = 0, KV_F16 = 1, KV_BF16 = 2, KV_Q8 = 3 };
+enum Pairing : uint32_t { PAIRING_ADJACENT = 0, PAIRING_HALVES = 1 };
+
+// Shape of the cache blocks of a layer. A block holds block_size keys as rows of head_dim elements, then as many
+// values; 8-bit ones are followed by the f16 scales of all keys, then of all values.
+struct KvShape {
+    uint32_t n_kv_heads;
+    uint32_t head_dim;
+    uint32_t block_size;
+    uint32_t type;
+
+    LG_FN uint32_t elem_bytes() const { return type == KV_F32 ? 4 : type == KV_Q8 ? 1 : 2; }
+    LG_FN uint64_t block_bytes() const {
+        return uint64_t(2) * block_size * head_dim * elem_bytes() + (type == KV_Q8 ? 4 * block_size : 0);
+    }
+};
+
+// A matrix of (rows, cols). Quantised blocks of 32 elements are taken apart when they are uploaded: the quants of a
+// row side by side, 16 or 32 bytes a block, and the f16 scales (and minima) of all blocks elsewhere.
+struct Weight {
+    const void* data;
+    const void* scales;
+    uint32_t rows;
+    uint32_t cols;
+};
+
+struct EmbedParams {
+    float* out;
+    Weight table;
+    const uint32_t* tokens;
+    float scale;
+    uint32_t unused;
+};
+static_assert(sizeof(EmbedParams) == 48);
+
+struct NormParams {
+    float* out;
+    const float* x;
+    const float* weight;
+    uint32_t width;
+    float eps;
+};
+static_assert(sizeof(NormParams) == 32);
+
+struct RopeTableParams {
+    float* out;
+    const float* inv_freq;
+    const StepRows* rows;
+    uint32_t n_pairs;
+    float attention_factor;
+};
+static_assert(sizeof(RopeTableParams) == 32);
+
+struct RopeAppendParams {
+    float* q;
+    const float* k;
+    const float* v;
+    const float* table;  // null: nothing is turned
+    const StepRows* rows;
+    uint8_t* blocks;
+    BlockPlaces places;
+    KvShape shape;
+    uint32_t n_heads;
+    uint32_t n_pairs;
+    uint32_t pairing;
+    uint32_t unused;
+};
+static_assert(sizeof(RopeAppendParams) == 96);
+
+struct CopyBlocksParams {
+    uint8_t* to;
+    const uint8_t* from;
+    BlockPlaces to_places;
+    BlockPlaces from_places;
+    const StepRows* rows;
+    const SlotMap* slots;
+    KvShape shape;
+    uint32_t pinned;     // whether pinned blocks are copied, or those of the rings
+    uint32_t unused;
+};
+static_assert(sizeof(CopyBlocksParams) == 88);
+
+enum SegmentEnd : uint32_t { END_FIXED = 0, END_BEFORE_STEP = 1, END_STEP = 2 };
+
+struct Segment {
+    const uint8_t* blocks;
+    BlockPlaces places;
+    uint32_t end_kind;
+    uint32_t end;
+
+    LG_FN uint32_t end_position(const StepRows& rows) const {
+        return end_kind == END_FIXED ? end : end_kind == END_BEFORE_STEP ? rows.pos : rows.end();
+    }
+};
+
+struct AttnParams {
+    float* out;
+    const float* q;
+    const StepRows* rows;
+    const float* sink_logits;   // null: none
+    const uint32_t* phases;     // (n_heads)
+    float* partials;            // (n_tokens, n_heads, n_splits, head_dim + 2)
+    Segment segments[3];
+    KvShape shape;
+    Mask mask;
+    uint32_t n_segments;
+    uint32_t n_heads;
+    uint32_t n_splits;
+    float scale;
+    float softcap;
+};
+static_assert(sizeof(AttnParams) == 208);
+
+struct GluParams {
+    float* gate;
+    const float* up;
+    uint64_t n_elems;
+};
+static_assert(sizeof(GluParams) == 24);
+
+struct MatvecParams {
+    float* out;
+    Weight w;
+    const float* x;
+    const float* bias;   // null: none
+    uint32_t n_rows;
+    uint32_t add;
+};
+static_assert(sizeof(MatvecParams) == 56);
+
+// Turns n elements of 32 bits, or a matrix, into 16-bit floats.
+struct ConvertParams {
+    void* out;
+    const float* x;
+    uint64_t n_elems;
+};
+static_assert(sizeof(ConvertParams) == 24);
+
+struct DequantParams {
+    void* out;
+    Weight w;
+};
+static_assert(sizeof(DequantParams) == 32);
+
+// out (n, m) = x (n, k) * transpose(w (m, k)), plus what it holds if `add`.
+struct GemmParams {
+    float* out;
+    const void* x;
+    const void* w;
+    uint32_t n;
+    uint32_t m;
+    uint32_t k;
+    uint32_t add;
+};
+static_assert(sizeof(GemmParams) == 40);
+
+// out (n, width) += bias (width)
+struct BiasParams {
+    float* out;
+    const float* bias;
+    uint32_t n_rows;
+    uint32_t width;
+};
+static_assert(sizeof(BiasParams) == 24);

@@ -1,0 +1,63 @@
+// Keys and values on their way into the cache.
+#include "common/kv.cuh"
+
+// Grid (n_tokens, n_heads + n_kv_heads): turns one head of queries in place, or turns a head of keys and appends it and
+// its values. `head_dim` floats of shared memory.
+extern "C" __global__ void rope_append(RopeAppendParams p) {
+    extern __shared__ float head[];
+    __shared__ float max_of[32];
+    StepRows rows = *p.rows;
+    uint32_t dim = p.shape.head_dim, row = rows.row + blockIdx.x, position = rows.pos + blockIdx.x;
+    bool is_query = blockIdx.y < p.n_heads;
+    uint32_t kv_head = blockIdx.y - p.n_heads;
+    float* q = p.q + (uint64_t(row) * p.n_heads + blockIdx.y) * dim;
+    const float* source = is_query ? q : p.k + (uint64_t(row) * p.shape.n_kv_heads + kv_head) * dim;
+    for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) head[i] = source[i];
+    __syncthreads();
+    if (p.table) {
+        const float* angles = p.table + uint64_t(row) * p.n_pairs * 2;
+        for (uint32_t i = threadIdx.x; i < p.n_pairs; i += blockDim.x) {
+            uint32_t a = p.pairing == PAIRING_HALVES ? i : 2 * i;
+            uint32_t b = p.pairing == PAIRING_HALVES ? i + p.n_pairs : 2 * i + 1;
+            float x = head[a], y = head[b], cos = angles[2 * i], sin = angles[2 * i + 1];
+            head[a] = x * cos - y * sin;
+            head[b] = x * sin + y * cos;
+        }
+        __syncthreads();
+    }
+    if (is_query) {
+        for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) q[i] = head[i];
+        return;
+    }
+    KvBlock block(p.shape, p.blocks, p.places.place(rows, p.shape.block_size, kv_head, position / p.shape.block_size));
+    uint32_t in_block = position % p.shape.block_size;
+    store_row(block, false, in_block, [&](uint32_t i) { return head[i]; }, max_of);
+    const float* v = p.v + (uint64_t(row) * p.shape.n_kv_heads + kv_head) * dim;
+    store_row(block, true, in_block, [&](uint32_t i) { return v[i]; }, max_of);
+}
+
+// Grid (n_tokens, n_kv_heads). Rows are copied in words of 16 bits, or of 8 if they are odd.
+extern "C" __global__ void copy_blocks(CopyBlocksParams p) {
+    StepRows rows = *p.rows;
+    uint32_t position = rows.pos + blockIdx.x, kv_head = blockIdx.y;
+    uint32_t block_size = p.shape.block_size, block = position / block_size;
+    bool is_pinned = p.slots->is_pinned(kv_head, block);
+    if (p.pinned ? !is_pinned : is_pinned || block < rows.first_block(block_size, p.slots->ring_blocks)) return;
+    KvBlock to(p.shape, p.to, p.to_places.place(rows, block_size, kv_head, block));
+    KvBlock from(p.shape, const_cast<uint8_t*>(p.from), p.from_places.place(rows, block_size, kv_head, block));
+    for (int is_value = 0; is_value < 2; is_value++) {
+        uint8_t* t = to.row(is_value, position % block_size);
+        const uint8_t* f = from.row(is_value, position % block_size);
+        uint32_t n_bytes = p.shape.head_dim * p.shape.elem_bytes();
+        if (n_bytes % 16 == 0) {
+            for (uint32_t i = threadIdx.x; i < n_bytes / 16; i += blockDim.x) {
+                reinterpret_cast<uint4*>(t)[i] = reinterpret_cast<const uint4*>(f)[i];
+            }
+        } else {
+            for (uint32_t i = threadIdx.x; i < n_bytes; i += blockDim.x) t[i] = f[i];
+        }
+        if (p.shape.type == KV_Q8 && threadIdx.x == 0) {
+            *to.scale(is_value, position % block_size) = *from.scale(is_value, position % block_size);
+        }
+    }
+}
