@@ -65,6 +65,8 @@ pub struct MemoryPlan {
     pub activation_bytes: usize,
     /// Working memory of the ops.
     pub workspace_bytes: usize,
+    /// Tables that say where blocks lie and which rows are the session's.
+    pub table_bytes: usize,
     /// Logits, where they are computed and where they are read.
     pub logits_bytes: usize,
 }
@@ -100,6 +102,7 @@ impl MemoryPlan {
             + self.scratch_bytes
             + self.activation_bytes
             + self.workspace_bytes
+            + self.table_bytes
             + self.logits_bytes
     }
 }

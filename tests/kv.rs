@@ -115,6 +115,8 @@ fn check<B: Backend>(
         backend.describe(&mut desc, StepRows { row: 0, n_tokens, pos: begin }).unwrap();
         let n_layers = if cancelled { plan.len().div_ceil(2) } else { plan.len() };
         for (layer, attention) in plan.iter().enumerate().take(n_layers) {
+            let mut phases = backend.alloc(size_of_val(&attention.phases[..])).unwrap();
+            backend.upload(&mut phases, 0, &attention.phases).unwrap();
             let rows = |heads: usize, f: &dyn Fn(u64, usize, usize) -> f32| {
                 let mut rows = Vec::new();
                 for &stamp in &stamps {
@@ -151,7 +153,7 @@ fn check<B: Backend>(
                         softcap: 0.0,
                         sink_logits: None,
                         mask: attention.mask,
-                        phases: &attention.phases,
+                        phases: &phases,
                         seqs,
                     };
                     backend.attn(ws, attend)?;

@@ -464,6 +464,7 @@ fn a_cancelled_step_ends_in_the_op_that_runs() {
         let from = rig.buf(&random.vector(128, 1.0));
         let mut to = rig.poisoned(128 * 4);
         let desc = rig.rows(0, 16, 0);
+        let slots = backend.slots(&SlotMap::new(&Mask::Full, &[0], 1, 16)).unwrap();
         rig.run(|backend, ws| {
             let places = BlockPlaces::Step { n_blocks: 1 };
             let copy = CopyBlocksArgs {
@@ -474,7 +475,7 @@ fn a_cancelled_step_ends_in_the_op_that_runs() {
                 shape,
                 desc: &desc,
                 blocks: StepBlocks::Pinned,
-                slots: &SlotMap::new(&Mask::Full, &[0], 1, 16),
+                slots: &slots,
             };
             backend.copy_blocks(ws, copy)
         })

@@ -209,10 +209,9 @@ pub struct KvShape {
 }
 
 /// Where the block of a (KV head, block) lies in a buffer of cache blocks, as a number of blocks.
-#[derive(Clone, Copy, Debug)]
-pub enum BlockPlaces<'a> {
+pub enum BlockPlaces<'a, B: Backend> {
     /// The session's own blocks.
-    Slots(&'a SlotMap),
+    Slots(&'a B::Slots),
     /// The blocks that the step's tokens touch, the last `n_blocks` of them, head after head.
     Step {
         /// Blocks that are held of each head.
@@ -220,7 +219,15 @@ pub enum BlockPlaces<'a> {
     },
 }
 
-impl BlockPlaces<'_> {
+impl<B: Backend> Clone for BlockPlaces<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for BlockPlaces<'_, B> {}
+
+impl<B: Backend<Slots = SlotMap>> BlockPlaces<'_, B> {
     /// Where the block lies, counted in blocks from the start of the buffer, while `rows` is the step.
     pub fn place(&self, rows: &StepRows, block_size: u32, kv_head: u32, block: u32) -> usize {
         match *self {
@@ -265,7 +272,7 @@ pub struct AppendSeq<'a, B: Backend> {
     /// Where its keys and values go.
     pub blocks: &'a mut B::Buf,
     /// Where in it each block lies.
-    pub places: BlockPlaces<'a>,
+    pub places: BlockPlaces<'a, B>,
 }
 
 /// Part of a session's keys and values in one buffer: the tokens from the previous segment's end to `end`.
@@ -273,7 +280,7 @@ pub struct KvSegment<'a, B: Backend> {
     /// Cache blocks.
     pub blocks: &'a B::Buf,
     /// Where in it each block lies.
-    pub places: BlockPlaces<'a>,
+    pub places: BlockPlaces<'a, B>,
     /// Where the next one begins.
     pub end: SegmentEnd,
 }
@@ -332,8 +339,8 @@ pub struct AttnArgs<'a, B: Backend> {
     pub sink_logits: Option<&'a B::Buf>,
     /// Who may look at whom.
     pub mask: Mask,
-    /// One per query head; read only where the mask has a stride.
-    pub phases: &'a [u32],
+    /// (n_heads), as `u32`; read only where the mask has a stride
+    pub phases: &'a B::Buf,
     /// The sessions of the step.
     pub seqs: &'a [AttnSeq<'a, B>],
 }
@@ -371,11 +378,11 @@ pub struct CopyBlocksArgs<'a, B: Backend> {
     /// Destination.
     pub to: &'a mut B::Buf,
     /// Where in it each block lies.
-    pub to_places: BlockPlaces<'a>,
+    pub to_places: BlockPlaces<'a, B>,
     /// Source.
     pub from: &'a B::Buf,
     /// Where in it each block lies.
-    pub from_places: BlockPlaces<'a>,
+    pub from_places: BlockPlaces<'a, B>,
     /// Shape of the blocks of both.
     pub shape: KvShape,
     /// Which rows, at which positions.
@@ -383,7 +390,7 @@ pub struct CopyBlocksArgs<'a, B: Backend> {
     /// Which of the blocks that the rows touch.
     pub blocks: StepBlocks,
     /// The slots of the layer, which say what is pinned.
-    pub slots: &'a SlotMap,
+    pub slots: &'a B::Slots,
 }
 
 /// The function of a gated unit.

@@ -6,6 +6,7 @@ pub mod reference;
 
 use crate::cancel::Cancel;
 use crate::error::Result;
+use crate::kv::slots::SlotMap;
 use args::*;
 
 /// A device that can run the transformer.
@@ -19,6 +20,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     type Weight: Send + Sync;
     /// The rows of one session in a step, where ops can read them.
     type Descriptor: Send + Sync;
+    /// Where the cache blocks of a layer lie, as ops read it.
+    type Slots: Send + Sync;
     /// Working memory of one session's steps, and how precisely they compute.
     type Workspace: Send;
 
@@ -56,6 +59,15 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// Sets working memory aside for a session.
     fn workspace(&self, shape: &WorkspaceShape, precision: Precision) -> Result<Self::Workspace>;
+
+    /// Bytes that [`slots`](Backend::slots) will allocate.
+    fn slots_bytes(&self, map: &SlotMap) -> usize;
+
+    /// Makes a layer's slots readable.
+    fn slots(&self, map: &SlotMap) -> Result<Self::Slots>;
+
+    /// Bytes that [`descriptor`](Backend::descriptor) will allocate.
+    fn descriptor_bytes(&self) -> usize;
 
     /// A session's descriptor, of no rows yet.
     fn descriptor(&self) -> Result<Self::Descriptor>;

@@ -9,6 +9,7 @@ use super::args::*;
 use crate::alloc::{HostBuf, Meter};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
+use crate::kv::slots::SlotMap;
 
 /// Runs the ops by their definitions.
 #[derive(Debug, Default)]
@@ -59,6 +60,7 @@ impl Backend for ReferenceBackend {
     type Buf = HostBuf;
     type Weight = WeightData;
     type Descriptor = StepRows;
+    type Slots = SlotMap;
     type Workspace = ReferenceWorkspace;
 
     fn alloc(&self, n_bytes: usize) -> Result<HostBuf> {
@@ -98,6 +100,18 @@ impl Backend for ReferenceBackend {
 
     fn workspace(&self, _: &WorkspaceShape, _: Precision) -> Result<ReferenceWorkspace> {
         Ok(ReferenceWorkspace::default())
+    }
+
+    fn slots_bytes(&self, _: &SlotMap) -> usize {
+        0
+    }
+
+    fn slots(&self, map: &SlotMap) -> Result<SlotMap> {
+        Ok(map.clone())
+    }
+
+    fn descriptor_bytes(&self) -> usize {
+        0
     }
 
     fn descriptor(&self) -> Result<StepRows> {
@@ -226,7 +240,7 @@ impl Backend for ReferenceBackend {
                 ws.cancel.check()?;
                 let at = ((seq.desc.row + token) as usize * n_heads + head) * dim;
                 let query = &args.q.of::<f32>()[at..at + dim];
-                let (position, phase) = (seq.desc.pos + token, args.phases[head]);
+                let (position, phase) = (seq.desc.pos + token, args.phases.of::<u32>()[head]);
                 let kv_head = index(head / (n_heads / args.shape.n_kv_heads))?;
 
                 let mut scores = Vec::new();

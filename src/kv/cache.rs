@@ -48,6 +48,11 @@ impl LayerLayout {
         self.slots.n_slots() as usize * backend.kv_block_bytes(&self.shape)
     }
 
+    /// Bytes of the table that says where blocks lie.
+    pub fn table_bytes<B: Backend>(&self, backend: &B) -> usize {
+        backend.slots_bytes(&self.slots)
+    }
+
     /// Bytes of the staging buffer.
     pub fn staging_bytes<B: Backend>(&self, backend: &B) -> usize {
         self.stage_blocks as usize * self.shape.n_kv_heads * backend.kv_block_bytes(&self.shape)
@@ -66,6 +71,7 @@ pub fn scratch_bytes<B: Backend>(backend: &B, layers: &[LayerLayout]) -> usize {
 
 struct LayerCache<B: Backend> {
     layout: LayerLayout,
+    slots: B::Slots,
     attention: LayerAttention,
     blocks: B::Buf,
     staged: B::Buf,
@@ -94,7 +100,8 @@ impl<B: Backend> KvCache<B> {
             .map(|(layout, attention)| {
                 let blocks = backend.alloc(layout.kv_bytes(backend))?;
                 let staged = backend.alloc(layout.staging_bytes(backend))?;
-                Ok(LayerCache { layout, attention: attention.clone(), blocks, staged })
+                let slots = backend.slots(&layout.slots)?;
+                Ok(LayerCache { layout, slots, attention: attention.clone(), blocks, staged })
             })
             .collect::<Result<_>>()?;
         Ok(Self { layers, scratch, n_tokens: 0, written: 0 })
@@ -112,17 +119,17 @@ impl<B: Backend> KvCache<B> {
 
     /// Where the keys and values of the coming step go in a layer.
     pub fn append_target<'a>(&'a mut self, layer: usize, desc: &'a B::Descriptor) -> AppendSeq<'a, B> {
-        let LayerCache { layout, blocks, .. } = &mut self.layers[layer];
+        let LayerCache { layout, slots, blocks, .. } = &mut self.layers[layer];
         match layout.scratch_blocks {
-            0 => AppendSeq { desc, blocks, places: BlockPlaces::Slots(&layout.slots) },
+            0 => AppendSeq { desc, blocks, places: BlockPlaces::Slots(slots) },
             n_blocks => AppendSeq { desc, blocks: &mut self.scratch, places: BlockPlaces::Step { n_blocks } },
         }
     }
 
     /// What the tokens of the running step, and all before them, left in a layer.
     pub fn segments(&self, layer: usize) -> Vec<KvSegment<'_, B>> {
-        let LayerCache { layout, blocks, .. } = &self.layers[layer];
-        let places = BlockPlaces::Slots(&layout.slots);
+        let LayerCache { layout, slots, blocks, .. } = &self.layers[layer];
+        let places = BlockPlaces::Slots(slots);
         match layout.scratch_blocks {
             0 => vec![KvSegment { blocks, places, end: SegmentEnd::Step }],
             n_blocks => {
@@ -143,8 +150,8 @@ impl<B: Backend> KvCache<B> {
         layer: usize,
         desc: &B::Descriptor,
     ) -> Result<()> {
-        let LayerCache { layout, blocks, staged, .. } = &mut self.layers[layer];
-        let LayerLayout { shape, slots, stage_blocks, scratch_blocks } = &*layout;
+        let LayerCache { layout, slots, blocks, staged, .. } = &mut self.layers[layer];
+        let LayerLayout { shape, stage_blocks, scratch_blocks, .. } = &*layout;
         if *scratch_blocks == 0 {
             return Ok(());
         }
@@ -177,8 +184,8 @@ impl<B: Backend> KvCache<B> {
     /// # Errors
     /// Only those of a device that fails for good; the cache is unusable then.
     pub fn fill_rings(&mut self, backend: &B, ws: &mut B::Workspace, desc: &B::Descriptor) -> Result<()> {
-        for LayerCache { layout, blocks, staged, .. } in &mut self.layers {
-            let LayerLayout { shape, slots, stage_blocks, scratch_blocks } = &*layout;
+        for LayerCache { layout, slots, blocks, staged, .. } in &mut self.layers {
+            let LayerLayout { shape, stage_blocks, scratch_blocks, .. } = &*layout;
             if *scratch_blocks == 0 {
                 continue;
             }

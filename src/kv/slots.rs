@@ -65,6 +65,23 @@ impl SlotMap {
         Self { stride, heads, n_slots: first }
     }
 
+    /// The same as 32-bit words, for kernels: stride, longest ring; then of every head its first slot, sink blocks,
+    /// ring blocks, where its residues begin, how many there are, and whether it is a ring; then all residues.
+    pub fn words(&self) -> Vec<u32> {
+        let word = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let mut words = vec![self.stride, self.ring_blocks()];
+        let mut residues = 2 + 6 * self.heads.len();
+        for head in &self.heads {
+            let HeadSlots { first, sink_blocks, ring_blocks, .. } = *head;
+            let n_residues = head.residues.len();
+            let is_ring = u32::from(head.is_ring);
+            words.extend([first, sink_blocks, ring_blocks, word(residues), word(n_residues), is_ring]);
+            residues += n_residues;
+        }
+        words.extend(self.heads.iter().flat_map(|head| &head.residues));
+        words
+    }
+
     /// Slots of all heads together.
     pub fn n_slots(&self) -> u32 {
         self.n_slots

@@ -110,7 +110,7 @@ impl<B: Backend> Step<'_, '_, B> {
             softcap: 0.0,
             sink_logits: None,
             mask: config.attention[i_layer].mask,
-            phases: &config.attention[i_layer].phases,
+            phases: &layer.phases,
             seqs: &views,
         };
         backend.attn(ws, attend)?;

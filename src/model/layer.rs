@@ -7,6 +7,8 @@ use crate::weights::WeightFile;
 
 /// One layer. Matrices are (outputs, inputs).
 pub struct LayerWeights<B: Backend> {
+    /// (n_heads), as `u32`: phases of the strided blocks
+    pub phases: B::Buf,
     /// (d_model)
     pub attn_norm: B::Buf,
     /// (n_heads * head_dim, d_model)
@@ -75,7 +77,11 @@ impl<B: Backend> Weights<B> {
 
         let layer = |i: usize| {
             let name = |part: &str| format!("blk.{i}.{part}");
+            let attention = &config.attention[i];
+            let mut phases = backend.alloc(size_of_val(&attention.phases[..]))?;
+            backend.upload(&mut phases, 0, &attention.phases)?;
             Ok(LayerWeights {
+                phases,
                 attn_norm: vector(&name("attn_norm.weight"), d_model)?,
                 q: matrix(&name("attn_q.weight"), q_dim, d_model)?,
                 q_bias: bias(&name("attn_q.bias"), q_dim)?,

@@ -120,6 +120,8 @@ impl<B: Backend> Engine for Network<B> {
             scratch_bytes: scratch_bytes(backend, &layouts),
             activation_bytes: Activations::<B>::n_bytes(config, shape.chunk_tokens as usize),
             workspace_bytes: backend.workspace_bytes(&self.0.workspace_shape(&shape), shape.precision),
+            table_bytes: layouts.iter().map(|layout| layout.table_bytes(backend)).sum::<usize>()
+                + backend.descriptor_bytes(),
             // Once where the backend computes them, once where the caller reads them.
             logits_bytes: 2 * logits_bytes,
         })

@@ -166,6 +166,9 @@ impl<'b, B: Backend> Rig<'b, B> {
         let width = context.n_heads * context.shape.head_dim;
         let n_rows = seqs.iter().map(|seq| seq.1 as usize).sum::<usize>();
         let (slots, in_order) = (context.slots(), context.slots_in_order());
+        let on_device = |map: &SlotMap| self.backend.slots(map).unwrap();
+        let (slots, in_order) =
+            ((on_device(&slots), slots.n_slots()), (on_device(&in_order), in_order.n_slots()));
         let mut q_rows = Vec::new();
         let mut descs = Vec::new();
         let mut row = 0;
@@ -202,7 +205,7 @@ impl<'b, B: Backend> Rig<'b, B> {
             .collect();
         let views: Vec<_> =
             descs.iter().zip(&segments).map(|(desc, segments)| AttnSeq { desc, segments }).collect();
-        let q = self.buf(&q_rows);
+        let (q, phases) = (self.buf(&q_rows), self.buf(&context.phases));
         let sinks = context.sink_logits.as_ref().map(|sinks| self.buf(sinks));
         let mut out = self.poisoned(n_rows * width * 4);
         self.run(|backend, ws| {
@@ -215,7 +218,7 @@ impl<'b, B: Backend> Rig<'b, B> {
                 softcap: context.softcap,
                 sink_logits: sinks.as_ref(),
                 mask: context.mask,
-                phases: &context.phases,
+                phases: &phases,
                 seqs: &views,
             };
             backend.attn(ws, attend)
@@ -248,8 +251,8 @@ impl<'b, B: Backend> Rig<'b, B> {
         context: &Context,
         part: &Part,
         begin: u32,
-        slots: &'s SlotMap,
-    ) -> (B::Buf, BlockPlaces<'s>) {
+        (slots, n_slots): &'s (B::Slots, u32),
+    ) -> (B::Buf, BlockPlaces<'s, B>) {
         let block_size = u32::try_from(context.shape.block_size).unwrap();
         let (n_bytes, places, step) = match part.lie {
             Lie::InScratch => {
@@ -257,7 +260,7 @@ impl<'b, B: Backend> Rig<'b, B> {
                 (n_bytes, places, u32::MAX)
             }
             _ => {
-                let n_bytes = slots.n_slots() as usize * self.backend.kv_block_bytes(&context.shape);
+                let n_bytes = *n_slots as usize * self.backend.kv_block_bytes(&context.shape);
                 // Block by block, as a ring is filled.
                 (n_bytes, BlockPlaces::Slots(slots), block_size)
             }
@@ -283,7 +286,7 @@ impl<'b, B: Backend> Rig<'b, B> {
         from: &B::Buf,
         n_bytes: usize,
         tokens: Range<u32>,
-        slots: &SlotMap,
+        slots: &B::Slots,
     ) -> B::Buf {
         let mut to = self.poisoned(n_bytes);
         let middle = tokens.start + (tokens.end - tokens.start) / 3;
@@ -311,7 +314,7 @@ impl<'b, B: Backend> Rig<'b, B> {
         context: &Context,
         q: &mut B::Buf,
         blocks: &mut B::Buf,
-        places: BlockPlaces<'_>,
+        places: BlockPlaces<'_, B>,
         pos: u32,
         n_tokens: u32,
     ) {
@@ -346,7 +349,7 @@ impl<'b, B: Backend> Rig<'b, B> {
 
 impl Context {
     /// The slots of this layer.
-    pub fn slots(&self) -> SlotMap {
+    fn slots(&self) -> SlotMap {
         self.slots_for(&self.mask)
     }
 
@@ -363,7 +366,7 @@ impl Context {
     }
 
     /// Bytes of the scratch of a step, and where blocks lie in it.
-    fn scratch<B: Backend>(&self, backend: &B, pos: u32, end: u32) -> (usize, BlockPlaces<'static>) {
+    fn scratch<B: Backend>(&self, backend: &B, pos: u32, end: u32) -> (usize, BlockPlaces<'static, B>) {
         let block_size = u32::try_from(self.shape.block_size).unwrap();
         let n_blocks = end.div_ceil(block_size) - pos / block_size;
         let n_bytes = n_blocks as usize * self.shape.n_kv_heads * backend.kv_block_bytes(&self.shape);

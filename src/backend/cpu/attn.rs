@@ -69,6 +69,7 @@ pub(super) fn attn(
 ) -> Result<()> {
     let AttnArgs { out, q, n_heads, shape, scale, softcap, sink_logits, mask, phases, seqs } = args;
     let KvShape { n_kv_heads, head_dim, block_size, .. } = shape;
+    let phases = phases.of::<u32>();
     if n_kv_heads == 0 || n_heads % n_kv_heads != 0 || phases.len() != n_heads {
         let n_phases = phases.len();
         return Err(Error::invalid(format!("{n_heads} heads, {n_kv_heads} kv heads, {n_phases} phases")));

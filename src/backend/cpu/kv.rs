@@ -187,7 +187,7 @@ struct Append<'a> {
     angles: Angles<'a>,
     shape: KvShape,
     desc: StepRows,
-    places: BlockPlaces<'a>,
+    places: BlockPlaces<'a, CpuBackend>,
 }
 
 impl Append<'_> {

@@ -15,6 +15,7 @@ use crate::backend::Backend;
 use crate::backend::args::*;
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
+use crate::kv::slots::SlotMap;
 use simd::Simd;
 pub use simd::SimdLevel;
 use team::{Crew, Team};
@@ -58,6 +59,7 @@ impl Backend for CpuBackend {
     type Buf = HostBuf;
     type Weight = WeightData;
     type Descriptor = StepRows;
+    type Slots = SlotMap;
     type Workspace = Workspace;
 
     fn alloc(&self, n_bytes: usize) -> Result<HostBuf> {
@@ -115,6 +117,18 @@ impl Backend for CpuBackend {
 
     fn workspace(&self, shape: &WorkspaceShape, precision: Precision) -> Result<Workspace> {
         Workspace::new(shape, precision, self.team.n_threads(), &self.meter)
+    }
+
+    fn slots_bytes(&self, _: &SlotMap) -> usize {
+        0
+    }
+
+    fn slots(&self, map: &SlotMap) -> Result<SlotMap> {
+        Ok(map.clone())
+    }
+
+    fn descriptor_bytes(&self) -> usize {
+        0
     }
 
     fn descriptor(&self) -> Result<StepRows> {
