@@ -73,7 +73,7 @@ __device__ void attn_rows(const AttnParams& p) {
     uint32_t group = p.n_heads / p.shape.n_kv_heads, parts = (group + GROUP - 1) / GROUP;
     uint32_t kv_head = blockIdx.y / parts, first_head = kv_head * group + blockIdx.y % parts * GROUP;
     uint32_t n_heads = min(uint32_t(GROUP), kv_head * group + group - first_head);
-    uint32_t position = rows.pos + blockIdx.z, row = rows.row + blockIdx.z;
+    uint32_t token = p.first_token + blockIdx.z, position = rows.pos + token, row = rows.row + token;
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, part = lane % LANES, dim = p.shape.head_dim;
 
     // Sorted residues of the strided blocks that these query heads keep.
@@ -246,9 +246,14 @@ __device__ void attn_rows(const AttnParams& p) {
 #define LG_ROWS_OF(NAME, TYPE)                                                            \
     LG_ROWS(NAME, TYPE, 64, 1) LG_ROWS(NAME, TYPE, 64, 4) LG_ROWS(NAME, TYPE, 128, 1)     \
     LG_ROWS(NAME, TYPE, 128, 4) LG_ROWS(NAME, TYPE, 256, 1) LG_ROWS(NAME, TYPE, 256, 4)
+// One cache type a compilation: together they would take a minute.
+#if defined(LG_KV_F32)
 LG_ROWS_OF(f32, KV_F32)
+#elif defined(LG_KV_F16)
 LG_ROWS_OF(f16, KV_F16)
+#elif defined(LG_KV_BF16)
 LG_ROWS_OF(bf16, KV_BF16)
+#else
 LG_ROWS_OF(q8, KV_Q8)
 
 // Merges the splits of every query. Grid (n_heads, n_tokens).
@@ -263,7 +268,7 @@ extern "C" __global__ void attn_merge(AttnParams p) {
         const float* state = states + uint64_t(s) * (dim + 2);
         total += state[dim + 1] * rescale(state[dim], all);
     }
-    float* out = p.out + (uint64_t(p.rows->row + blockIdx.y) * p.n_heads + head) * dim;
+    float* out = p.out + (uint64_t(p.rows->row + p.first_token + blockIdx.y) * p.n_heads + head) * dim;
     for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) {
         float x = 0.0f;
         for (uint32_t s = 0; s < p.n_splits; s++) {
@@ -273,3 +278,4 @@ extern "C" __global__ void attn_merge(AttnParams p) {
         out[i] = x / total;
     }
 }
+#endif

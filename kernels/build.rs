@@ -1,8 +1,97 @@
-//! Build script of the runtime: names the shared library so that programs find it by its ABI version.
+//! Build script of the runtime: names the shared library so that programs find it by its ABI version, and, for the
+//! `cuda` feature, compiles the kernels with nvcc.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+/// What is compiled: the name of the result, its source, and what distinguishes it from others of the same source.
+const KERNELS: [(&str, &str, &str); 9] = [
+    ("attn_rows_f32", "attn_rows.cu", "-DLG_KV_F32"),
+    ("attn_rows_f16", "attn_rows.cu", "-DLG_KV_F16"),
+    ("attn_rows_bf16", "attn_rows.cu", "-DLG_KV_BF16"),
+    ("attn_rows_q8", "attn_rows.cu", "-DLG_KV_Q8"),
+    ("attn_prefill", "attn_prefill.cu", ""),
+    ("matvec", "matvec.cu", ""),
+    ("gemm", "gemm.cu", ""),
+    ("kv", "kv.cu", ""),
+    ("rowwise", "rowwise.cu", ""),
+];
+
+/// Machine code for Ampere and Ada, for Hopper, and portable code that the driver of a later card compiles.
+const TARGETS: [&str; 3] =
+    ["arch=compute_80,code=sm_80", "arch=compute_90a,code=sm_90a", "arch=compute_90,code=compute_90"];
+
+const HOW_TO_GET_NVCC: &str = "the feature `cuda` needs nvcc 13.0, and it is neither in CUDA_HOME nor on the PATH nor \
+    in .cuda. This installs it (300 MB, no GPU needed):\n\n    \
+    pip install --target .cuda 'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-nvvm==13.0.*' \
+    'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-cccl==13.0.*'\n";
 
 fn main() {
-    println!("cargo::rerun-if-changed=kernels/build.rs");
-    if std::env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
+    println!("cargo::rerun-if-changed=kernels");
+    println!("cargo::rerun-if-env-changed=CUDA_HOME");
+    if env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
         println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,liblonggen.so.0");
     }
+    if env::var_os("CARGO_FEATURE_CUDA").is_some() {
+        let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
+        let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
+        match find_nvcc(&root) {
+            Some(nvcc) => compile_all(&nvcc, &root.join("kernels"), &out),
+            None => fail(HOW_TO_GET_NVCC),
+        }
+    }
+}
+
+fn find_nvcc(root: &Path) -> Option<PathBuf> {
+    let homes = env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("bin"));
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders =
+        homes.into_iter().chain(env::split_paths(&path)).chain([root.join(".cuda/nvidia/cu13/bin")]);
+    folders.map(|folder| folder.join("nvcc")).find(|nvcc| nvcc.is_file())
+}
+
+/// Compiles everything, on all cores, and writes the list of results that the runtime includes.
+fn compile_all(nvcc: &Path, kernels: &Path, out: &Path) {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(kernel) = KERNELS.get(next.fetch_add(1, Ordering::Relaxed)) {
+            compile(nvcc, kernels, out, kernel);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(work);
+        }
+    });
+    let entry = |(name, _, _): &(&str, &str, &str)| {
+        format!("    include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}.fatbin\")),\n")
+    };
+    let list = format!("[\n{}]\n", KERNELS.iter().map(entry).collect::<String>());
+    if let Err(error) = std::fs::write(out.join("kernels.rs"), list) {
+        fail(&format!("{}: {error}", out.display()));
+    }
+}
+
+fn compile(nvcc: &Path, kernels: &Path, out: &Path, &(name, source, define): &(&str, &str, &str)) {
+    let mut command = Command::new(nvcc);
+    command.args(["-std=c++17", "-O3", "-fatbin", "-Werror", "all-warnings"]);
+    command.args(TARGETS.iter().flat_map(|target| ["-gencode", target]));
+    command.args(Some(define).filter(|define| !define.is_empty()));
+    command.arg("-o").arg(out.join(format!("{name}.fatbin"))).arg(kernels.join(source));
+    match command.output() {
+        Ok(output) if output.status.success() => {}
+        Ok(output) => {
+            let said = [output.stdout, output.stderr].concat();
+            fail(&format!("nvcc {source}: {}\n{}", output.status, String::from_utf8_lossy(&said)));
+        }
+        Err(error) => fail(&format!("{}: {error}", nvcc.display())),
+    }
+}
+
+fn fail(message: &str) -> ! {
+    eprintln!("{message}");
+    std::process::exit(1)
 }

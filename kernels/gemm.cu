@@ -77,7 +77,7 @@ __device__ __forceinline__ void gemm(const GemmParams& p) {
                 uint32_t row = row0 + warp_row + i * 16 + e / 2 * 8 + lane / 4;
                 uint32_t col = col0 + warp_col + j * 8 + lane % 4 * 2 + e % 2;
                 if (row >= p.n || col >= p.m) continue;
-                float* out = p.out + uint64_t(row) * p.m + col;
+                float* out = p.out + uint64_t(row) * p.out_width + col;
                 *out = p.add ? *out + sums[i][j][e] : sums[i][j][e];
             }
         }

@@ -35,6 +35,14 @@ impl Meter {
     pub fn n_bytes(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
+
+    pub(crate) fn add(&self, n_bytes: usize) {
+        self.0.fetch_add(n_bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn sub(&self, n_bytes: usize) {
+        self.0.fetch_sub(n_bytes, Ordering::Relaxed);
+    }
 }
 
 /// Zeroed host memory, aligned to a cache line and counted by a [`Meter`].
@@ -63,7 +71,7 @@ impl HostBuf {
             Layout::from_size_align(n_bytes.max(1), ALIGNMENT).map_err(|_| out_of_memory(n_bytes))?;
         // SAFETY: the layout's size is at least 1.
         let memory = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(|| out_of_memory(n_bytes))?;
-        meter.0.fetch_add(n_bytes, Ordering::Relaxed);
+        meter.add(n_bytes);
         let mut buf = Self { memory, n_bytes, meter: meter.clone() };
         if cfg!(debug_assertions) {
             buf.bytes_mut().fill(0xff);
@@ -102,7 +110,7 @@ impl HostBuf {
 
 impl Drop for HostBuf {
     fn drop(&mut self) {
-        self.meter.0.fetch_sub(self.n_bytes, Ordering::Relaxed);
+        self.meter.sub(self.n_bytes);
         // SAFETY: allocated in `new` with this very size and alignment.
         unsafe {
             let layout = Layout::from_size_align_unchecked(self.n_bytes.max(1), ALIGNMENT);

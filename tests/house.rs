@@ -5,16 +5,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Where `unsafe` may stand, and why is written at the top of each file.
-const UNSAFE: [&str; 5] = ["alloc.rs", "backend/cpu/simd/", "backend/cpu/team.rs", "capi/", "weights.rs"];
+const UNSAFE: [&str; 6] =
+    ["alloc.rs", "backend/cpu/simd/", "backend/cpu/team.rs", "backend/cuda/", "capi/", "weights.rs"];
 
 /// What the files under a path may not name.
-const FORBIDDEN: [(&str, &[&str]); 8] = [
+const FORBIDDEN: [(&str, &[&str]); 9] = [
     ("", &["crate::capi"]),
     (
         "backend/",
         &["crate::model", "crate::session", "crate::weights", "crate::kv::cache", "crate::attention::plan"],
     ),
     ("backend/cpu/", &["backend::reference", "super::reference", "backend::cuda"]),
+    ("backend/cuda/", &["backend::reference", "super::reference", "backend::cpu"]),
     ("attention/", &["crate::model", "crate::session", "crate::kv", "crate::backend"]),
     ("kv/", &["crate::model", "crate::session", "crate::weights"]),
     ("kv/slots.rs", &["crate::backend", "crate::error", "crate::alloc"]),

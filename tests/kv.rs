@@ -80,6 +80,7 @@ fn check<B: Backend>(
     let shape = WorkspaceShape {
         max_rows: chunk_tokens as usize,
         max_cols: 64,
+        max_weight_elems: 64,
         n_heads,
         head_dim: HEAD_DIM,
         n_ctx: n_ctx as usize,

@@ -26,6 +26,15 @@ fn backends() -> Vec<(String, CpuBackend)> {
     levels.iter().flat_map(|&level| [1, 2, 3].map(|n_threads| instance(level, n_threads))).collect()
 }
 
+/// The same check of every instance of every backend that this build and this machine have.
+macro_rules! on_every_backend {
+    (|$name:ident, $backend:ident| $check:block) => {
+        for ($name, $backend) in backends() $check
+        #[cfg(feature = "cuda")]
+        for ($name, $backend) in cuda::backends() $check
+    };
+}
+
 fn pick<T: Copy>(random: &mut Random, from: &[T]) -> T {
     from[random.below(from.len())]
 }
@@ -59,7 +68,7 @@ fn exact_in_8_bits(random: &mut Random, n: usize) -> Vec<f32> {
 #[test]
 fn matmul_in_f32_is_the_oracles() {
     let oracle = ReferenceBackend::default();
-    for (name, backend) in backends() {
+    on_every_backend!(|name, backend| {
         let mut random = Random::new(1);
         for case in 0..25 {
             let cols = pick(&mut random, &[1, 7, 16, 31, 32, 33, 64, 96, 100, 320]);
@@ -72,7 +81,7 @@ fn matmul_in_f32_is_the_oracles() {
             let what = format!("{name}, case {case}: {n_rows} rows of {cols}");
             assert_close(&what, &has, &expected, Tolerance { absolute: 2e-4, ..ROUNDING });
         }
-    }
+    });
 }
 
 #[test]
@@ -149,7 +158,7 @@ fn matmul_gives_a_row_the_same_bits_alone_and_among_others() {
 fn a_row_that_is_not_finite_spoils_its_own_outputs_only() {
     let mut random = Random::new(5);
     let (n_rows, cols, rows) = (10, 96, 20);
-    for (name, backend) in backends() {
+    on_every_backend!(|name, backend| {
         for ty in [TensorType::Q4_1, TensorType::Q8_0, TensorType::F16] {
             for bad in [f32::NAN, f32::INFINITY] {
                 let w = random_weight(&mut random, ty, rows, cols);
@@ -165,7 +174,7 @@ fn a_row_that_is_not_finite_spoils_its_own_outputs_only() {
                 }
             }
         }
-    }
+    });
 }
 
 fn embed<B: Backend>(
@@ -187,7 +196,7 @@ fn embed<B: Backend>(
 #[test]
 fn embed_is_the_oracles_to_the_bit() {
     let oracle = ReferenceBackend::default();
-    for (name, backend) in backends() {
+    on_every_backend!(|name, backend| {
         let mut random = Random::new(6);
         for ty in TensorType::ALL {
             let cols = 32 * (1 + random.below(20)) - if ty.block_elems() == 1 { random.below(20) } else { 0 };
@@ -199,10 +208,8 @@ fn embed_is_the_oracles_to_the_bit() {
                 &embed(&backend, &table, &tokens, 1.5).unwrap(),
                 &expected,
             );
-            let error = embed(&backend, &table, &[3, 50], 1.0).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Invalid);
         }
-    }
+    });
 }
 
 fn norm<B: Backend>(backend: &B, x: &[f32], weight: &[f32], first_row: usize, n_rows: usize) -> Vec<f32> {
@@ -226,7 +233,7 @@ fn glu<B: Backend>(backend: &B, gate: &[f32], up: &[f32]) -> Vec<f32> {
 #[test]
 fn norm_and_glu_are_the_oracles() {
     let oracle = ReferenceBackend::default();
-    for (name, backend) in backends() {
+    on_every_backend!(|name, backend| {
         let mut random = Random::new(7);
         for (n_rows, width) in [(1, 1), (3, 15), (2, 16), (70, 576), (5, 577), (1, 5000)] {
             let (x, weight) = (random.vector((n_rows + 2) * width, 4.0), random.vector(width, 2.0));
@@ -240,7 +247,7 @@ fn norm_and_glu_are_the_oracles() {
             [0.0, -0.0, 1e-30, -1e-30, 20.0, -20.0, 80.0, -80.0, 200.0, -200.0, 3e30, -3e30, f32::NAN];
         let ones = [1.0; 13];
         assert_close(&name, &glu(&backend, &extremes, &ones), &glu(&oracle, &extremes, &ones), ROUNDING);
-    }
+    });
 }
 
 fn rope_table<B: Backend>(backend: &B, inv_freq: &[f32], seqs: &[StepRows]) -> Vec<f32> {
@@ -262,9 +269,9 @@ fn rope_table_is_the_oracles_at_any_position() {
     let rows = |row, n_tokens, pos| StepRows { row, n_tokens, pos };
     let seqs = [rows(40, 3, 0), rows(0, 40, 131_000), rows(43, 1, 4_000_000)];
     let expected = rope_table(&oracle, &inv_freq, &seqs);
-    for (name, backend) in backends() {
+    on_every_backend!(|name, backend| {
         assert_close(&name, &rope_table(&backend, &inv_freq, &seqs), &expected, ROUNDING);
-    }
+    });
 }
 
 fn random_mask(random: &mut Random) -> Mask {
@@ -286,7 +293,7 @@ fn random_mask(random: &mut Random) -> Mask {
 fn random_context(random: &mut Random, n_ctx: usize) -> Context {
     let mask = random_mask(random);
     let (n_kv_heads, group) = pick(random, &[(1, 1), (1, 5), (2, 2), (3, 3), (4, 1)]);
-    let (n_heads, head_dim) = (n_kv_heads * group, pick(random, &[2, 6, 16, 24, 64, 80, 128]));
+    let (n_heads, head_dim) = (n_kv_heads * group, pick(random, &[2, 6, 16, 24, 64, 64, 80, 96, 128, 256]));
     let phase = random.below(7) as u32;
     let differ = random.below(2) == 1;
     let has_sinks = random.below(3) == 0;
@@ -331,7 +338,7 @@ fn whole(end: u32) -> [Part; 1] {
 fn attention_over_any_context_is_the_oracles() {
     let oracle = ReferenceBackend::default();
     let tolerance = Tolerance { absolute: 1e-4, relative: 1e-4, angle: 1e-7 };
-    for (name, backend) in backends() {
+    on_every_backend!(|name, backend| {
         let mut random = Random::new(8);
         for case in 0..40 {
             let n_tokens = pick(&mut random, &[1, 1, 2, 4, 5, 17, 40, 70]);
@@ -348,7 +355,7 @@ fn attention_over_any_context_is_the_oracles() {
             assert_close(&format!("queries, {what}"), &has[0], &expected[0], ROUNDING);
             assert_close(&what, &has[1], &expected[1], tolerance);
         }
-    }
+    });
 }
 
 #[test]
@@ -388,7 +395,7 @@ fn attention_gives_a_query_the_same_bits_alone_and_among_others() {
 
 #[test]
 fn attention_of_several_sessions_is_that_of_each() {
-    for (name, backend) in backends() {
+    on_every_backend!(|name, backend| {
         let mut random = Random::new(10);
         for _ in 0..5 {
             let context = random_context(&mut random, 700);
@@ -402,13 +409,13 @@ fn attention_of_several_sessions_is_that_of_each() {
                 assert_same_bits(&format!("{name}, {:?}", context.mask), &together[1], &alone[1]);
             }
         }
-    }
+    });
 }
 
 #[test]
 fn a_workspace_takes_the_bytes_that_were_announced() {
     let mut random = Random::new(11);
-    for (name, backend) in backends() {
+    on_every_backend!(|name, backend| {
         for precision in [Precision::Exact, Precision::Fast] {
             let mut shape = SHAPE;
             shape.max_rows = 1 + random.below(3000);
@@ -424,26 +431,37 @@ fn a_workspace_takes_the_bytes_that_were_announced() {
             drop(workspace);
             assert_eq!(backend.allocated_bytes(), before);
         }
-    }
+    });
 }
 
 #[test]
 fn what_does_not_fit_is_refused() {
-    let backend = CpuBackend::new(2).unwrap();
-    let mut random = Random::new(12);
-    let w = random_weight(&mut random, TensorType::Q8_0, 4, 64);
-    let short = WeightData { rows: 5, ..w.clone() };
-    assert_eq!(backend.weight(short).err().unwrap().kind(), ErrorKind::Invalid);
-    let beyond = WeightData { range: 5..usize::MAX, ..w.clone() };
-    assert_eq!(backend.weight(beyond).err().unwrap().kind(), ErrorKind::Invalid);
-    let ragged = WeightData { cols: 63, ..w };
-    assert_eq!(backend.weight(ragged).err().unwrap().kind(), ErrorKind::Invalid);
     assert_eq!(CpuBackend::new(0).err().unwrap().kind(), ErrorKind::Invalid);
+    on_every_backend!(|name, backend| {
+        let mut random = Random::new(12);
+        let w = random_weight(&mut random, TensorType::Q8_0, 4, 64);
+        let short = WeightData { rows: 5, ..w.clone() };
+        assert_eq!(backend.weight(short).err().unwrap().kind(), ErrorKind::Invalid);
+        let beyond = WeightData { range: 5..usize::MAX, ..w.clone() };
+        assert_eq!(backend.weight(beyond).err().unwrap().kind(), ErrorKind::Invalid);
+        let ragged = WeightData { cols: 63, ..w };
+        assert_eq!(backend.weight(ragged).err().unwrap().kind(), ErrorKind::Invalid, "{name}");
+    });
+}
+
+#[test]
+fn a_token_beyond_the_table_is_refused() {
+    let mut random = Random::new(14);
+    let table = random_weight(&mut random, TensorType::F16, 50, 8);
+    for (name, backend) in backends() {
+        let error = embed(&backend, &table, &[3, 50], 1.0).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{name}");
+    }
 }
 
 #[test]
 fn a_cancelled_step_ends_in_the_op_that_runs() {
-    for (name, backend) in backends() {
+    on_every_backend!(|name, backend| {
         let mut rig = Rig::new(&backend, Precision::Fast);
         let mut random = Random::new(13);
         let w = backend.weight(random_weight(&mut random, TensorType::Q8_0, 64, 64)).unwrap();
@@ -481,5 +499,101 @@ fn a_cancelled_step_ends_in_the_op_that_runs() {
         })
         .unwrap();
         assert_same_bits(&name, &rig.read(&to, 128), &rig.read(&from, 128));
+    });
+}
+
+/// What holds on CUDA devices only: many rows are multiplied and attended to in 16 bits.
+#[cfg(feature = "cuda")]
+mod cuda {
+    use super::*;
+    use longgen::backend::cuda::CudaBackend;
+
+    /// The first device with cuBLASLt and without, or nothing, said loudly, where there is none.
+    pub fn backends() -> Vec<(String, CudaBackend)> {
+        match CudaBackend::new(0) {
+            Ok(backend) => {
+                let own = CudaBackend::without_blas(0).unwrap();
+                [backend, own].map(|backend| (backend.name(), backend)).into()
+            }
+            Err(error) => {
+                eprintln!("SKIPPED on CUDA devices: {error}");
+                Vec::new()
+            }
+        }
+    }
+
+    /// The largest number of every output's sum of |w| |x|, which bounds what rounding its terms can change.
+    fn magnitudes(products: &[Product], x: &[f32], n_rows: usize) -> Vec<f32> {
+        let cols = x.len() / n_rows;
+        let mut sums = Vec::new();
+        for Product { w, .. } in products {
+            let mut values = vec![0.0; w.rows * cols];
+            longgen_format::quant::dequantize(w.ty, w.bytes(), &mut values).unwrap();
+            for x in x.chunks(cols) {
+                let sum = |w: &[f32]| w.iter().zip(x).map(|(w, x)| (w * x).abs()).sum::<f32>();
+                sums.extend(values.chunks(cols).map(sum));
+            }
+        }
+        sums
+    }
+
+    #[test]
+    fn products_of_many_rows_are_as_near_as_16_bits_allow() {
+        let oracle = ReferenceBackend::default();
+        for (name, backend) in backends() {
+            let mut random = Random::new(20);
+            for case in 0..60 {
+                let cols = pick(&mut random, &[8, 32, 40, 96, 320, 640]);
+                let n_rows = pick(&mut random, &[9, 16, 17, 100, 129, 300]);
+                let products = random_products(&mut random, cols, n_rows);
+                let x = random.vector(n_rows * cols, 1.0);
+                let add = random.below(2) == 1;
+                let expected = Rig::new(&oracle, Precision::Exact).matmul(&products, &x, n_rows, add);
+                let has = Rig::new(&backend, Precision::Fast).matmul(&products, &x, n_rows, add);
+                let sums = magnitudes(&products, &x, n_rows);
+                let mut at = 0;
+                for Product { w, .. } in &products {
+                    let range = at..at + n_rows * w.rows;
+                    at = range.end;
+                    // Half a unit in the last place of each factor.
+                    let rounding = if w.ty == TensorType::BF16 { 2f32.powi(-8) } else { 2f32.powi(-10) };
+                    for i in range {
+                        let bound = sums[i] * rounding + 1e-4;
+                        assert!(
+                            (has[i] - expected[i]).abs() <= bound,
+                            "{name}, case {case}, {} {n_rows} x {cols} -> {}: {} instead of {}, bound {bound}",
+                            w.ty,
+                            w.rows,
+                            has[i],
+                            expected[i]
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn attention_of_many_rows_is_as_near_as_16_bits_allow() {
+        let oracle = ReferenceBackend::default();
+        for (name, backend) in backends() {
+            let mut random = Random::new(21);
+            for case in 0..80 {
+                let n_tokens = pick(&mut random, &[16, 63, 64, 65, 130, 300]);
+                let pos = pick(&mut random, &[0, 0, 1, 63, 64, 100, 500, 513, 1100, 2047]);
+                let mut context = random_context(&mut random, (pos + n_tokens) as usize);
+                context.shape.ty = KvType::F16;
+                let parts = random_parts(&mut random, pos, n_tokens);
+                let mut expected_rig = Rig::new(&oracle, Precision::Exact);
+                let expected = expected_rig.attend(&context, &whole(pos + n_tokens), pos, n_tokens);
+                let has = Rig::new(&backend, Precision::Fast).attend(&context, &parts, pos, n_tokens);
+                let Context { shape, mask, n_heads, .. } = &context;
+                let what = format!(
+                    "{name}, case {case}: {n_tokens} at {pos}, {n_heads} heads, {shape:?}, {mask:?}, {parts:?}"
+                );
+                let tolerance = Tolerance { absolute: 1e-2, relative: 1e-2, angle: 1e-5 };
+                assert_close(&what, &has[1], &expected[1], tolerance);
+            }
+        }
     }
 }

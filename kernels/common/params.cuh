@@ -104,7 +104,7 @@ struct AttnParams {
     const StepRows* rows;
     const float* sink_logits;   // null: none
     const uint32_t* phases;     // (n_heads)
-    float* partials;            // (n_tokens, n_heads, n_splits, head_dim + 2)
+    float* partials;            // (tokens of the launch, n_heads, n_splits, head_dim + 2)
     Segment segments[3];
     KvShape shape;
     Mask mask;
@@ -113,8 +113,10 @@ struct AttnParams {
     uint32_t n_splits;
     float scale;
     float softcap;
+    uint32_t first_token;       // of the step that this launch computes
+    uint32_t unused;
 };
-static_assert(sizeof(AttnParams) == 208);
+static_assert(sizeof(AttnParams) == 216);
 
 struct GluParams {
     float* gate;
@@ -155,9 +157,11 @@ struct GemmParams {
     uint32_t n;
     uint32_t m;
     uint32_t k;
+    uint32_t out_width;  // elements from a row of `out` to the next
     uint32_t add;
+    uint32_t unused;
 };
-static_assert(sizeof(GemmParams) == 40);
+static_assert(sizeof(GemmParams) == 48);
 
 // out (n, width) += bias (width)
 struct BiasParams {

@@ -74,6 +74,8 @@ pub struct WorkspaceShape {
     pub max_rows: usize,
     /// Widest input of a matrix product.
     pub max_cols: usize,
+    /// Elements of the largest matrix.
+    pub max_weight_elems: usize,
     /// Query heads.
     pub n_heads: usize,
     /// Elements of one head.

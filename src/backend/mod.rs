@@ -2,6 +2,8 @@
 
 pub mod args;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod reference;
 
 use crate::cancel::Cancel;

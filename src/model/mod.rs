@@ -24,9 +24,13 @@ use crate::weights::{Load, WeightFile, open};
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
+    /// The first CUDA device if this build and this machine can use one, else the processor.
+    Auto,
     /// The processor, with everything that makes it fast.
     #[default]
     Cpu,
+    /// The CUDA device of this number.
+    Cuda(usize),
     /// The processor, one element after the other as the formulas read: an oracle for tests.
     Reference,
 }
@@ -52,6 +56,8 @@ pub struct Model {
     tokenizer: Tokenizer,
     chat_template: Option<ChatTemplate>,
     engine: Box<dyn Engine>,
+    device: String,
+    device_note: Option<String>,
 }
 
 impl Model {
@@ -86,17 +92,25 @@ impl Model {
         let config = Arc::new(config);
         let tokenizer = Tokenizer::from_metadata(&file.directory.metadata)?;
         let chat_template = ChatTemplate::from_metadata(&file.directory.metadata)?;
-        let engine: Box<dyn Engine> = match params.device {
-            Device::Cpu => {
-                let n_threads = match params.n_threads {
-                    0 => std::thread::available_parallelism().map_or(1, usize::from),
-                    n => n,
-                };
-                Box::new(Network::load(CpuBackend::new(n_threads)?, file, config.clone())?)
-            }
-            Device::Reference => Box::new(Network::load(ReferenceBackend::default(), file, config.clone())?),
+        let (device, device_note) = match params.device {
+            Device::Auto => match cuda_note() {
+                None => (Device::Cuda(0), None),
+                Some(note) => (Device::Cpu, note),
+            },
+            device => (device, None),
         };
-        Ok(Self { config, tokenizer, chat_template, engine })
+        let (engine, device) = engine(device, params.n_threads, file, &config)?;
+        Ok(Self { config, tokenizer, chat_template, engine, device, device_note })
+    }
+
+    /// What the model runs on.
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
+    /// Why [`Device::Auto`] took the processor although this build can use a CUDA device.
+    pub fn device_note(&self) -> Option<&str> {
+        self.device_note.as_deref()
     }
 
     /// The model's numbers.
@@ -130,4 +144,46 @@ impl Model {
     pub(crate) fn sequence(&self, params: &SessionParams) -> Result<Box<dyn Sequence>> {
         self.engine.sequence(params)
     }
+}
+
+/// The model on a device, and what the device is called.
+fn engine(
+    device: Device,
+    n_threads: usize,
+    file: &WeightFile<'_>,
+    config: &Arc<Config>,
+) -> Result<(Box<dyn Engine>, String)> {
+    Ok(match device {
+        Device::Auto | Device::Cpu => {
+            let n_threads = match n_threads {
+                0 => std::thread::available_parallelism().map_or(1, usize::from),
+                n => n,
+            };
+            let network = Network::load(CpuBackend::new(n_threads)?, file, config.clone())?;
+            (Box::new(network), format!("CPU, {n_threads} threads"))
+        }
+        Device::Reference => {
+            let network = Network::load(ReferenceBackend::default(), file, config.clone())?;
+            (Box::new(network), "CPU, reference".into())
+        }
+        #[cfg(feature = "cuda")]
+        Device::Cuda(ordinal) => {
+            let backend = crate::backend::cuda::CudaBackend::new(ordinal)?;
+            let name = backend.name();
+            (Box::new(Network::load(backend, file, config.clone())?), name)
+        }
+        #[cfg(not(feature = "cuda"))]
+        Device::Cuda(_) => {
+            let message = "this build cannot use CUDA devices: it was built without the feature `cuda`";
+            return Err(Error::unsupported(message));
+        }
+    })
+}
+
+/// `None` if the first CUDA device can be used; else why not, where it is this machine that cannot.
+fn cuda_note() -> Option<Option<String>> {
+    #[cfg(feature = "cuda")]
+    return crate::backend::cuda::CudaBackend::new(0).err().map(|error| Some(error.to_string()));
+    #[cfg(not(feature = "cuda"))]
+    Some(None)
 }

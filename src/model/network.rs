@@ -93,6 +93,8 @@ impl<B: Backend> Parts<B> {
         let config = &self.config;
         WorkspaceShape {
             max_rows: shape.chunk_tokens as usize,
+            max_weight_elems: config.d_model
+                * config.d_ff.max(config.n_vocab).max(config.n_heads * config.head_dim),
             max_cols: config.d_model.max(config.d_ff).max(config.n_heads * config.head_dim),
             n_heads: config.n_heads,
             head_dim: config.head_dim,

@@ -24,8 +24,14 @@ pub struct Rig<'b, B: Backend> {
 }
 
 /// Large enough for all tests.
-pub const SHAPE: WorkspaceShape =
-    WorkspaceShape { max_rows: 300, max_cols: 640, n_heads: 12, head_dim: 128, n_ctx: 4096 };
+pub const SHAPE: WorkspaceShape = WorkspaceShape {
+    max_rows: 300,
+    max_cols: 640,
+    max_weight_elems: 640 * 640,
+    n_heads: 12,
+    head_dim: 256,
+    n_ctx: 4096,
+};
 
 /// One matrix of a product.
 pub struct Product {

@@ -37,6 +37,9 @@ pub struct RunArgs {
     /// Threads [default: one per core]
     #[arg(short, long, value_name = "N")]
     pub threads: Option<usize>,
+    /// Where it runs: auto, cpu, cuda, or cuda:N for the N-th card
+    #[arg(long, env = "LONGGEN_DEVICE", value_name = "DEVICE", default_value = "auto", value_parser = device)]
+    pub device: Device,
     /// Most tokens that go through the layers together; never changes a result
     #[arg(long, value_name = "TOKENS")]
     pub chunk: Option<u32>,
@@ -54,8 +57,12 @@ impl RunArgs {
     /// # Errors
     /// What is wrong with the file.
     pub fn open(&self, params: ModelParams) -> Result<Arc<Model>> {
-        let params = ModelParams { n_threads: self.threads.unwrap_or(0), device: Device::Cpu, ..params };
-        Ok(Arc::new(Model::open(&self.model, &params)?))
+        let params = ModelParams { n_threads: self.threads.unwrap_or(0), device: self.device, ..params };
+        let model = Model::open(&self.model, &params)?;
+        if let Some(why) = model.device_note() {
+            eprintln!("running on the CPU: {why}");
+        }
+        Ok(Arc::new(model))
     }
 
     /// The parameters of a session; `n_ctx` is used unless the flags say something else.
@@ -86,6 +93,19 @@ impl RunArgs {
                 "a session of this size needs {needed} bytes; -c takes fewer tokens, --kv f16 smaller ones"
             )
         })
+    }
+}
+
+/// Reads `--device`.
+fn device(text: &str) -> Result<Device, String> {
+    match text.split_once(':') {
+        None if text == "auto" => Ok(Device::Auto),
+        None if text == "cpu" => Ok(Device::Cpu),
+        None if text == "cuda" => Ok(Device::Cuda(0)),
+        Some(("cuda", number)) => {
+            number.parse().map(Device::Cuda).map_err(|_| format!("{number} is no number of a card"))
+        }
+        _ => Err("expected auto, cpu, cuda or cuda:N".into()),
     }
 }
 

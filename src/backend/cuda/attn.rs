@@ -1,0 +1,150 @@
+//! Attention: which kernel, how it is split, and what it is told of the cache.
+
+use super::params::{self, word};
+use super::workspace::Workspace;
+use super::{CudaBackend, Slots};
+use crate::backend::args::*;
+use crate::error::{Error, Result};
+
+/// Tokens of a step from which on queries are computed in tiles.
+const MANY_TOKENS: usize = 16;
+
+/// Parts of the keys of a query, at most.
+const MAX_SPLITS: usize = 64;
+
+/// Partial results of a head that there is room for.
+const PARTIALS: usize = 1024;
+
+/// Blocks of the kernel that a multiprocessor has at a time.
+const BLOCKS_PER_MULTIPROCESSOR: usize = 4;
+
+/// Elements of the partial results: of every query head, the weighted values, the largest score and the sum.
+pub(super) fn partials_len(shape: &WorkspaceShape) -> usize {
+    shape.n_heads.saturating_mul(shape.head_dim + 2).saturating_mul(PARTIALS)
+}
+
+/// Where blocks lie, as kernels take it.
+pub(super) fn places(places: &BlockPlaces<'_, CudaBackend>) -> params::BlockPlaces {
+    match *places {
+        BlockPlaces::Slots(Slots(map)) => params::BlockPlaces { map: map.address(), n_blocks: 0, unused: 0 },
+        BlockPlaces::Step { n_blocks } => params::BlockPlaces { map: 0, n_blocks, unused: 0 },
+    }
+}
+
+fn segment(segment: &KvSegment<'_, CudaBackend>) -> params::Segment {
+    let (end_kind, end) = match segment.end {
+        SegmentEnd::Fixed(end) => (0, end),
+        SegmentEnd::BeforeStep => (1, 0),
+        SegmentEnd::Step => (2, 0),
+    };
+    params::Segment { blocks: segment.blocks.address(), places: places(&segment.places), end_kind, end }
+}
+
+pub(super) fn attn(
+    backend: &CudaBackend,
+    ws: &mut Workspace,
+    args: &AttnArgs<'_, CudaBackend>,
+) -> Result<()> {
+    let AttnArgs { out, q, n_heads, shape, scale, softcap, sink_logits, mask, phases, seqs } = args;
+    let (n_heads, n_kv_heads, head_dim) = (*n_heads, shape.n_kv_heads, shape.head_dim);
+    if n_kv_heads == 0 || n_heads % n_kv_heads != 0 {
+        return Err(Error::invalid(format!("{n_heads} heads, {n_kv_heads} kv heads")));
+    }
+    if shape.block_size != mask.block_size() as usize || !shape.block_size.is_multiple_of(16) {
+        return Err(Error::invalid(format!("cache blocks of {} tokens for {mask:?}", shape.block_size)));
+    }
+    if n_heads > ws.shape.n_heads || head_dim > ws.shape.head_dim {
+        let (has, dim) = (ws.shape.n_heads, ws.shape.head_dim);
+        return Err(Error::invalid(format!(
+            "{n_heads} heads of {head_dim} in a workspace for {has} of {dim}"
+        )));
+    }
+    for seq in *seqs {
+        let n_segments = seq.segments.len();
+        if n_segments == 0 || n_segments > 3 || seq.desc.rows.n_tokens == 0 {
+            return Err(Error::invalid(format!("{n_segments} segments for {:?}", seq.desc.rows)));
+        }
+        let mut segments = [segment(&seq.segments[0]); 3];
+        for (to, from) in segments.iter_mut().zip(seq.segments) {
+            *to = segment(from);
+        }
+        let params = params::Attn {
+            out: out.address(),
+            q: q.address(),
+            rows: seq.desc.address(),
+            sink_logits: sink_logits.map_or(0, |sinks| sinks.address()),
+            phases: phases.address(),
+            partials: ws.partials.address(),
+            segments,
+            shape: shape.into(),
+            mask: mask.into(),
+            n_segments: word(n_segments),
+            n_heads: word(n_heads),
+            n_splits: 1,
+            scale: *scale,
+            softcap: *softcap,
+            first_token: 0,
+            unused: 0,
+        };
+        let n_tokens = seq.desc.rows.n_tokens as usize;
+        match tile(ws.precision, shape).filter(|_| n_tokens >= MANY_TOKENS) {
+            Some(tile) => tiles(backend, &tile, n_tokens, &params)?,
+            None => rows(backend, n_tokens, shape, &params)?,
+        }
+    }
+    Ok(())
+}
+
+/// A tiled kernel: its name, and how many queries it takes at once.
+struct Tile {
+    kernel: String,
+    queries: usize,
+    shared_bytes: u32,
+}
+
+/// The tiled kernel for this shape, if there is one.
+fn tile(precision: Precision, shape: &KvShape) -> Option<Tile> {
+    let queries = match shape.head_dim {
+        64 | 96 | 128 => 128,
+        256 => 64,
+        _ => return None,
+    };
+    let ty = match (precision, shape.ty) {
+        (Precision::Fast, KvType::F16) => "f16",
+        _ => return None,
+    };
+    // Queries, and two stages of 64 keys and values, in rows of 16 bytes more than a head.
+    let shared_bytes = word((queries + 4 * 64) * (shape.head_dim + 8) * 2);
+    Some(Tile { kernel: format!("attn_prefill_{ty}_{}", shape.head_dim), queries, shared_bytes })
+}
+
+fn tiles(backend: &CudaBackend, tile: &Tile, n_tokens: usize, params: &params::Attn) -> Result<()> {
+    // One more than the tokens fill: they may begin within a tile.
+    let grid = [n_tokens.div_ceil(tile.queries) + 1, params.n_heads as usize, 1];
+    backend.device.launch(&tile.kernel, grid, 128, tile.shared_bytes, params)
+}
+
+fn rows(backend: &CudaBackend, n_tokens: usize, shape: &KvShape, params: &params::Attn) -> Result<()> {
+    let dim = [64, 128, 256].into_iter().find(|&dim| dim >= shape.head_dim);
+    let Some(dim) = dim else {
+        return Err(Error::unsupported(format!("attention heads of {}: at most 256 work", shape.head_dim)));
+    };
+    let ty = match shape.ty {
+        KvType::F32 => "f32",
+        KvType::F16 => "f16",
+    };
+    let group = params.n_heads as usize / shape.n_kv_heads;
+    let heads_at_once = if group == 1 { 1 } else { 4 };
+    let n_parts = shape.n_kv_heads * group.div_ceil(heads_at_once);
+    let wanted = BLOCKS_PER_MULTIPROCESSOR * backend.device.n_multiprocessors as usize;
+    let n_splits = wanted.div_ceil(n_parts * n_tokens).clamp(1, MAX_SPLITS);
+    let tokens_at_once = PARTIALS / n_splits;
+    for first in (0..n_tokens).step_by(tokens_at_once) {
+        let n = tokens_at_once.min(n_tokens - first);
+        let params = params::Attn { n_splits: word(n_splits), first_token: word(first), ..*params };
+        let kernel = format!("attn_rows_{ty}_{dim}_{heads_at_once}");
+        backend.device.launch(&kernel, [n_splits, n_parts, n], 128, 0, &params)?;
+        backend.device.launch("attn_merge", [params.n_heads as usize, n, 1], 128, 0, &params)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,299 @@
+//! One CUDA device: its memory, its stream, and the one place where kernels are launched.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute, CUresult};
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
+
+use super::params::{Address, Params};
+use crate::alloc::Meter;
+use crate::error::{Error, ErrorKind, Result};
+
+/// The kernels, for all cards; see `kernels/build.rs`.
+const KERNELS: &[&[u8]] = &include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+/// The CUDA version that the kernels were compiled with, as the driver numbers versions.
+const CUDA_VERSION: i32 = 13_000;
+
+/// Shared memory that a kernel gets without asking.
+const DEFAULT_SHARED_BYTES: u32 = 48 * 1024;
+
+/// A kernel, and whether it may use all the shared memory it needs already.
+#[derive(Clone, Copy)]
+struct Function {
+    handle: sys::CUfunction,
+    shared_bytes: u32,
+}
+
+/// One device with the kernels loaded.
+pub(super) struct Device {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    modules: Vec<sys::CUmodule>,
+    functions: Mutex<HashMap<String, Function>>,
+    /// Name, and number of multiprocessors.
+    pub name: String,
+    pub n_multiprocessors: u32,
+    pub meter: Meter,
+}
+
+// SAFETY: the handles are the driver's, which may be used from any thread that has the context bound; every method
+// binds it first.
+unsafe impl Send for Device {}
+// SAFETY: as above; the one table that changes is behind a mutex.
+unsafe impl Sync for Device {}
+
+/// Says what failed.
+pub(super) fn failed(what: &str) -> impl Fn(DriverError) -> Error {
+    move |error| {
+        let text = error.error_string().map_or_else(|_| format!("{error:?}"), |s| s.to_string_lossy().into());
+        Error::new(ErrorKind::Device, format!("cuda: {what}: {text}"))
+    }
+}
+
+impl Device {
+    /// Opens the `ordinal`-th device.
+    ///
+    /// # Errors
+    /// `Device`: no driver, one too old, no such device, or a device too old for the kernels.
+    pub fn open(ordinal: usize) -> Result<Arc<Self>> {
+        let unusable = |why: String| Error::new(ErrorKind::Device, format!("cuda: {why}"));
+        // SAFETY: loads the driver's library if there is one; cudarc would panic without it.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(unusable("no NVIDIA driver (libcuda.so.1) is installed".into()));
+        }
+        result::init().map_err(failed("cannot start the driver"))?;
+        let mut version = 0;
+        // SAFETY: writes the version.
+        unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(failed("cannot ask the driver"))?;
+        if version < CUDA_VERSION {
+            return Err(unusable(format!(
+                "the driver supports CUDA {}.{}, this build needs {}.{}",
+                version / 1000,
+                version % 1000 / 10,
+                CUDA_VERSION / 1000,
+                CUDA_VERSION % 1000 / 10
+            )));
+        }
+        let n_devices = result::device::get_count().map_err(failed("cannot count devices"))?;
+        if usize::try_from(n_devices).is_ok_and(|n| ordinal >= n) {
+            return Err(unusable(format!("there is no device {ordinal}: {n_devices} are visible")));
+        }
+        let context = CudaContext::new(ordinal).map_err(failed("cannot open the device"))?;
+        let name = context.name().map_err(failed("cannot ask for a name"))?;
+        let (major, minor) = context.compute_capability().map_err(failed("cannot ask what it can do"))?;
+        if major < 8 {
+            return Err(unusable(format!("{name} has compute capability {major}.{minor}, 8.0 is needed")));
+        }
+        let n_multiprocessors = context
+            .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+            .map_err(failed("cannot count multiprocessors"))?;
+        let stream = context.new_stream().map_err(failed("cannot make a stream"))?;
+        let mut modules = Vec::new();
+        for image in KERNELS {
+            // SAFETY: the image is a fatbin, which says its own length.
+            let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
+            modules.push(module.map_err(failed("cannot load the kernels"))?);
+        }
+        Ok(Arc::new(Self {
+            context,
+            stream,
+            modules,
+            functions: Mutex::default(),
+            name,
+            n_multiprocessors: u32::try_from(n_multiprocessors).unwrap_or(1),
+            meter: Meter::default(),
+        }))
+    }
+
+    /// Makes the device current on this thread.
+    pub fn bind(&self) -> Result<()> {
+        self.context.bind_to_thread().map_err(failed("cannot bind the device to a thread"))
+    }
+
+    /// The stream of all work.
+    pub fn stream(&self) -> sys::CUstream {
+        self.stream.cu_stream()
+    }
+
+    /// Bytes of the device that are free, and all of them.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        self.context.mem_get_info().map_err(failed("cannot ask for free memory"))
+    }
+
+    /// Waits until all work is done.
+    ///
+    /// # Errors
+    /// What went wrong with it.
+    pub fn synchronize(&self) -> Result<()> {
+        self.stream.synchronize().map_err(failed("a kernel failed"))
+    }
+
+    /// Allocates memory, zeroed, or filled with NaNs where debug assertions are on.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, with what is free.
+    pub fn alloc(self: &Arc<Self>, n_bytes: usize) -> Result<DeviceBuf> {
+        self.bind()?;
+        let fill = if cfg!(debug_assertions) { 0xff } else { 0 };
+        // SAFETY: memory of this size is allocated, then filled in stream order.
+        let address = unsafe {
+            let address =
+                result::malloc_sync(n_bytes.max(1)).map_err(|error| self.out_of_memory(n_bytes, error))?;
+            if n_bytes > 0 {
+                result::memset_d8_async(address, fill, n_bytes, self.stream())
+                    .map_err(failed("cannot fill memory"))?;
+            }
+            address
+        };
+        self.meter.add(n_bytes);
+        Ok(DeviceBuf { address, n_bytes, device: self.clone() })
+    }
+
+    fn out_of_memory(&self, n_bytes: usize, error: DriverError) -> Error {
+        if error.0 != CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            return failed("cannot allocate")(error);
+        }
+        let free = match self.memory() {
+            Ok((free, total)) => format!("{free} of {total} bytes are free"),
+            Err(_) => "too few are free".into(),
+        };
+        Error::new(
+            ErrorKind::OutOfMemory,
+            format!("cannot allocate {n_bytes} bytes on {}: {free}", self.name),
+        )
+    }
+
+    /// Launches the kernel `name` over `grid` blocks of `block` threads with `shared_bytes` of shared memory.
+    pub fn launch<P: Params>(
+        &self,
+        name: &str,
+        grid: [usize; 3],
+        block: u32,
+        shared_bytes: u32,
+        params: &P,
+    ) -> Result<()> {
+        let [x, y, z] = grid.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+        if x == 0 || y == 0 || z == 0 {
+            return Ok(());
+        }
+        let function = self.function(name, shared_bytes)?;
+        let mut pointers = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
+        // SAFETY: `P` is what the kernel takes, and the driver copies it during the call. That the addresses in it
+        // are of living buffers that are large enough is the duty of the op's wrapper.
+        unsafe {
+            result::launch_kernel(
+                function,
+                (x, y, z),
+                (block, 1, 1),
+                shared_bytes,
+                self.stream(),
+                &mut pointers,
+            )
+        }
+        .map_err(|error| failed(&format!("cannot launch {name} over {x} x {y} x {z} blocks"))(error))
+    }
+
+    fn function(&self, name: &str, shared_bytes: u32) -> Result<sys::CUfunction> {
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = functions.get(name).copied();
+        let mut function = match known {
+            Some(function) => function,
+            None => Function { handle: self.find(name)?, shared_bytes: DEFAULT_SHARED_BYTES },
+        };
+        if shared_bytes > function.shared_bytes {
+            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let value = i32::try_from(shared_bytes).unwrap_or(i32::MAX);
+            // SAFETY: the handle is of a loaded module.
+            unsafe { result::function::set_function_attribute(function.handle, attribute, value) }.map_err(
+                |error| failed(&format!("{name} needs {shared_bytes} bytes of shared memory"))(error),
+            )?;
+            function.shared_bytes = shared_bytes;
+        }
+        functions.insert(name.to_owned(), function);
+        Ok(function.handle)
+    }
+
+    fn find(&self, name: &str) -> Result<sys::CUfunction> {
+        let no_such = |_| Error::new(ErrorKind::Internal, format!("cuda: there is no kernel {name}"));
+        let c_name =
+            CString::new(name).map_err(|_| Error::new(ErrorKind::Internal, "a kernel's name has a zero"))?;
+        let mut last = Err(DriverError(CUresult::CUDA_ERROR_NOT_FOUND));
+        for &module in &self.modules {
+            // SAFETY: the module is loaded as long as the device lives.
+            last = unsafe { result::module::get_function(module, c_name.clone()) };
+            if last.is_ok() {
+                break;
+            }
+        }
+        last.map_err(no_such)
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if self.bind().is_ok() {
+            for &module in &self.modules {
+                // SAFETY: nobody launches its kernels any more. An error here has nobody to be told to.
+                let _ = unsafe { result::module::unload(module) };
+            }
+        }
+    }
+}
+
+/// Memory of a device, counted by its meter.
+pub struct DeviceBuf {
+    address: Address,
+    n_bytes: usize,
+    device: Arc<Device>,
+}
+
+impl DeviceBuf {
+    /// Where it begins.
+    pub(super) fn address(&self) -> Address {
+        self.address
+    }
+
+    /// Length in bytes.
+    pub(super) fn n_bytes(&self) -> usize {
+        self.n_bytes
+    }
+
+    /// Copies `src` to byte `at`, in stream order; `src` is free when this returns.
+    pub(super) fn upload(&mut self, at: usize, src: &[u8]) -> Result<()> {
+        self.check(at, src.len())?;
+        self.device.bind()?;
+        // SAFETY: the range was checked; pageable memory is read before the call returns.
+        unsafe { result::memcpy_htod_async(self.address + at as u64, src, self.device.stream()) }
+            .map_err(failed("cannot copy to the device"))
+    }
+
+    /// Copies from byte `at` on, once all work before is done.
+    pub(super) fn download(&self, dst: &mut [u8], at: usize) -> Result<()> {
+        self.check(at, dst.len())?;
+        self.device.bind()?;
+        // SAFETY: the range was checked, and `dst` is borrowed until the stream has been waited for.
+        unsafe { result::memcpy_dtoh_async(dst, self.address + at as u64, self.device.stream()) }
+            .map_err(failed("cannot copy from the device"))?;
+        self.device.synchronize()
+    }
+
+    fn check(&self, at: usize, n: usize) -> Result<()> {
+        match at.checked_add(n).is_some_and(|end| end <= self.n_bytes) {
+            true => Ok(()),
+            false => Err(Error::invalid(format!("{n} bytes at {at} of a buffer of {}", self.n_bytes))),
+        }
+    }
+}
+
+impl Drop for DeviceBuf {
+    fn drop(&mut self) {
+        self.device.meter.sub(self.n_bytes);
+        if self.device.bind().is_ok() {
+            // SAFETY: allocated in `Device::alloc`; freeing waits for the work that uses it.
+            let _ = unsafe { result::free_sync(self.address) };
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Steps that are recorded once and replayed, which spares launching their kernels one by one.
+
+use std::sync::Arc;
+
+use cudarc::driver::result;
+use cudarc::driver::sys::{self, CUgraphInstantiate_flags, CUstreamCaptureMode};
+
+use super::device::{Device, failed};
+use crate::error::Result;
+
+/// What is known of a step that repeats itself.
+pub(super) enum Recording {
+    /// It ran once, so that every kernel is loaded: next time it is recorded.
+    Seen,
+    /// It was recorded.
+    Graph(Graph),
+}
+
+/// A recorded step.
+pub(super) struct Graph {
+    device: Arc<Device>,
+    exec: sys::CUgraphExec,
+}
+
+// SAFETY: the graph may be launched from any thread that has the device bound, one at a time.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// Records what `ops` launch, without running it.
+    ///
+    /// # Errors
+    /// Those of `ops`; then nothing is recorded.
+    pub fn record(device: &Arc<Device>, ops: impl FnOnce() -> Result<()>) -> Result<Self> {
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream lives as long as the device.
+        unsafe { result::stream::begin_capture(device.stream(), mode) }
+            .map_err(failed("cannot record a step"))?;
+        let recorded = ops();
+        // SAFETY: as above; ends what was begun, also where an op failed.
+        let graph = unsafe { result::stream::end_capture(device.stream()) };
+        recorded?;
+        let graph = graph.map_err(failed("cannot record a step"))?;
+        // SAFETY: the graph was just made; the executable one does not need it any more.
+        let exec = unsafe {
+            let exec = result::graph::instantiate(graph, CUgraphInstantiate_flags(0));
+            let _ = result::graph::destroy(graph);
+            exec
+        };
+        Ok(Self { device: device.clone(), exec: exec.map_err(failed("cannot make a graph of a step"))? })
+    }
+
+    /// Runs the step again.
+    pub fn launch(&self) -> Result<()> {
+        // SAFETY: what the step's kernels point to lives as long as the session that owns this recording.
+        unsafe { result::graph::launch(self.exec, self.device.stream()) }
+            .map_err(failed("cannot replay a step"))
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        if self.device.bind().is_ok() {
+            // SAFETY: it is not launched any more. An error here has nobody to be told to.
+            let _ = unsafe { result::graph::exec_destroy(self.exec) };
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Products of matrices and activations.
+//!
+//! A few rows, and all rows in `exact` precision, are multiplied in f32, every warp one output. Many rows go through the
+//! tensor cores in 16 bits: bf16 where the matrix is, f16 elsewhere. Other matrices are converted on the way, so many
+//! rows at a time that their copy fits in the workspace.
+
+use super::CudaBackend;
+use super::blas::Product;
+use super::params::{self, word};
+use super::weight::{Weight, kernel_name};
+use super::workspace::Workspace;
+use crate::backend::args::*;
+use crate::error::{Error, Result};
+
+/// Elements of a matrix that are converted at once.
+pub(super) const MAX_DEQUANTIZED: usize = 32 << 20;
+
+/// What cuBLASLt may use.
+pub(super) const BLAS_BYTES: usize = 32 << 20;
+
+/// Rows up to which a product waits for its matrix rather than for its arithmetic.
+const FEW_ROWS: usize = 8;
+
+/// Rows of a matrix that one block of the kernel multiplies; rows of x that it multiplies with.
+const MATVEC_ROWS: usize = 4;
+const MATVEC_X_ROWS: [usize; 3] = [1, 4, 8];
+
+/// Threads of the kernels that go through elements one by one.
+const ELEMENT_THREADS: u32 = 256;
+
+/// Matrix rows are converted in multiples of this, so that outputs stay aligned.
+const SLAB_ROWS: usize = 64;
+
+/// Tile of our own product, and the shared memory of its three stages.
+const GEMM_TILE: usize = 128;
+const GEMM_SHARED_BYTES: u32 = 3 * 2 * 128 * (32 + 8) * 2;
+
+pub(super) fn matmul(
+    backend: &CudaBackend,
+    ws: &mut Workspace,
+    args: MatmulArgs<'_, '_, CudaBackend>,
+) -> Result<()> {
+    let MatmulArgs { parts, x, n_rows, add } = args;
+    let cols = parts.first().map_or(0, |part| part.w.cols);
+    if parts.iter().any(|part| part.w.cols != cols) {
+        return Err(Error::invalid("matrices with inputs of different widths"));
+    }
+    let is_fast = ws.precision == Precision::Fast && n_rows > FEW_ROWS && cols % 8 == 0;
+    if !is_fast {
+        return parts.iter_mut().try_for_each(|part| matvec(backend, part, x.address(), n_rows, add));
+    }
+    if n_rows > ws.shape.max_rows || cols > ws.shape.max_cols {
+        let (rows, max) = (ws.shape.max_rows, ws.shape.max_cols);
+        return Err(Error::invalid(format!("{n_rows} rows of {cols} in a workspace for {rows} of {max}")));
+    }
+    let mut converted = None;
+    for part in parts.iter_mut() {
+        let is_bf16 = part.w.ty == TensorType::BF16;
+        if converted != Some(is_bf16) {
+            convert(backend, ws, x.address(), n_rows * cols, is_bf16)?;
+            converted = Some(is_bf16);
+        }
+        many_rows(backend, ws, part, n_rows, is_bf16, add)?;
+    }
+    Ok(())
+}
+
+fn matvec(
+    backend: &CudaBackend,
+    part: &mut MatmulPart<'_, CudaBackend>,
+    x: params::Address,
+    n_rows: usize,
+    add: bool,
+) -> Result<()> {
+    let largest = MATVEC_X_ROWS[MATVEC_X_ROWS.len() - 1];
+    let at_once = MATVEC_X_ROWS.into_iter().find(|&n| n >= n_rows).unwrap_or(largest);
+    let name = format!("matvec{at_once}_{}", type_name(part.w)?);
+    let grid = [part.w.rows.div_ceil(MATVEC_ROWS), n_rows.div_ceil(at_once), 1];
+    let params = params::Matvec {
+        out: part.out.address(),
+        w: part.w.params(),
+        x,
+        bias: part.bias.map_or(0, |bias| bias.address()),
+        n_rows: word(n_rows),
+        add: u32::from(add),
+    };
+    backend.device.launch(&name, grid, 32 * word(MATVEC_ROWS), 0, &params)
+}
+
+fn convert(
+    backend: &CudaBackend,
+    ws: &mut Workspace,
+    x: params::Address,
+    n_elems: usize,
+    is_bf16: bool,
+) -> Result<()> {
+    let name = if is_bf16 { "to_bf16" } else { "to_f16" };
+    let params = params::Convert { out: ws.activations.address(), x, n_elems: n_elems as u64 };
+    backend.device.launch(name, blocks_of(n_elems), ELEMENT_THREADS, 0, &params)
+}
+
+/// The product with the converted activations.
+fn many_rows(
+    backend: &CudaBackend,
+    ws: &mut Workspace,
+    part: &mut MatmulPart<'_, CudaBackend>,
+    n_rows: usize,
+    is_bf16: bool,
+    add: bool,
+) -> Result<()> {
+    let (rows, cols) = (part.w.rows, part.w.cols);
+    let is_16_bit = matches!(part.w.ty, TensorType::BF16 | TensorType::F16);
+    let slab = match is_16_bit {
+        true => rows,
+        false => rows.min((ws.dequantized.n_bytes() / 2 / cols / SLAB_ROWS * SLAB_ROWS).max(SLAB_ROWS)),
+    };
+    for first in (0..rows).step_by(slab) {
+        let n = slab.min(rows - first);
+        let mut w = part.w.rows_from(first, n);
+        if !is_16_bit {
+            if n * cols * 2 > ws.dequantized.n_bytes() {
+                return Err(Error::invalid(format!("a matrix of {cols} columns in a workspace for less")));
+            }
+            let params = params::Dequant { out: ws.dequantized.address(), w };
+            let name = format!("dequant_{}", type_name(part.w)?);
+            backend.device.launch(&name, blocks_of(n * cols / 8), ELEMENT_THREADS, 0, &params)?;
+            w.data = ws.dequantized.address();
+        }
+        let out = part.out.address() + (first * size_of::<f32>()) as u64;
+        let product = Product { n: n_rows, m: n, k: cols, out_width: rows, is_bf16, add };
+        let x = ws.activations.address();
+        match &backend.blas {
+            Some(blas) => blas.run(&backend.device, product, out, x, w.data, &ws.blas)?,
+            None => own(backend, product, out, x, w.data)?,
+        }
+    }
+    match part.bias {
+        None => Ok(()),
+        Some(bias) => {
+            let (out, bias) = (part.out.address(), bias.address());
+            let params = params::Bias { out, bias, n_rows: word(n_rows), width: word(rows) };
+            backend.device.launch("add_bias", blocks_of(n_rows * rows), ELEMENT_THREADS, 0, &params)
+        }
+    }
+}
+
+/// The product by our own kernel.
+fn own(
+    backend: &CudaBackend,
+    product: Product,
+    out: params::Address,
+    x: params::Address,
+    w: params::Address,
+) -> Result<()> {
+    let Product { n, m, k, out_width, is_bf16, add } = product;
+    let name = if is_bf16 { "gemm_bf16" } else { "gemm_f16" };
+    let params = params::Gemm {
+        out,
+        x,
+        w,
+        n: word(n),
+        m: word(m),
+        k: word(k),
+        out_width: word(out_width),
+        add: u32::from(add),
+        unused: 0,
+    };
+    let grid = [m.div_ceil(GEMM_TILE), n.div_ceil(GEMM_TILE), 1];
+    backend.device.launch(name, grid, 256, GEMM_SHARED_BYTES, &params)
+}
+
+/// The grid of a kernel that goes through elements one by one.
+pub(super) fn blocks_of(n_elems: usize) -> [usize; 3] {
+    [n_elems.div_ceil(ELEMENT_THREADS as usize), 1, 1]
+}
+
+pub(super) fn type_name(w: &Weight) -> Result<&'static str> {
+    kernel_name(w.ty).map(|(name, _)| name).ok_or_else(|| Error::unsupported(format!("{} weights", w.ty)))
+}

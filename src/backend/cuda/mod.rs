@@ -1,0 +1,300 @@
+//! NVIDIA cards, through kernels of our own and, where it is installed, cuBLASLt for products of many rows.
+//!
+//! All work goes through one stream. Ops only queue; [`Backend::run`] waits for what a step queued.
+#![allow(unsafe_code, reason = "calls the driver, whose handles and addresses are the device's")]
+
+mod attn;
+mod blas;
+mod device;
+mod graph;
+mod matmul;
+mod params;
+mod weight;
+mod workspace;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::backend::Backend;
+use crate::backend::args::*;
+use crate::cancel::Cancel;
+use crate::error::{Error, Result};
+use crate::kv::slots::SlotMap;
+use blas::Blas;
+use device::Device;
+pub use device::DeviceBuf;
+use graph::{Graph, Recording};
+use matmul::{blocks_of, type_name};
+use params::word;
+pub use weight::Weight;
+pub use workspace::Workspace;
+
+/// Threads of the kernels that take a row each.
+const ROW_THREADS: u32 = 256;
+
+/// Runs the ops on a CUDA device.
+///
+/// A cache block holds `block_size` keys as (block_size, head_dim), then as many values.
+pub struct CudaBackend {
+    device: Arc<Device>,
+    blas: Option<Blas>,
+    /// Held by the running step.
+    step: Mutex<()>,
+}
+
+/// The rows of a session, here and on the device.
+pub struct Descriptor {
+    rows: StepRows,
+    on_device: DeviceBuf,
+}
+
+impl Descriptor {
+    fn address(&self) -> params::Address {
+        self.on_device.address()
+    }
+}
+
+/// [`SlotMap::words`] on the device.
+pub struct Slots(DeviceBuf);
+
+impl CudaBackend {
+    /// A backend on the `ordinal`-th visible device.
+    ///
+    /// # Errors
+    /// `Device`: no driver, one too old, no such device, or a device too old for the kernels.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        let device = Device::open(ordinal)?;
+        Ok(Self { blas: Blas::load(), device, step: Mutex::default() })
+    }
+
+    /// The same with our own products of many rows, whether or not cuBLASLt is installed.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new).
+    pub fn without_blas(ordinal: usize) -> Result<Self> {
+        Ok(Self { blas: None, ..Self::new(ordinal)? })
+    }
+
+    /// What the device is called, and whether cuBLASLt serves.
+    pub fn name(&self) -> String {
+        let blas = if self.blas.is_some() { "" } else { ", without cuBLASLt" };
+        format!("{}{blas}", self.device.name)
+    }
+}
+
+impl Backend for CudaBackend {
+    type Buf = DeviceBuf;
+    type Weight = Weight;
+    type Descriptor = Descriptor;
+    type Slots = Slots;
+    type Workspace = Workspace;
+
+    fn alloc(&self, n_bytes: usize) -> Result<DeviceBuf> {
+        self.device.alloc(n_bytes)
+    }
+
+    fn allocated_bytes(&self) -> usize {
+        self.device.meter.n_bytes()
+    }
+
+    fn upload<T: bytemuck::NoUninit + bytemuck::AnyBitPattern>(
+        &self,
+        dst: &mut DeviceBuf,
+        at: usize,
+        src: &[T],
+    ) -> Result<()> {
+        dst.upload(at * size_of::<T>(), bytemuck::cast_slice(src))
+    }
+
+    fn download(&self, dst: &mut [f32], src: &DeviceBuf, at: usize) -> Result<()> {
+        src.download(bytemuck::cast_slice_mut(dst), at * size_of::<f32>())
+    }
+
+    fn weight(&self, data: WeightData) -> Result<Weight> {
+        Weight::upload(&self.device, &data)
+    }
+
+    fn kv_block_bytes(&self, shape: &KvShape) -> usize {
+        2 * shape.block_size * shape.head_dim * shape.ty.bytes()
+    }
+
+    fn workspace_bytes(&self, shape: &WorkspaceShape, precision: Precision) -> usize {
+        Workspace::n_bytes(shape, precision)
+    }
+
+    fn workspace(&self, shape: &WorkspaceShape, precision: Precision) -> Result<Workspace> {
+        Workspace::new(&self.device, shape, precision)
+    }
+
+    fn slots_bytes(&self, map: &SlotMap) -> usize {
+        size_of_val(&map.words()[..])
+    }
+
+    fn slots(&self, map: &SlotMap) -> Result<Slots> {
+        let words = map.words();
+        let mut buf = self.alloc(size_of_val(&words[..]))?;
+        self.upload(&mut buf, 0, &words)?;
+        Ok(Slots(buf))
+    }
+
+    fn descriptor_bytes(&self) -> usize {
+        size_of::<StepRows>()
+    }
+
+    fn descriptor(&self) -> Result<Descriptor> {
+        Ok(Descriptor { rows: StepRows::default(), on_device: self.alloc(size_of::<StepRows>())? })
+    }
+
+    fn describe(&self, desc: &mut Descriptor, rows: StepRows) -> Result<()> {
+        desc.rows = rows;
+        self.upload(&mut desc.on_device, 0, &[rows.row, rows.n_tokens, rows.pos])
+    }
+
+    fn run<T>(
+        &self,
+        workspace: &mut Workspace,
+        cancel: &Cancel,
+        step: impl FnOnce(&mut Workspace) -> Result<T>,
+    ) -> Result<T> {
+        let _guard = self.step.lock().unwrap_or_else(PoisonError::into_inner);
+        self.device.bind()?;
+        workspace.cancel = cancel.clone();
+        let result = step(workspace);
+        // Also after an error: nothing may be under way in buffers that the caller is free to drop.
+        self.device.synchronize().and(result)
+    }
+
+    fn repeat(
+        &self,
+        workspace: &mut Workspace,
+        key: u32,
+        ops: impl FnOnce(&mut Workspace) -> Result<()>,
+    ) -> Result<()> {
+        workspace.cancel.check()?;
+        let graph = match workspace.recordings.get(&key) {
+            None => {
+                ops(workspace)?;
+                workspace.recordings.insert(key, Recording::Seen);
+                return Ok(());
+            }
+            Some(Recording::Graph(graph)) => return graph.launch(),
+            Some(Recording::Seen) => {
+                workspace.is_recording = true;
+                let graph = Graph::record(&self.device, || ops(workspace));
+                workspace.is_recording = false;
+                graph?
+            }
+        };
+        graph.launch()?;
+        workspace.recordings.insert(key, Recording::Graph(graph));
+        Ok(())
+    }
+
+    fn embed(&self, ws: &mut Workspace, args: EmbedArgs<'_, Self>) -> Result<()> {
+        ws.check()?;
+        let EmbedArgs { out, table, tokens, n_tokens, scale } = args;
+        let params = params::Embed {
+            out: out.address(),
+            table: table.params(),
+            tokens: tokens.address(),
+            scale,
+            unused: 0,
+        };
+        let name = format!("embed_{}", type_name(table)?);
+        self.device.launch(&name, [n_tokens, 1, 1], ROW_THREADS, 0, &params)
+    }
+
+    fn norm(&self, ws: &mut Workspace, args: NormArgs<'_, Self>) -> Result<()> {
+        ws.check()?;
+        let NormArgs { out, x, first_row, weight, n_rows, width, eps } = args;
+        let params = params::Norm {
+            out: out.address(),
+            x: x.address() + (first_row * width * size_of::<f32>()) as u64,
+            weight: weight.address(),
+            width: word(width),
+            eps,
+        };
+        self.device.launch("norm_rms", [n_rows, 1, 1], ROW_THREADS, 0, &params)
+    }
+
+    fn matmul(&self, ws: &mut Workspace, args: MatmulArgs<'_, '_, Self>) -> Result<()> {
+        ws.check()?;
+        matmul::matmul(self, ws, args)
+    }
+
+    fn rope_table(&self, ws: &mut Workspace, args: RopeTableArgs<'_, Self>) -> Result<()> {
+        ws.check()?;
+        let RopeTableArgs { out, inv_freq, n_pairs, attention_factor, seqs } = args;
+        for desc in seqs {
+            let params = params::RopeTable {
+                out: out.address(),
+                inv_freq: inv_freq.address(),
+                rows: desc.address(),
+                n_pairs: word(n_pairs),
+                attention_factor,
+            };
+            self.device.launch("rope_table", [desc.rows.n_tokens as usize, 1, 1], 64, 0, &params)?;
+        }
+        Ok(())
+    }
+
+    fn rope_append(&self, ws: &mut Workspace, args: RopeAppendArgs<'_, '_, Self>) -> Result<()> {
+        ws.check()?;
+        let RopeAppendArgs { q, k, v, table, n_pairs, pairing, n_heads, shape, seqs } = args;
+        if 2 * n_pairs > shape.head_dim || n_pairs == 0 && table.is_some() {
+            return Err(Error::invalid(format!("{n_pairs} pairs in a head of {}", shape.head_dim)));
+        }
+        for AppendSeq { desc, blocks, places } in seqs {
+            let params = params::RopeAppend {
+                q: q.address(),
+                k: k.address(),
+                v: v.address(),
+                table: table.map_or(0, DeviceBuf::address),
+                rows: desc.address(),
+                blocks: blocks.address(),
+                places: attn::places(places),
+                shape: (&shape).into(),
+                n_heads: word(n_heads),
+                n_pairs: word(n_pairs),
+                pairing: match pairing {
+                    RopePairing::Adjacent => 0,
+                    RopePairing::Halves => 1,
+                },
+                unused: 0,
+            };
+            let grid = [desc.rows.n_tokens as usize, n_heads + shape.n_kv_heads, 1];
+            let shared_bytes = word(shape.head_dim * size_of::<f32>());
+            self.device.launch("rope_append", grid, 64, shared_bytes, &params)?;
+        }
+        Ok(())
+    }
+
+    fn attn(&self, ws: &mut Workspace, args: AttnArgs<'_, Self>) -> Result<()> {
+        ws.check()?;
+        attn::attn(self, ws, &args)?;
+        ws.keep_pace()
+    }
+
+    fn copy_blocks(&self, _: &mut Workspace, args: CopyBlocksArgs<'_, Self>) -> Result<()> {
+        let CopyBlocksArgs { to, to_places, from, from_places, shape, desc, blocks, slots } = args;
+        let params = params::CopyBlocks {
+            to: to.address(),
+            from: from.address(),
+            to_places: attn::places(&to_places),
+            from_places: attn::places(&from_places),
+            rows: desc.address(),
+            slots: slots.0.address(),
+            shape: (&shape).into(),
+            pinned: u32::from(blocks == StepBlocks::Pinned),
+            unused: 0,
+        };
+        let grid = [desc.rows.n_tokens as usize, shape.n_kv_heads, 1];
+        self.device.launch("copy_blocks", grid, 32, 0, &params)
+    }
+
+    fn glu(&self, ws: &mut Workspace, args: GluArgs<'_, Self>) -> Result<()> {
+        ws.check()?;
+        let GluArgs { gate, up, activation: Activation::Silu, n_elems } = args;
+        let params = params::Glu { gate: gate.address(), up: up.address(), n_elems: n_elems as u64 };
+        self.device.launch("glu_silu", blocks_of(n_elems), ROW_THREADS, 0, &params)
+    }
+}

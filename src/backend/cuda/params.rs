@@ -1,0 +1,101 @@
+//! The parameters of the kernels, as `kernels/common/params.cuh` has them.
+
+use crate::attention::mask::Mask;
+use crate::backend::args::{KvShape, KvType};
+
+/// An address in device memory.
+pub(super) type Address = u64;
+
+/// What a kernel takes: plain data of the same size on both sides.
+///
+/// # Safety
+/// `repr(C)` without padding that matters, and field by field what the kernel declares.
+pub(super) unsafe trait Params: Copy {}
+
+macro_rules! params {
+    ($($name:ident = $size:literal { $($field:ident: $ty:ty),* $(,)? })*) => {$(
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug)]
+        pub(super) struct $name { $(pub $field: $ty),* }
+        const _: () = assert!(size_of::<$name>() == $size);
+        // SAFETY: the fields are those of params.cuh, whose size is asserted there too.
+        unsafe impl Params for $name {}
+    )*};
+}
+
+params! {
+    Weight = 24 { data: Address, scales: Address, rows: u32, cols: u32 }
+    BlockPlaces = 16 { map: Address, n_blocks: u32, unused: u32 }
+    Shape = 16 { n_kv_heads: u32, head_dim: u32, block_size: u32, ty: u32 }
+    MaskParams = 28 {
+        kind: u32, window_tokens: u32, sink_tokens: u32, block_size: u32, local_blocks: u32, sink_blocks: u32,
+        stride: u32,
+    }
+    Segment = 32 { blocks: Address, places: BlockPlaces, end_kind: u32, end: u32 }
+    Embed = 48 { out: Address, table: Weight, tokens: Address, scale: f32, unused: u32 }
+    Norm = 32 { out: Address, x: Address, weight: Address, width: u32, eps: f32 }
+    RopeTable = 32 { out: Address, inv_freq: Address, rows: Address, n_pairs: u32, attention_factor: f32 }
+    RopeAppend = 96 {
+        q: Address, k: Address, v: Address, table: Address, rows: Address, blocks: Address, places: BlockPlaces,
+        shape: Shape, n_heads: u32, n_pairs: u32, pairing: u32, unused: u32,
+    }
+    CopyBlocks = 88 {
+        to: Address, from: Address, to_places: BlockPlaces, from_places: BlockPlaces, rows: Address, slots: Address,
+        shape: Shape, pinned: u32, unused: u32,
+    }
+    Attn = 216 {
+        out: Address, q: Address, rows: Address, sink_logits: Address, phases: Address, partials: Address,
+        segments: [Segment; 3], shape: Shape, mask: MaskParams, n_segments: u32, n_heads: u32, n_splits: u32,
+        scale: f32, softcap: f32, first_token: u32, unused: u32,
+    }
+    Glu = 24 { gate: Address, up: Address, n_elems: u64 }
+    Matvec = 56 { out: Address, w: Weight, x: Address, bias: Address, n_rows: u32, add: u32 }
+    Convert = 24 { out: Address, x: Address, n_elems: u64 }
+    Dequant = 32 { out: Address, w: Weight }
+    Gemm = 48 {
+        out: Address, x: Address, w: Address, n: u32, m: u32, k: u32, out_width: u32, add: u32, unused: u32,
+    }
+    Bias = 24 { out: Address, bias: Address, n_rows: u32, width: u32 }
+}
+
+/// A number as kernels take it; what is larger than any number of theirs fails where it is used.
+pub(super) fn word(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+impl From<&KvShape> for Shape {
+    fn from(shape: &KvShape) -> Self {
+        let ty = match shape.ty {
+            KvType::F32 => 0,
+            KvType::F16 => 1,
+        };
+        Self {
+            n_kv_heads: word(shape.n_kv_heads),
+            head_dim: word(shape.head_dim),
+            block_size: word(shape.block_size),
+            ty,
+        }
+    }
+}
+
+impl From<&Mask> for MaskParams {
+    fn from(mask: &Mask) -> Self {
+        let (block_size, sink_blocks) = (mask.block_size(), mask.sink_blocks());
+        let full = Self {
+            kind: 0,
+            window_tokens: 0,
+            sink_tokens: 0,
+            block_size,
+            local_blocks: 0,
+            sink_blocks,
+            stride: 0,
+        };
+        match *mask {
+            Mask::Full => full,
+            Mask::Window { window_tokens, sink_tokens } => {
+                Self { kind: 1, window_tokens, sink_tokens, ..full }
+            }
+            Mask::Blocks { local_blocks, stride, .. } => Self { kind: 2, local_blocks, stride, ..full },
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Matrices in device memory.
+
+use std::sync::Arc;
+
+use super::device::{Device, DeviceBuf};
+use super::params::{self, word};
+use crate::alloc::try_vec;
+use crate::backend::args::{TensorType, WeightData};
+use crate::error::{Error, Result};
+
+/// Elements of a quantised block.
+const QUANT_BLOCK: usize = 32;
+
+/// A matrix on the device. Blocks of quantised types are taken apart, so that quants are read 16 bytes at a time: the
+/// quants of all blocks in order, and elsewhere their scales.
+pub struct Weight {
+    pub(super) ty: TensorType,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    data: DeviceBuf,
+    scales: Option<DeviceBuf>,
+}
+
+/// What kernels call the type, and bytes of a block's scales, for the types that there are products of.
+pub(super) fn kernel_name(ty: TensorType) -> Option<(&'static str, usize)> {
+    match ty {
+        TensorType::F32 => Some(("F32", 0)),
+        TensorType::F16 => Some(("F16", 0)),
+        TensorType::BF16 => Some(("Bf16", 0)),
+        TensorType::Q8_0 => Some(("Q8_0", 2)),
+        TensorType::Q4_0 => Some(("Q4_0", 2)),
+        TensorType::Q4_1 => Some(("Q4_1", 4)),
+        _ => None,
+    }
+}
+
+impl Weight {
+    /// Copies a matrix to the device.
+    pub(super) fn upload(device: &Arc<Device>, weight: &WeightData) -> Result<Self> {
+        let WeightData { ty, rows, cols, .. } = *weight;
+        let Some((_, scale_bytes)) = kernel_name(ty) else {
+            return Err(Error::unsupported(format!("the cuda backend has no product with {ty} weights")));
+        };
+        let held = (*weight.file).as_ref().get(weight.range.clone());
+        let expected = ty.row_bytes(cols).and_then(|row| row.checked_mul(rows));
+        let bytes = match (held, expected) {
+            (Some(bytes), Some(expected)) if bytes.len() == expected && expected > 0 => bytes,
+            _ => {
+                let (range, file) = (&weight.range, (*weight.file).as_ref().len());
+                return Err(Error::invalid(format!(
+                    "a {ty} matrix of {rows} x {cols} in bytes {range:?} of a file of {file}"
+                )));
+            }
+        };
+        let upload = |bytes: &[u8]| {
+            let mut buf = device.alloc(bytes.len())?;
+            buf.upload(0, bytes)?;
+            Ok::<_, Error>(buf)
+        };
+        if scale_bytes == 0 {
+            return Ok(Self { ty, rows, cols, data: upload(bytes)?, scales: None });
+        }
+        let quant_bytes = ty.block_bytes() - scale_bytes;
+        let n_blocks = rows * (cols / QUANT_BLOCK);
+        let (mut quants, mut scales) =
+            (try_vec(n_blocks * quant_bytes, 0u8)?, try_vec(n_blocks * scale_bytes, 0u8)?);
+        let apart = quants.chunks_exact_mut(quant_bytes).zip(scales.chunks_exact_mut(scale_bytes));
+        for (block, (quants, scales)) in bytes.chunks_exact(ty.block_bytes()).zip(apart) {
+            scales.copy_from_slice(&block[..scale_bytes]);
+            quants.copy_from_slice(&block[scale_bytes..]);
+        }
+        Ok(Self { ty, rows, cols, data: upload(&quants)?, scales: Some(upload(&scales)?) })
+    }
+
+    /// The whole matrix as kernels take it.
+    pub(super) fn params(&self) -> params::Weight {
+        self.rows_from(0, self.rows)
+    }
+
+    /// `n_rows` rows from `first` on.
+    pub(super) fn rows_from(&self, first: usize, n_rows: usize) -> params::Weight {
+        let row_bytes = |buf: &DeviceBuf| (buf.n_bytes() / self.rows) as u64;
+        let at = |buf: &DeviceBuf| buf.address() + first as u64 * row_bytes(buf);
+        params::Weight {
+            data: at(&self.data),
+            scales: self.scales.as_ref().map_or(0, at),
+            rows: word(n_rows),
+            cols: word(self.cols),
+        }
+    }
+}
