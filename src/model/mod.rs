@@ -12,6 +12,7 @@ use std::sync::Arc;
 use longgen_format::Directory;
 
 use crate::attention::plan::LayerAttention;
+use crate::backend::args::{KvType, SharedBytes};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::reference::ReferenceBackend;
 use crate::error::{Error, Result};
@@ -56,6 +57,7 @@ pub struct Model {
     tokenizer: Tokenizer,
     chat_template: Option<ChatTemplate>,
     engine: Box<dyn Engine>,
+    weight_bytes: usize,
     device: String,
     device_note: Option<String>,
 }
@@ -69,12 +71,20 @@ impl Model {
         let path = path.as_ref();
         let bytes = open(path, params.load)?;
         let in_file = |error: Error| Error::new(error.kind(), format!("{}: {error}", path.display()));
-        let directory = Directory::read((*bytes).as_ref()).map_err(|error| in_file(error.into()))?;
+        Self::from_bytes(bytes, params).map_err(in_file)
+    }
+
+    /// Opens a model file that is in memory already.
+    ///
+    /// # Errors
+    /// `Format`, `Unsupported`, `OutOfMemory`, `Device`.
+    #[expect(clippy::needless_pass_by_value, reason = "the model keeps the bytes")]
+    pub fn from_bytes(bytes: SharedBytes, params: &ModelParams) -> Result<Self> {
+        let directory = Directory::read((*bytes).as_ref())?;
         if params.verify {
-            directory.verify(|_| {}).map_err(|error| in_file(error.into()))?;
+            directory.verify(|_| {})?;
         }
-        let file = WeightFile { bytes: &bytes, directory: &directory };
-        Self::from_file(&file, params).map_err(in_file)
+        Self::from_file(&WeightFile { bytes: &bytes, directory: &directory }, params)
     }
 
     fn from_file(file: &WeightFile<'_>, params: &ModelParams) -> Result<Self> {
@@ -100,7 +110,11 @@ impl Model {
             device => (device, None),
         };
         let (engine, device) = engine(device, params.n_threads, file, &config)?;
-        Ok(Self { config, tokenizer, chat_template, engine, device, device_note })
+        let has_output = file.has("output.weight");
+        let is_read = |name: &str| !has_output || name != "token_embd.weight";
+        let tensors = file.directory.tensors().iter().filter(|tensor| is_read(tensor.name()));
+        let weight_bytes = tensors.map(|tensor| usize::try_from(tensor.n_bytes()).unwrap_or(0)).sum();
+        Ok(Self { config, tokenizer, chat_template, engine, weight_bytes, device, device_note })
     }
 
     /// What the model runs on.
@@ -134,6 +148,23 @@ impl Model {
     /// `Invalid` for parameters out of their range.
     pub fn plan(&self, params: &SessionParams) -> Result<MemoryPlan> {
         self.engine.plan(params)
+    }
+
+    /// Bytes of weights that one token reads: all matrices, and of the embedding nothing unless it is the output too.
+    pub fn weight_bytes(&self) -> usize {
+        self.weight_bytes
+    }
+
+    /// Bytes of keys and values that a token at this position reads.
+    pub fn kv_read_bytes(&self, position: u32, kv_type: KvType) -> usize {
+        let Config { n_kv_heads, n_heads, head_dim, .. } = *self.config;
+        let group = n_heads / n_kv_heads;
+        let of_layer = |layer: &LayerAttention| {
+            let blocks = |phase: &u32| layer.mask.visible_blocks(position, position, *phase).count();
+            let blocks: usize = layer.phases.iter().step_by(group).map(blocks).sum();
+            blocks * layer.mask.block_size() as usize * 2 * head_dim * kv_type.bytes()
+        };
+        self.config.attention.iter().map(of_layer).sum()
     }
 
     /// Bytes that this model's sessions occupy now, as they were allocated.

@@ -138,6 +138,8 @@ pub struct Speed {
     pub name: String,
     /// Tokens per second, one number a repetition.
     pub tokens_per_second: Vec<f64>,
+    /// Weights, keys and values that each token reads, in bytes; 0 where tokens share them.
+    pub bytes_per_token: usize,
 }
 
 impl Speed {
@@ -152,7 +154,7 @@ impl Speed {
     /// As a JSON object.
     pub fn to_json(&self) -> Value {
         let (min, median, max) = self.summary();
-        json!({"test": self.name, "min": min, "median": median, "max": max, "tokens_per_second": self.tokens_per_second})
+        json!({"test": self.name, "min": min, "median": median, "max": max, "tokens_per_second": self.tokens_per_second, "bytes_per_token": self.bytes_per_token})
     }
 }
 
@@ -200,7 +202,12 @@ pub fn bench(args: &RunArgs, model: &Arc<Model>, bench: Bench, cancel: &Cancel) 
             }
             rates.push(n as f64 / start.elapsed().as_secs_f64());
         }
-        speeds.push(Speed { name: format!("{name}{n}{suffix}"), tokens_per_second: rates.split_off(1) });
+        let bytes_per_token = match alone {
+            true => model.weight_bytes() + model.kv_read_bytes(u32::try_from(depth + n / 2)?, args.kv_type()),
+            false => 0,
+        };
+        let name = format!("{name}{n}{suffix}");
+        speeds.push(Speed { name, tokens_per_second: rates.split_off(1), bytes_per_token });
     }
     Ok(speeds)
 }
@@ -222,7 +229,11 @@ mod tests {
 
     #[test]
     fn a_summary_is_minimum_median_and_maximum() {
-        let speed = Speed { name: String::new(), tokens_per_second: vec![3.0, 9.0, 1.0, 5.0, 4.0] };
+        let speed = Speed {
+            name: String::new(),
+            tokens_per_second: vec![3.0, 9.0, 1.0, 5.0, 4.0],
+            bytes_per_token: 0,
+        };
         assert_eq!(speed.summary(), (1.0, 4.0, 9.0));
     }
 }

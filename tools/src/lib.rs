@@ -10,3 +10,4 @@ pub mod npy;
 pub mod plan;
 pub mod plan_report;
 pub mod run_args;
+pub mod synthetic;

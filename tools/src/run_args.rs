@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
+use longgen::model::config::Config;
+use longgen::weights::{Load, WeightFile};
 use longgen::{Cancel, Device, KvType, Model, ModelParams, Precision, Session, SessionParams};
+use longgen_format::Directory;
 
 /// Element types of the cache.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -30,7 +33,7 @@ pub enum PrecisionArg {
 pub struct RunArgs {
     /// Model file: made by lgconvert, or a plain llama GGUF
     #[arg(short, long, value_name = "FILE")]
-    pub model: PathBuf,
+    pub model: Option<PathBuf>,
     /// Longest context in tokens [default: what the task needs, or what the model was trained for]
     #[arg(short, long = "ctx-size", alias = "ctx", value_name = "TOKENS")]
     pub ctx_size: Option<u32>,
@@ -57,8 +60,39 @@ impl RunArgs {
     /// # Errors
     /// What is wrong with the file.
     pub fn open(&self, params: ModelParams) -> Result<Arc<Model>> {
+        let path = self.path()?;
+        self.open_with(params, |params| Ok(Model::open(path, params)?))
+    }
+
+    /// The numbers of the model, without opening it.
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    pub fn config(&self) -> Result<Config> {
+        let path = self.path()?;
+        let bytes = longgen::weights::open(path, Load::Map)?;
+        let read = || -> Result<Config> {
+            let directory = Directory::read((*bytes).as_ref())?;
+            Ok(Config::read(&WeightFile { bytes: &bytes, directory: &directory })?)
+        };
+        read().with_context(|| path.display().to_string())
+    }
+
+    fn path(&self) -> Result<&PathBuf> {
+        self.model.as_ref().context("which model? -m FILE names it")
+    }
+
+    /// Opens a model that is no file, with the device and threads of the flags.
+    ///
+    /// # Errors
+    /// Those of `open`.
+    pub fn open_with(
+        &self,
+        params: ModelParams,
+        open: impl FnOnce(&ModelParams) -> Result<Model>,
+    ) -> Result<Arc<Model>> {
         let params = ModelParams { n_threads: self.threads.unwrap_or(0), device: self.device, ..params };
-        let model = Model::open(&self.model, &params)?;
+        let model = open(&params)?;
         if let Some(why) = model.device_note() {
             eprintln!("running on the CPU: {why}");
         }
@@ -70,15 +104,20 @@ impl RunArgs {
         SessionParams {
             n_ctx: self.ctx_size.unwrap_or(n_ctx),
             chunk_tokens: self.chunk.unwrap_or(0),
-            kv_type: match self.kv {
-                KvArg::F32 => KvType::F32,
-                KvArg::F16 => KvType::F16,
-            },
+            kv_type: self.kv_type(),
             precision: match self.precision {
                 PrecisionArg::Exact => Precision::Exact,
                 PrecisionArg::Fast => Precision::Fast,
             },
             logits_rows: 0,
+        }
+    }
+
+    /// Element type of the cache.
+    pub fn kv_type(&self) -> KvType {
+        match self.kv {
+            KvArg::F32 => KvType::F32,
+            KvArg::F16 => KvType::F16,
         }
     }
 

@@ -9,9 +9,10 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use longgen::{Model, ModelParams};
-use longgen_tools::eval;
+use longgen_tools::eval::{self, Speed};
 use longgen_tools::plan::AttentionArgs;
 use longgen_tools::run_args::{RunArgs, cancel_on_signals};
+use longgen_tools::synthetic::{Shape, Type};
 use serde_json::json;
 
 /// Measures a model: tokens, logits, perplexity, speed.
@@ -34,11 +35,8 @@ struct Common {
 impl Common {
     /// Opens the model with the plan that the flags ask for.
     fn open(&self) -> Result<Arc<Model>> {
-        let model = self.run.open(ModelParams::default())?;
-        match self.attention.plan(model.config().into())? {
-            None => Ok(model),
-            attention => self.run.open(ModelParams { attention, ..Default::default() }),
-        }
+        let attention = self.attention.plan((&self.run.config()?).into())?;
+        self.run.open(ModelParams { attention, ..Default::default() })
     }
 }
 
@@ -84,6 +82,18 @@ enum Command {
     Bench {
         #[command(flatten)]
         common: Common,
+        /// Random weights of a well-known shape instead of a file
+        #[arg(long, value_enum, value_name = "SHAPE", conflicts_with = "model")]
+        synthetic: Option<Shape>,
+        /// Type of the random matrices
+        #[arg(
+            long = "type",
+            value_enum,
+            value_name = "TYPE",
+            default_value = "bf16",
+            requires = "synthetic"
+        )]
+        ty: Type,
         /// Tokens of the prompt; 0 leaves it out
         #[arg(short = 'p', long, default_value_t = 512)]
         n_prompt: usize,
@@ -137,14 +147,29 @@ fn run(cli: Cli) -> Result<()> {
                 false => println!("perplexity {perplexity:.4} over {n_tokens} tokens in {seconds:.1} s"),
             }
         }
-        Command::Bench { common, n_prompt, n_generate, depth, repeat, json } => {
-            let model = common.open()?;
+        Command::Bench { common, synthetic, ty, n_prompt, n_generate, depth, repeat, json } => {
+            let model = match synthetic {
+                None => common.open()?,
+                Some(shape) => {
+                    let attention = common.attention.plan(shape.into())?;
+                    let params = ModelParams { attention, ..Default::default() };
+                    common.run.open_with(params, |params| shape.open(ty, params))?
+                }
+            };
+            eprintln!("{}", model.device());
             let bench = eval::Bench { n_prompt, n_generate, depth, repeat };
             for speed in eval::bench(&common.run, &model, bench, &cancel)? {
                 let (min, median, max) = speed.summary();
                 match json {
                     true => println!("{}", speed.to_json()),
-                    false => println!("{:>16} {median:9.2} tokens/s  ({min:.2} to {max:.2})", speed.name),
+                    false => {
+                        let Speed { name, bytes_per_token, .. } = &speed;
+                        print!("{name:>16} {median:9.2} tokens/s  ({min:.2} to {max:.2})");
+                        match bytes_per_token {
+                            0 => println!(),
+                            bytes => println!("  {:.1} GB/s", *bytes as f64 * median / 1e9),
+                        }
+                    }
                 }
             }
         }
