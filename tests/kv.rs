@@ -224,4 +224,16 @@ proptest! {
     fn every_query_sees_what_its_mask_says_on_the_cpu((plan, n_kv_heads, n_ctx, actions) in any_case()) {
         check(&CpuBackend::new(2).unwrap(), &plan, n_kv_heads, n_ctx, &actions);
     }
+
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn every_query_sees_what_its_mask_says_on_a_cuda_device((plan, n_kv_heads, n_ctx, actions) in any_case()) {
+        use longgen::backend::cuda::CudaBackend;
+        static BACKEND: std::sync::LazyLock<Option<CudaBackend>> = std::sync::LazyLock::new(|| {
+            CudaBackend::new(0).map_err(|error| eprintln!("SKIPPED on CUDA devices: {error}")).ok()
+        });
+        if let Some(backend) = &*BACKEND {
+            check(backend, &plan, n_kv_heads, n_ctx, &actions);
+        }
+    }
 }

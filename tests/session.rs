@@ -25,6 +25,26 @@ impl File {
     }
 }
 
+/// The processor, and the first CUDA device if this build and this machine have one.
+fn devices() -> Vec<Device> {
+    let mut devices = vec![Device::Cpu];
+    #[cfg(feature = "cuda")]
+    match longgen::backend::cuda::CudaBackend::new(0) {
+        Ok(_) => devices.push(Device::Cuda(0)),
+        Err(error) => eprintln!("SKIPPED on CUDA devices: {error}"),
+    }
+    devices
+}
+
+/// Root mean square of the difference, relative to that of the expected numbers.
+fn distance(has: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(has.len(), expected.len());
+    let squares =
+        |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x) * f64::from(x)).sum::<f64>();
+    let difference = squares(&mut has.iter().zip(expected).map(|(a, b)| a - b));
+    (difference / squares(&mut expected.iter().copied())).sqrt()
+}
+
 fn tokens(n: usize, seed: u64) -> Vec<u32> {
     let mut random = Random::new(seed);
     (0..n).map(|_| u32::try_from(random.below(tiny_model::N_VOCAB)).unwrap()).collect()
@@ -75,125 +95,150 @@ fn logits_are_the_same_bits_for_every_chunk_size_and_thread_count() {
 }
 
 #[test]
-fn the_cpu_computes_what_the_oracle_computes() {
+fn every_device_computes_what_the_oracle_computes() {
     let text = tokens(260, 6);
-    for ty in TensorType::ALL {
-        let file = File::new(&tiny_model::bytes(ty));
-        let logits = |device, precision| {
-            let model = file.open(device, 2);
-            all_logits(&mut Session::new(&model, &params(90, precision, KvType::F32)).unwrap(), &text)
-        };
-        let expected = logits(Device::Reference, Precision::Exact);
-        // Root mean square of the difference, relative to the logits'.
-        let distance = |has: Vec<f32>| {
-            let squares = |values: &mut dyn Iterator<Item = f32>| {
-                values.map(|x| f64::from(x) * f64::from(x)).sum::<f64>()
+    for device in devices() {
+        for ty in TensorType::ALL {
+            let file = File::new(&tiny_model::bytes(ty));
+            let logits = |device, precision| {
+                let model = file.open(device, 2);
+                all_logits(&mut Session::new(&model, &params(90, precision, KvType::F32)).unwrap(), &text)
             };
-            let difference = squares(&mut has.iter().zip(&expected).map(|(a, b)| a - b));
-            (difference / squares(&mut expected.iter().copied())).sqrt()
-        };
-        let exact = distance(logits(Device::Cpu, Precision::Exact));
-        assert!(exact < 1e-5, "{ty}: exact differs by {exact}");
-        let fast = distance(logits(Device::Cpu, Precision::Fast));
-        assert!(fast < 0.05, "{ty}: fast differs by {fast}");
+            let expected = logits(Device::Reference, Precision::Exact);
+            let exact = distance(&logits(device, Precision::Exact), &expected);
+            assert!(exact < 1e-5, "{device:?} {ty}: exact differs by {exact}");
+            let fast = distance(&logits(device, Precision::Fast), &expected);
+            assert!(fast < 0.05, "{device:?} {ty}: fast differs by {fast}");
+        }
+    }
+}
+
+#[test]
+fn tokens_decoded_one_by_one_give_what_a_prompt_gives() {
+    let text = tokens(200, 16);
+    for device in devices() {
+        let model = File::new(&tiny_model::bytes(TensorType::Q8_0)).open(device, 2);
+        let params = params(64, Precision::Exact, KvType::F16);
+        let expected = all_logits(&mut Session::new(&model, &params).unwrap(), &text);
+        // From several depths, so that what a device records of one step serves at other positions and after a rewind.
+        let mut session = Session::new(&model, &params).unwrap();
+        for depth in [1, 60, 130] {
+            session.rewind(0).unwrap();
+            session.prefill(&text[..depth], &Cancel::default(), &mut |_, _| {}).unwrap();
+            for (i, &token) in text.iter().enumerate().skip(depth) {
+                session.decode(token, &Cancel::default()).unwrap();
+                let row = &expected[i * tiny_model::N_VOCAB..(i + 1) * tiny_model::N_VOCAB];
+                let differs = distance(session.logits().unwrap(), row);
+                assert!(differs < 1e-5, "{device:?}: position {i} from {depth} differs by {differs}");
+            }
+        }
     }
 }
 
 #[test]
 fn a_cancelled_prompt_leaves_the_chunks_before_it_and_no_trace() {
-    let file = File::new(&tiny_model::bytes(TensorType::Q8_0));
-    let model = file.open(Device::Cpu, 2);
-    let (first, second) = (tokens(130, 1), tokens(150, 2));
-    let params = params(50, Precision::Fast, KvType::F16);
-    let nothing = &mut |_, _| {};
+    for device in devices() {
+        let file = File::new(&tiny_model::bytes(TensorType::Q8_0));
+        let model = file.open(device, 2);
+        let (first, second) = (tokens(130, 1), tokens(150, 2));
+        let params = params(50, Precision::Fast, KvType::F16);
+        let nothing = &mut |_, _| {};
 
-    let mut straight = Session::new(&model, &params).unwrap();
-    straight.prefill(&first, &Cancel::default(), nothing).unwrap();
-    straight.prefill(&second, &Cancel::default(), nothing).unwrap();
-    let expected = straight.logits().unwrap().to_vec();
+        let mut straight = Session::new(&model, &params).unwrap();
+        straight.prefill(&first, &Cancel::default(), nothing).unwrap();
+        straight.prefill(&second, &Cancel::default(), nothing).unwrap();
+        let expected = straight.logits().unwrap().to_vec();
 
-    // Stopped between chunks, before the first one, and from another thread at whatever moment.
-    let mut session = Session::new(&model, &params).unwrap();
-    session.prefill(&first, &Cancel::default(), nothing).unwrap();
-    let before = session.logits().unwrap().to_vec();
-    let cancel = Cancel::default();
-    cancel.cancel();
-    assert_eq!(session.prefill(&second, &cancel, nothing).unwrap_err().kind(), ErrorKind::Cancelled);
-    assert_eq!(session.tokens(), first);
-    assert_eq!(session.logits().unwrap(), before);
-
-    for delay in 0..40 {
+        // Stopped between chunks, before the first one, and from another thread at whatever moment.
+        let mut session = Session::new(&model, &params).unwrap();
+        session.prefill(&first, &Cancel::default(), nothing).unwrap();
+        let before = session.logits().unwrap().to_vec();
         let cancel = Cancel::default();
-        let stop = cancel.clone();
-        let stopper = std::thread::spawn(move || {
-            for _ in 0..delay * 2000 {
-                std::hint::black_box(&stop);
+        cancel.cancel();
+        assert_eq!(session.prefill(&second, &cancel, nothing).unwrap_err().kind(), ErrorKind::Cancelled);
+        assert_eq!(session.tokens(), first);
+        assert_eq!(session.logits().unwrap(), before);
+
+        for delay in 0..40 {
+            let cancel = Cancel::default();
+            let stop = cancel.clone();
+            let stopper = std::thread::spawn(move || {
+                for _ in 0..delay * 2000 {
+                    std::hint::black_box(&stop);
+                }
+                stop.cancel();
+            });
+            let done = session.tokens().len() - first.len();
+            match session.prefill(&second[done..], &cancel, nothing) {
+                Ok(()) => {}
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Cancelled),
             }
-            stop.cancel();
-        });
+            stopper.join().unwrap();
+            assert!(session.tokens().len() == 280 || (session.tokens().len() - 130).is_multiple_of(50));
+            if session.tokens().len() == 280 {
+                break;
+            }
+        }
         let done = session.tokens().len() - first.len();
-        match session.prefill(&second[done..], &cancel, nothing) {
-            Ok(()) => {}
-            Err(error) => assert_eq!(error.kind(), ErrorKind::Cancelled),
+        if done < second.len() {
+            session.prefill(&second[done..], &Cancel::default(), nothing).unwrap();
         }
-        stopper.join().unwrap();
-        assert!(session.tokens().len() == 280 || (session.tokens().len() - 130).is_multiple_of(50));
-        if session.tokens().len() == 280 {
-            break;
-        }
+        assert_eq!(session.logits().unwrap(), expected);
     }
-    let done = session.tokens().len() - first.len();
-    if done < second.len() {
-        session.prefill(&second[done..], &Cancel::default(), nothing).unwrap();
-    }
-    assert_eq!(session.logits().unwrap(), expected);
 }
 
 #[test]
 fn memory_is_what_the_plan_says() {
-    let file = File::new(&tiny_model::bytes(TensorType::F16));
-    let model = file.open(Device::Cpu, 2);
-    let mut random = Random::new(3);
-    for _ in 0..200 {
-        let params = SessionParams {
-            n_ctx: u32::try_from(1 + random.below(3000)).unwrap(),
-            chunk_tokens: u32::try_from(random.below(300)).unwrap(),
-            kv_type: [KvType::F32, KvType::F16][random.below(2)],
-            precision: [Precision::Exact, Precision::Fast][random.below(2)],
-            logits_rows: u32::try_from(random.below(9)).unwrap(),
-        };
-        let plan = model.plan(&params).unwrap();
-        let session = Session::new(&model, &params).unwrap();
-        assert_eq!(model.session_bytes(), plan.total_bytes(), "{params:?}");
-        drop(session);
-        assert_eq!(model.session_bytes(), 0);
+    for device in devices() {
+        let file = File::new(&tiny_model::bytes(TensorType::F16));
+        let model = file.open(device, 2);
+        let mut random = Random::new(3);
+        for _ in 0..200 {
+            let params = SessionParams {
+                n_ctx: u32::try_from(1 + random.below(3000)).unwrap(),
+                chunk_tokens: u32::try_from(random.below(300)).unwrap(),
+                kv_type: [KvType::F32, KvType::F16][random.below(2)],
+                precision: [Precision::Exact, Precision::Fast][random.below(2)],
+                logits_rows: u32::try_from(random.below(9)).unwrap(),
+            };
+            let plan = model.plan(&params).unwrap();
+            let session = Session::new(&model, &params).unwrap();
+            assert_eq!(model.session_bytes(), plan.total_bytes(), "{params:?}");
+            drop(session);
+            assert_eq!(model.session_bytes(), 0);
+        }
     }
 }
 
 #[test]
 fn a_rewind_gives_what_a_new_session_gives_or_starts_again() {
-    let file = File::new(&tiny_model::bytes(TensorType::F32));
-    let model = file.open(Device::Cpu, 2);
-    let params = params(64, Precision::Exact, KvType::F16);
-    let (text, other) = (tokens(300, 8), tokens(40, 9));
-    let mut session = Session::new(&model, &params).unwrap();
-    let nothing = &mut |_, _| {};
-    let mut restored = 0;
-    for back in [0usize, 1, 5, 16, 17, 40, 300] {
-        session.rewind(0).unwrap();
-        session.prefill(&text, &Cancel::default(), nothing).unwrap();
-        let kept = session.rewind(text.len() - back).unwrap();
-        assert!(kept == text.len() - back || kept == 0);
-        assert!(back > 16 || kept > 0, "a block further back must be there");
-        restored += usize::from(kept > 0);
-        session.prefill(&other, &Cancel::default(), nothing).unwrap();
+    for device in devices() {
+        let file = File::new(&tiny_model::bytes(TensorType::F32));
+        let model = file.open(device, 2);
+        let params = params(64, Precision::Exact, KvType::F16);
+        let (text, other) = (tokens(300, 8), tokens(40, 9));
+        let mut session = Session::new(&model, &params).unwrap();
+        let nothing = &mut |_, _| {};
+        let mut restored = 0;
+        for back in [0usize, 1, 5, 16, 17, 40, 300] {
+            session.rewind(0).unwrap();
+            session.prefill(&text, &Cancel::default(), nothing).unwrap();
+            let kept = session.rewind(text.len() - back).unwrap();
+            assert!(kept == text.len() - back || kept == 0);
+            assert!(back > 16 || kept > 0, "a block further back must be there");
+            restored += usize::from(kept > 0);
+            session.prefill(&other, &Cancel::default(), nothing).unwrap();
 
-        let mut fresh = Session::new(&model, &params).unwrap();
-        fresh.prefill(&[&text[..kept], &other].concat(), &Cancel::default(), nothing).unwrap();
-        assert_eq!(session.logits().unwrap(), fresh.logits().unwrap(), "{back} tokens back");
+            let mut fresh = Session::new(&model, &params).unwrap();
+            fresh.prefill(&[&text[..kept], &other].concat(), &Cancel::default(), nothing).unwrap();
+            let differs = distance(session.logits().unwrap(), fresh.logits().unwrap());
+            // How a card splits the keys of a query depends on the length of the step.
+            let allowed = if device == Device::Cpu { 0.0 } else { 1e-5 };
+            assert!(differs <= allowed, "{device:?}: {back} tokens back: differs by {differs}");
+        }
+        assert!(restored >= 4);
+        assert_eq!(session.rewind(session.tokens().len() + 1).unwrap_err().kind(), ErrorKind::Invalid);
     }
-    assert!(restored >= 4);
-    assert_eq!(session.rewind(session.tokens().len() + 1).unwrap_err().kind(), ErrorKind::Invalid);
 }
 
 #[test]

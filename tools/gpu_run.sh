@@ -1,0 +1,114 @@
+#!/usr/bin/env bash
+# Tests the CUDA backend on this machine with what tools/gpu_bundle.sh gathered, and ends with a summary.
+#
+#     bash tools/gpu_run.sh keep     # puts the parts of the model that are here aside, and joins them once all are
+#     bash tools/gpu_run.sh          # tests and a short bench; needs Python with numpy
+#     bash tools/gpu_run.sh bench    # the bench alone
+#
+# LONGGEN_KEEP names the folder outside the checkout where the model is kept.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit
+
+bundle=$PWD/gpu-bundle
+bin=$bundle/bin
+keep=${LONGGEN_KEEP:-/tmp/longgen}
+golden=tests/golden
+tiny=tests/data/longgen-tiny-8k
+model=$keep/SmolLM2-135M-Instruct.Q4_1.gguf
+logs=${OUT:-$keep}/logs
+export LONGGEN_DEVICE=cuda CI=true PYTHONDONTWRITEBYTECODE=1
+mkdir -p "$keep" "$logs"
+passed=0
+failed=0
+
+keep_parts() {
+    cp "$bundle"/models/* "$keep/" 2>/dev/null
+    [ -f "$model" ] && return
+    cat "$model".part? >"$model.joined" 2>/dev/null
+    if (cd "$keep" && sed 's/gguf$/gguf.joined/' sha256sums | sha256sum --status --check); then
+        mv "$model.joined" "$model"
+        echo "the model is complete"
+    else
+        rm -f "$model.joined"
+        echo "parts so far: $(cd "$keep" && echo *.part?)"
+    fi
+}
+
+# step NAME COMMAND...: runs it and prints its name, what became of it, the time, and its last line.
+step() {
+    local name=$1 started=$SECONDS log=$logs/${1//[^a-zA-Z0-9]/-}.log
+    shift
+    if timeout 240 "$@" >"$log" 2>&1 </dev/null; then
+        passed=$((passed + 1))
+        printf '%-40s ok     %4d s  %s\n' "$name" $((SECONDS - started)) "$(grep -v '^$' "$log" | tail -n 1 | cut -c1-90)"
+    else
+        failed=$((failed + 1))
+        printf '%-40s FAILED %4d s\n' "$name" $((SECONDS - started))
+        grep -v '^$' "$log" | tail -n 15 | cut -c1-300 | sed 's/^/    /'
+    fi
+    # A machine without a device would pass everything.
+    grep -h SKIPPED "$log" | sort -u
+}
+
+tests() {
+    for name in ops kv session; do
+        step "test $name" "$bin/test_$name"
+    done
+    step "convert the tiny model" "$bin/lgconvert" $tiny -o "$keep/tiny.gguf"
+    step "tiny model: PyTorch's logits" python3 $golden/run.py --lgeval "$bin/lgeval" --model "$keep/tiny.gguf" \
+        --pytorch $tiny
+    for kv in f32 f16; do
+        step "tiny model: needles, $kv" python3 $golden/needle.py --lgeval "$bin/lgeval" --model "$keep/tiny.gguf" \
+            --kv $kv --chunk 512 --lengths 1024 4096 8192 --expect 24
+    done
+    if [ -f "$model" ]; then
+        step "SmolLM2: exact logits" python3 $golden/devices.py --lgeval "$bin/lgeval" --model "$model" \
+            --precision exact --kv f32 --tokens 1000 --max 0.02 --mean 0.002
+        for plan in full longgen-sink longgen-blocks; do
+            step "SmolLM2: logits, $plan" python3 $golden/devices.py --lgeval "$bin/lgeval" --model "$model" \
+                --attention $plan
+        done
+        step "SmolLM2: perplexity" python3 $golden/perplexity.py --lgeval "$bin/lgeval" --model "$model" --device cuda
+        step "SmolLM2: an answer" "$bin/lgrun" -m "$model" -p "What is the capital of France?" --temp 0 -n 24 --stats
+    else
+        echo "SmolLM2 is not here: its steps are left out"
+    fi
+    if command -v compute-sanitizer >/dev/null; then
+        step "compute-sanitizer" compute-sanitizer --error-exitcode 1 "$bin/test_session" tokens_decoded
+        step "compute-sanitizer, products" compute-sanitizer --error-exitcode 1 "$bin/test_ops" products_of_many
+    fi
+}
+
+bench() {
+    local name=$1
+    shift
+    echo "-- $name"
+    timeout 300 "$bin/lgeval" bench "$@" 2>&1
+}
+
+benches() {
+    for ty in bf16 q8_0 q4_0; do
+        bench "7B, $ty, longgen-sink" --synthetic llama-2-7b --type $ty --attention longgen-sink -p 4096 -n 64 -r 3
+    done
+    bench "7B, bf16, longgen-sink, 128K deep" --synthetic llama-2-7b --type bf16 --attention longgen-sink --chunk 4096 \
+        -d 131008 -p 0 -n 64 -r 2
+    bench "7B, bf16, longgen-sink, 128K prompt" --synthetic llama-2-7b --type bf16 --attention longgen-sink --chunk 4096 \
+        -p 131072 -n 0 -r 1
+    nvidia-smi --query-gpu=memory.used,memory.total --format=csv,noheader
+}
+
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+case "${1-}" in
+keep) keep_parts ;;
+bench) benches ;;
+'')
+    tests
+    echo "$passed passed, $failed failed"
+    benches
+    [ "$failed" -eq 0 ]
+    ;;
+*)
+    echo "usage: bash tools/gpu_run.sh [keep | bench]" >&2
+    exit 2
+    ;;
+esac
