@@ -10,6 +10,7 @@ use longgen::{Cancel, Model, Session, SessionParams};
 use serde_json::{Value, json};
 
 use crate::npy;
+use crate::output;
 use crate::run_args::RunArgs;
 
 /// Rows of logits that are computed together.
@@ -41,8 +42,7 @@ pub fn logits(
     let n_vocab = model.config().n_vocab;
     let first = tokens.len() - last.unwrap_or(tokens.len()).min(tokens.len());
     let mut session = open(args, model, u32::try_from(tokens.len())?)?;
-    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(|| folder.display().to_string())?;
+    let mut file = output::temporary(out)?;
     {
         let mut sink = BufWriter::new(file.as_file_mut());
         npy::write_header(&mut sink, tokens.len() - first, n_vocab)?;

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use longgen::{Model, ModelParams};
 use longgen_tools::eval;
+use longgen_tools::output::print;
 use longgen_tools::plan::AttentionArgs;
 use longgen_tools::run_args::{RunArgs, cancel_on_signals};
 use serde_json::json;
@@ -110,7 +111,7 @@ fn run(cli: Cli) -> Result<()> {
             let model = common.open()?;
             let ids = model.tokenizer().encode(&read(&file)?, special, true)?;
             let words: Vec<String> = ids.iter().map(u32::to_string).collect();
-            println!("{}", words.join(" "));
+            print(&format!("{}\n", words.join(" ")));
         }
         Command::Logits { common, tokens, out, last } => {
             let model = common.open()?;
@@ -129,23 +130,25 @@ fn run(cli: Cli) -> Result<()> {
             })?;
             bar.finish_and_clear();
             let eval::Perplexity { perplexity, n_tokens, seconds } = result;
-            match json {
-                true => println!(
-                    "{}",
+            print(&match json {
+                true => format!(
+                    "{}\n",
                     json!({"perplexity": perplexity, "n_tokens": n_tokens, "seconds": seconds})
                 ),
-                false => println!("perplexity {perplexity:.4} over {n_tokens} tokens in {seconds:.1} s"),
-            }
+                false => format!("perplexity {perplexity:.4} over {n_tokens} tokens in {seconds:.1} s\n"),
+            });
         }
         Command::Bench { common, n_prompt, n_generate, depth, repeat, json } => {
             let model = common.open()?;
             let bench = eval::Bench { n_prompt, n_generate, depth, repeat };
             for speed in eval::bench(&common.run, &model, bench, &cancel)? {
                 let (min, median, max) = speed.summary();
-                match json {
-                    true => println!("{}", speed.to_json()),
-                    false => println!("{:>16} {median:9.2} tokens/s  ({min:.2} to {max:.2})", speed.name),
-                }
+                print(&match json {
+                    true => format!("{}\n", speed.to_json()),
+                    false => {
+                        format!("{:>16} {median:9.2} tokens/s  ({min:.2} to {max:.2})\n", speed.name)
+                    }
+                });
             }
         }
     }
