@@ -94,7 +94,10 @@ pub fn perplexity(
     let tokens = tokenizer.encode(text, false, false)?;
     let bos: Vec<u32> = tokenizer.bos().filter(|_| tokenizer.adds_bos()).into_iter().collect();
     let n = n_ctx as usize - bos.len().min(n_ctx as usize);
-    if n < 4 || tokens.len() < n {
+    if n < 4 {
+        bail!("a window of {n_ctx} tokens is too short to score half of it");
+    }
+    if tokens.len() < n {
         bail!("the text has {} tokens, fewer than one window of {n_ctx}", tokens.len());
     }
     let mut session = open(args, model, n_ctx)?;

@@ -81,9 +81,7 @@ fn main() -> ExitCode {
         (Some(Command::Inspect { file, json: true, .. }), _) => {
             inspect::json(&file).map(|json| print(&format!("{json:#}\n")))
         }
-        (Some(Command::Inspect { file, ctx, .. }), _) => {
-            inspect::text(&file, ctx).map(|text| print(&text))
-        }
+        (Some(Command::Inspect { file, ctx, .. }), _) => inspect::text(&file, ctx).map(|text| print(&text)),
         (Some(Command::Verify { file }), _) => verify(&file),
         (None, Some(args)) => convert(&args, &cli.attention, &cancel),
         // Without a subcommand the arguments of a conversion are required.
