@@ -129,9 +129,9 @@ pub fn perplexity(
 
 /// Negative log-likelihood of a token, in nats.
 fn surprise(logits: &[f32], token: u32) -> f64 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&x| f64::from(x - max).exp()).sum();
-    sum.ln() - f64::from(logits[token as usize] - max)
+    let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let sum: f64 = logits.iter().map(|&x| (f64::from(x) - max).exp()).sum();
+    sum.ln() + max - f64::from(logits[token as usize])
 }
 
 /// Speed of one kind of work: tokens per second of every repetition.

@@ -220,7 +220,7 @@ fn show(bar: &ProgressBar, done: usize, all: usize) {
 fn finish(cli: &Cli, stats: &Stats) {
     match stats.stop {
         Stop::ContextFull => {
-            eprintln!("(the context is full: /clear forgets the conversation, -c takes a larger one)")
+            eprintln!("(the context is full: -c takes a larger one, and in a chat /clear empties it)")
         }
         Stop::Cancelled => eprintln!("(stopped)"),
         Stop::EndOfText | Stop::Limit => {}
