@@ -180,33 +180,33 @@ fn typed(args: &[&str], lines: &str) -> Output {
 
 #[test]
 fn a_conversation_keeps_what_was_said_and_reuses_its_tokens() {
-    let args = ["-m", chatty(), "--temp", "0", "-n", "12", "--stats", "--kv", "f32", "--precision", "exact"];
-    let lines = "Which one?\nAnd \\\nthen?\n\n/what\n/clear\nWhich one?\n/bye\nunheard\n";
-    let output = typed(&args, lines);
-    let said = stderr(&output);
-    assert!(said.contains("/what: no such command"), "{said}");
-    let stats = stats(&said);
-    let [first, second, third] = stats[..] else { panic!("{said}") };
+    let args = ["-m", chatty(), "--temp", "0", "-n", "20", "--stats", "--kv", "f32", "--precision", "exact"];
+    let (tell, ask) = ("The secret code for walnut is 482913.", "The secret code for \nwalnut is what?");
+    let typed_ask = ask.replace('\n', "\\\n");
+    let output = typed(&args, &format!("{tell}\n{typed_ask}\n\n/what\n/clear\n{tell}\n/bye\nunheard\n"));
 
     let answer = |messages: &[(&str, &str)]| {
         let prompt = chat_text(messages);
         let args = [&args[2..], &["--raw", "-p", &prompt]].concat();
         printed(&lgrun(chatty(), &args)).strip_suffix('\n').unwrap().to_owned()
     };
-    let which = answer(&[("user", "Which one?")]);
-    let then = answer(&[("user", "Which one?"), ("assistant", &which), ("user", "And \nthen?")]);
-    let shown = printed(&output).replace("> ", "").replace(". ", "");
-    let expected = [&which, &then, &which].map(|answer| answer.replace("> ", "").replace(". ", "") + "\n");
-    assert_eq!(shown, expected.concat());
+    let told = answer(&[("user", tell)]);
+    let asked = answer(&[("user", tell), ("assistant", &told), ("user", ask)]);
+    assert_ne!(told, asked);
+    // With what invites to type the next line.
+    assert_eq!(printed(&output), format!("> {told}\n> . {asked}\n> > > > {told}\n> "));
 
+    let said = stderr(&output);
+    assert!(said.contains("/what: no such command"), "{said}");
+    let stats = stats(&said);
+    let [first, second, third] = stats[..] else { panic!("{said}") };
     let [prompt, reused, generated] = first;
-    assert_eq!((reused, generated), (0, 12));
+    assert_eq!((reused, generated), (0, 20));
     assert!(second[0] > prompt + generated, "{stats:?}");
     // The last token of the answer may become another one before what follows it.
     assert!(second[1] >= prompt + generated - 1, "{stats:?}");
-    // What has been cleared is no part of the prompt any more, and its beginning is still there.
-    assert_eq!(third[0], prompt);
-    assert!(third[1] < prompt);
+    // What has been cleared is no part of the prompt any more; only the last token, whose logits are wanted, is computed.
+    assert_eq!(third, [prompt, prompt - 1, 20]);
     // The end of the input is a way to leave, too.
     assert!(typed(&args, "\u{4}").status.success());
 }
