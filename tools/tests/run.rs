@@ -14,7 +14,7 @@ use support::program::*;
 use tempfile::TempDir;
 
 const LGRUN: &str = env!("CARGO_BIN_EXE_lgrun");
-/// Where the hidden number begins that the golden document asks for at its end.
+/// Digits of the hidden number that the golden document ends with.
 const N_DIGITS: usize = 6;
 const QUESTION: &str = "The secret code for walnut is 482913.\nThe secret code for walnut is";
 
