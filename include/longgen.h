@@ -161,7 +161,7 @@ typedef struct lg_model_params {
     uint32_t load;
     // Where the model runs: one of `LG_DEVICE_*`.
     uint32_t device;
-    // Threads of the processor that run the model; 0 means one per core.
+    // Threads of the processor that run the model, at most 4,096; 0 means one per core.
     uint32_t n_threads;
     // 1 compares every tensor with the checksum in the file, which reads the whole file; 0 does not.
     uint32_t verify;

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # Tests the CUDA backend on this machine with what tools/gpu_bundle.sh gathered, and ends with a summary.
 #
-#     bash tools/gpu_run.sh keep     # puts the parts of the model that are here aside, and joins them once all are
+#     bash tools/gpu_run.sh keep     # puts what is here aside, and joins the parts of the model once all are
 #     bash tools/gpu_run.sh          # tests and a short bench; needs Python with numpy
 #     bash tools/gpu_run.sh bench    # the bench alone
 #
-# LONGGEN_KEEP names the folder outside the checkout where the model is kept.
+# LONGGEN_KEEP names the folder outside the checkout where programs and model are kept.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
 bundle=$PWD/gpu-bundle
-bin=$bundle/bin
 keep=${LONGGEN_KEEP:-/tmp/longgen}
+bin=$keep/bin
 golden=tests/golden
 tiny=tests/data/longgen-tiny-8k
 model=$keep/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -22,8 +22,9 @@ passed=0
 failed=0
 
 keep_parts() {
+    [ ! -f "$bundle/bin.tar.gz" ] || tar xzf "$bundle/bin.tar.gz" -C "$keep"
     cp "$bundle"/models/* "$keep/" 2>/dev/null
-    [ -f "$model" ] && return
+    [ -f "$keep/sha256sums" ] && [ ! -f "$model" ] || return
     cat "$model".part? >"$model.joined" 2>/dev/null
     if (cd "$keep" && sed 's/gguf$/gguf.joined/' sha256sums | sha256sum --status --check); then
         mv "$model.joined" "$model"
@@ -98,8 +99,9 @@ benches() {
 }
 
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+keep_parts
 case "${1-}" in
-keep) keep_parts ;;
+keep) ;;
 bench) benches ;;
 '')
     tests

@@ -48,7 +48,7 @@ pub struct lg_model_params {
     pub load: u32,
     /// Where the model runs: one of `LG_DEVICE_*`.
     pub device: u32,
-    /// Threads of the processor that run the model; 0 means one per core.
+    /// Threads of the processor that run the model, at most 4,096; 0 means one per core.
     pub n_threads: u32,
     /// 1 compares every tensor with the checksum in the file, which reads the whole file; 0 does not.
     pub verify: u32,

@@ -238,7 +238,9 @@ impl Reader<'_> {
         }
         let (ty, factor) = ("rope.scaling.type", "rope.scaling.factor");
         match self.metadata.opt_str(&self.key(ty))? {
-            None | Some("none") => Ok(1.0),
+            Some("none") => Ok(1.0),
+            // A file that gives a factor and no type means linear scaling.
+            None => self.positive(factor, self.metadata.opt_f32(&self.key(factor))?.unwrap_or(1.0)),
             Some("linear") => self.positive(factor, self.metadata.require_f32(&self.key(factor))?),
             Some(other) => {
                 Err(Error::unsupported(format!("{}: {other:?}, none and linear work", self.key(ty))))

@@ -43,7 +43,7 @@ pub struct ModelParams {
     pub load: Load,
     /// Where it runs.
     pub device: Device,
-    /// Threads of the processor; 0 means one per core.
+    /// Threads of the processor, at most 4,096; 0 means one per core.
     pub n_threads: usize,
     /// What each layer may look at instead of what the file says.
     pub attention: Option<Vec<LayerAttention>>,

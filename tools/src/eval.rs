@@ -10,6 +10,7 @@ use longgen::{Cancel, Model, Session, SessionParams};
 use serde_json::{Value, json};
 
 use crate::npy;
+use crate::output;
 use crate::run_args::RunArgs;
 
 /// Rows of logits that are computed together.
@@ -41,8 +42,7 @@ pub fn logits(
     let n_vocab = model.config().n_vocab;
     let first = tokens.len() - last.unwrap_or(tokens.len()).min(tokens.len());
     let mut session = open(args, model, u32::try_from(tokens.len())?)?;
-    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(|| folder.display().to_string())?;
+    let mut file = output::temporary(out)?;
     {
         let mut sink = BufWriter::new(file.as_file_mut());
         npy::write_header(&mut sink, tokens.len() - first, n_vocab)?;
@@ -94,7 +94,10 @@ pub fn perplexity(
     let tokens = tokenizer.encode(text, false, false)?;
     let bos: Vec<u32> = tokenizer.bos().filter(|_| tokenizer.adds_bos()).into_iter().collect();
     let n = n_ctx as usize - bos.len().min(n_ctx as usize);
-    if n < 4 || tokens.len() < n {
+    if n < 4 {
+        bail!("a window of {n_ctx} tokens is too short to score half of it");
+    }
+    if tokens.len() < n {
         bail!("the text has {} tokens, fewer than one window of {n_ctx}", tokens.len());
     }
     let mut session = open(args, model, n_ctx)?;
@@ -126,9 +129,9 @@ pub fn perplexity(
 
 /// Negative log-likelihood of a token, in nats.
 fn surprise(logits: &[f32], token: u32) -> f64 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&x| f64::from(x - max).exp()).sum();
-    sum.ln() - f64::from(logits[token as usize] - max)
+    let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let sum: f64 = logits.iter().map(|&x| (f64::from(x) - max).exp()).sum();
+    sum.ln() + max - f64::from(logits[token as usize])
 }
 
 /// Speed of one kind of work: tokens per second of every repetition.

@@ -7,6 +7,7 @@ pub mod eval;
 pub mod generate;
 pub mod inspect;
 pub mod npy;
+pub mod output;
 pub mod plan;
 pub mod plan_report;
 pub mod run_args;

@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{self, Cursor, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use longgen::Cancel;
@@ -16,23 +16,12 @@ use longgen_tools::convert::types::MatrixType;
 use longgen_tools::convert::{self, Conversion, save};
 use longgen_tools::plan::AttentionArgs;
 use serde_json::{Value, json};
+use support::program::{failure, printed, str};
 use support::*;
 use tempfile::TempDir;
 
 fn lgconvert(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_lgconvert")).args(args).stdin(Stdio::null()).output().unwrap()
-}
-
-/// What a command that should succeed prints to standard output.
-fn printed(output: &Output) -> String {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-/// What a command that should fail with status 1 prints to standard error.
-fn failure(output: &Output) -> String {
-    assert_eq!(output.status.code(), Some(1));
-    String::from_utf8(output.stderr.clone()).unwrap()
 }
 
 /// A folder with a checkpoint and an older file beside it.
@@ -67,10 +56,6 @@ impl Place {
         assert_eq!(fs::read_to_string(&self.old).unwrap(), "the old file");
         assert_eq!(self.names(), ["model", "out.gguf"]);
     }
-}
-
-fn str(path: &Path) -> &str {
-    path.to_str().unwrap()
 }
 
 #[test]

@@ -62,15 +62,21 @@ fn a_converted_llama_file_computes_the_same_bits() {
         ("llama.rope.scaling.type", OwnedValue::Str("linear".to_owned())),
         ("llama.rope.scaling.factor", OwnedValue::F32(3.0)),
     ];
+    let off = [("llama.rope.scaling.type", OwnedValue::Str("none".to_owned())), linear[1].clone()];
     let window = [
         ("llama.attention.sliding_window", OwnedValue::U32(20)),
         ("llama.attention.sliding_window_pattern", OwnedValue::Bools(vec![true, false, true])),
     ];
     // Powers of two, so that the order of the divisions does not matter.
     let divisors: Vec<f32> = vec![1.0, 1.0, 2.0, 8.0, 4.0];
-    for (keys, divisors) in
-        [(&linear[..], None), (&window, Some(divisors.clone())), (&linear, Some(divisors)), (&[], None)]
-    {
+    for (keys, divisors) in [
+        (&linear[..], None),
+        (&linear[1..], None),
+        (&off, None),
+        (&window, Some(divisors.clone())),
+        (&linear, Some(divisors)),
+        (&[], None),
+    ] {
         let plain = write(&folder, "plain.gguf", &checkpoint.gguf(TensorType::F16, keys, divisors));
         let converted = write(&folder, "converted.gguf", &convert(&plain, MatrixType::Keep));
         assert_eq!(logits(&plain, 100), logits(&converted, 100));
@@ -105,7 +111,9 @@ fn a_folder_and_a_llama_file_of_one_model_compute_the_same() {
     let keys = [("llama.rope.scaling.factor", OwnedValue::F32(2.5))];
     let plain = write(&folder, "plain.gguf", &checkpoint.gguf(TensorType::F32, &keys, None));
     let from_file = write(&folder, "b.gguf", &convert(&plain, MatrixType::Keep));
-    assert_close(&logits(&from_folder, 60), &logits(&from_file, 60), 1e-4);
+    let expected = logits(&from_folder, 60);
+    assert_close(&expected, &logits(&from_file, 60), 1e-4);
+    assert_close(&expected, &logits(&plain, 60), 1e-4);
 }
 
 #[test]

@@ -23,6 +23,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// How long a worker without work looks for more before it sleeps: longer than the leader needs between two jobs.
 const SPIN: Duration = Duration::from_micros(60);
+/// Most threads: far more than help, and few enough for any system to start.
+const MAX_THREADS: usize = 4096;
 
 /// What threads do in one op: `item(thread, i)` for every i below `n_items`, in any order.
 struct Job<'a> {
@@ -163,11 +165,13 @@ impl Team {
     /// A team of `n_threads`, of which the caller of each step is one.
     ///
     /// # Errors
-    /// `Invalid` for no threads, `OutOfMemory` if the system has no more threads.
+    /// `Invalid` for no threads or more than 4,096, `OutOfMemory` if the system has no more threads.
     pub fn new(n_threads: usize) -> Result<Self> {
         let pool = match n_threads {
-            0 => return Err(Error::invalid("a cpu backend needs at least 1 thread, not 0")),
             1 => None,
+            n if !(1..=MAX_THREADS).contains(&n) => {
+                return Err(Error::invalid(format!("{n} threads: 1 to {MAX_THREADS} work")));
+            }
             n => {
                 let builder = ThreadPoolBuilder::new().num_threads(n - 1);
                 let pool = builder.thread_name(|i| format!("longgen-{}", i + 1)).build();

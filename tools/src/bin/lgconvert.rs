@@ -1,7 +1,6 @@
 //! `lgconvert`: from checkpoints to LongGen model files, and what is in one.
 #![forbid(unsafe_code)]
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -15,6 +14,7 @@ use longgen_format::Directory;
 use longgen_tools::convert::types::MatrixType;
 use longgen_tools::convert::{self, Conversion};
 use longgen_tools::inspect::{self, size};
+use longgen_tools::output::print;
 use longgen_tools::plan::{self, AttentionArgs};
 
 /// Exit status of a run that was interrupted, as shells give it.
@@ -79,11 +79,9 @@ fn main() -> ExitCode {
     let cancel = Cancel::default();
     let result = match (cli.command, cli.convert) {
         (Some(Command::Inspect { file, json: true, .. }), _) => {
-            inspect::json(&file).and_then(|json| print(&format!("{json:#}\n")))
+            inspect::json(&file).map(|json| print(&format!("{json:#}\n")))
         }
-        (Some(Command::Inspect { file, ctx, .. }), _) => {
-            inspect::text(&file, ctx).and_then(|text| print(&text))
-        }
+        (Some(Command::Inspect { file, ctx, .. }), _) => inspect::text(&file, ctx).map(|text| print(&text)),
         (Some(Command::Verify { file }), _) => verify(&file),
         (None, Some(args)) => convert(&args, &cli.attention, &cancel),
         // Without a subcommand the arguments of a conversion are required.
@@ -112,7 +110,8 @@ fn convert(args: &ConvertArgs, attention: &AttentionArgs, cancel: &Cancel) -> Re
         for (ty, count, n_bytes) in sizes {
             text.push_str(&format!("  {count} {ty}, {}\n", size(n_bytes)));
         }
-        return print(&text);
+        print(&text);
+        return Ok(());
     };
     ctrlc::set_handler({
         let cancel = cancel.clone();
@@ -124,7 +123,8 @@ fn convert(args: &ConvertArgs, attention: &AttentionArgs, cancel: &Cancel) -> Re
     let result = convert::save(&conversion, output, cancel, &mut |written| bar.set_position(written));
     bar.finish_and_clear();
     let (n_bytes, seconds) = (result?, begin.elapsed().as_secs_f64());
-    print(&format!("{}: {} in {seconds:.1} s\n", output.display(), size(n_bytes)))
+    print(&format!("{}: {} in {seconds:.1} s\n", output.display(), size(n_bytes)));
+    Ok(())
 }
 
 fn verify(path: &Path) -> Result<()> {
@@ -136,19 +136,12 @@ fn verify(path: &Path) -> Result<()> {
     let result = directory.verify(|i| bar.inc(sizes[i]));
     bar.finish_and_clear();
     result.with_context(in_file)?;
-    print(&format!("{}: header and {} tensors are intact\n", path.display(), sizes.len()))
+    print(&format!("{}: header and {} tensors are intact\n", path.display(), sizes.len()));
+    Ok(())
 }
 
 /// A bar that counts bytes; invisible unless standard error is a terminal.
 fn progress_bar(n_bytes: u64) -> Result<ProgressBar> {
     let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}")?;
     Ok(ProgressBar::new(n_bytes).with_style(style))
-}
-
-/// Prints to standard output; a reader that has seen enough is no error.
-fn print(text: &str) -> Result<()> {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("standard output"),
-        _ => Ok(()),
-    }
 }

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use longgen::{Model, ModelParams};
 use longgen_tools::eval::{self, Speed};
+use longgen_tools::output::print;
 use longgen_tools::plan::AttentionArgs;
 use longgen_tools::run_args::{RunArgs, cancel_on_signals};
 use longgen_tools::synthetic::{Shape, Type};
@@ -120,7 +121,7 @@ fn run(cli: Cli) -> Result<()> {
             let model = common.open()?;
             let ids = model.tokenizer().encode(&read(&file)?, special, true)?;
             let words: Vec<String> = ids.iter().map(u32::to_string).collect();
-            println!("{}", words.join(" "));
+            print(&format!("{}\n", words.join(" ")));
         }
         Command::Logits { common, tokens, out, last } => {
             let model = common.open()?;
@@ -139,13 +140,13 @@ fn run(cli: Cli) -> Result<()> {
             })?;
             bar.finish_and_clear();
             let eval::Perplexity { perplexity, n_tokens, seconds } = result;
-            match json {
-                true => println!(
-                    "{}",
+            print(&match json {
+                true => format!(
+                    "{}\n",
                     json!({"perplexity": perplexity, "n_tokens": n_tokens, "seconds": seconds})
                 ),
-                false => println!("perplexity {perplexity:.4} over {n_tokens} tokens in {seconds:.1} s"),
-            }
+                false => format!("perplexity {perplexity:.4} over {n_tokens} tokens in {seconds:.1} s\n"),
+            });
         }
         Command::Bench { common, synthetic, ty, n_prompt, n_generate, depth, repeat, json } => {
             let model = match synthetic {
@@ -160,17 +161,15 @@ fn run(cli: Cli) -> Result<()> {
             let bench = eval::Bench { n_prompt, n_generate, depth, repeat };
             for speed in eval::bench(&common.run, &model, bench, &cancel)? {
                 let (min, median, max) = speed.summary();
-                match json {
-                    true => println!("{}", speed.to_json()),
-                    false => {
-                        let Speed { name, bytes_per_token, .. } = &speed;
-                        print!("{name:>16} {median:9.2} tokens/s  ({min:.2} to {max:.2})");
-                        match bytes_per_token {
-                            0 => println!(),
-                            bytes => println!("  {:.1} GB/s", *bytes as f64 * median / 1e9),
-                        }
-                    }
-                }
+                let Speed { name, bytes_per_token, .. } = &speed;
+                let bandwidth = match bytes_per_token {
+                    0 => String::new(),
+                    bytes => format!("  {:.1} GB/s", *bytes as f64 * median / 1e9),
+                };
+                print(&match json {
+                    true => format!("{}\n", speed.to_json()),
+                    false => format!("{name:>16} {median:9.2} tokens/s  ({min:.2} to {max:.2}){bandwidth}\n"),
+                });
             }
         }
     }

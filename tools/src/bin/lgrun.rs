@@ -1,6 +1,6 @@
 //! `lgrun`: chat with a model in a terminal, or get one answer.
 
-use std::io::{IsTerminal, Read, Write, stderr, stdin, stdout};
+use std::io::{IsTerminal, Read, stderr, stdin};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use longgen::{Cancel, ModelParams, Sampler, SamplerParams, Session};
 use longgen_tools::chat::Conversation;
 use longgen_tools::generate::{self, Stats, Stop};
+use longgen_tools::output::print;
 use longgen_tools::plan_report;
 use longgen_tools::run_args::{RunArgs, cancel_on_signals};
 use rustyline::DefaultEditor;
@@ -101,7 +102,7 @@ fn run(cli: &Cli) -> Result<()> {
     let model = cli.run.open(ModelParams::default())?;
     let params = cli.run.session_params(0);
     if cli.plan {
-        print!("{}", plan_report::report(&cli.run, &model, &params)?);
+        print(&plan_report::report(&cli.run, &model, &params)?);
         return Ok(());
     }
     let session = cli.run.session(&model, &params)?;
@@ -129,7 +130,7 @@ fn answer_once(
         let mut conversation = Conversation::new(session, sampler, cli.system.clone())?;
         conversation.say(question, cli.limit(), cancel, progress, &mut print)?
     };
-    println!();
+    print("\n");
     finish(cli, &stats);
     if stats.stop == Stop::Cancelled {
         bail!("stopped");
@@ -175,7 +176,7 @@ fn chat(cli: &Cli, mut conversation: Conversation, cancel: &Cancel) -> Result<()
                 let progress = &mut |done, all| show(&bar, done, all);
                 match conversation.say(text, cli.limit(), cancel, progress, &mut print) {
                     Ok(stats) => {
-                        println!();
+                        print("\n");
                         finish(cli, &stats);
                     }
                     Err(error) => eprintln!("{error:#}"),
@@ -194,14 +195,6 @@ fn read_message(editor: &mut DefaultEditor) -> Result<String, ReadlineError> {
         text += &editor.readline(". ")?;
     }
     Ok(text)
-}
-
-fn print(text: &str) {
-    let mut out = stdout();
-    // Whoever stopped reading does not want the rest.
-    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
-        std::process::exit(1);
-    }
 }
 
 fn prompt_bar() -> ProgressBar {
@@ -227,7 +220,7 @@ fn show(bar: &ProgressBar, done: usize, all: usize) {
 fn finish(cli: &Cli, stats: &Stats) {
     match stats.stop {
         Stop::ContextFull => {
-            eprintln!("(the context is full: /clear forgets the conversation, -c takes a larger one)")
+            eprintln!("(the context is full: -c takes a larger one, and in a chat /clear empties it)")
         }
         Stop::Cancelled => eprintln!("(stopped)"),
         Stop::EndOfText | Stop::Limit => {}

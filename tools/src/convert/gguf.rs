@@ -133,18 +133,11 @@ fn fold_linear_scaling(
     tensors: &mut Vec<SourceTensor>,
     n_pairs: usize,
 ) -> Result<()> {
-    let (ty, factor) = ("llama.rope.scaling.type", "llama.rope.scaling.factor");
-    let factor = match metadata.opt_str(ty)? {
-        Some("linear") => metadata.require_f32(factor)?,
-        // Files that give a factor and no type mean linear scaling.
-        None => metadata.opt_f32(factor)?.unwrap_or(1.0),
-        // Another type than none has been refused with the other numbers.
-        Some(_) => 1.0,
+    // Type and factor have been checked with the other numbers; a file that gives a factor and no type means linear.
+    let factor = match metadata.opt_str("llama.rope.scaling.type")? {
+        Some("none") => 1.0,
+        _ => metadata.opt_f32("llama.rope.scaling.factor")?.unwrap_or(1.0),
     };
-    ensure!(
-        factor.is_finite() && factor > 0.0,
-        "llama.rope.scaling.factor: {factor} is not a positive number"
-    );
     if factor == 1.0 {
         return Ok(());
     }

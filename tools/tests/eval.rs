@@ -1,0 +1,192 @@
+//! `lgeval` as its user sees it: tokens, logits and perplexity of the trained model, against PyTorch's.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+
+use longgen::Device;
+use serde_json::Value;
+use support::program::*;
+use tempfile::TempDir;
+
+const LGEVAL: &str = env!("CARGO_BIN_EXE_lgeval");
+const EXACT: [&str; 4] = ["--precision", "exact", "--kv", "f32"];
+/// What f32 angles of RoPE and another order of sums may change.
+const TOLERANCE: f32 = 0.002;
+
+/// A folder with inputs and results.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(TempDir::new().unwrap())
+    }
+
+    fn path(&self, name: &str) -> String {
+        str(&self.0.path().join(name)).to_owned()
+    }
+
+    fn write(&self, name: &str, text: &str) -> String {
+        fs::write(self.path(name), text).unwrap();
+        self.path(name)
+    }
+
+    fn tokenize(&self, text: &str, args: &[&str]) -> Vec<u32> {
+        let file = self.write("text.txt", text);
+        let printed = printed(&run(LGEVAL, &[&["tokenize", "-m", tiny(), "-f", &file], args].concat()));
+        assert_eq!(printed.lines().count(), 1);
+        printed.split_whitespace().map(|id| id.parse().unwrap()).collect()
+    }
+
+    /// The shape of the file with the logits, and the logits.
+    fn logits(&self, ids: &[u32], args: &[&str]) -> (Vec<usize>, Vec<f32>) {
+        let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
+        let (ids, out) = (self.write("ids.txt", &ids.join("\n")), self.path("logits.npy"));
+        let command = ["logits", "-m", tiny(), "--tokens", &ids, "-o", &out];
+        assert_eq!(printed(&run(LGEVAL, &[&command, args].concat())), "");
+        npy_f32(Path::new(&out))
+    }
+}
+
+/// The golden document as text.
+fn golden_text() -> String {
+    text(open(Device::Reference, 1).tokenizer(), &golden_ids())
+}
+
+#[test]
+fn texts_become_the_tokens_of_python() {
+    let place = Place::new();
+    assert_eq!(place.tokenize(&golden_text(), &[]), golden_ids());
+    let cases: Value = serde_json::from_str(include_str!("../../tests/data/text/tokens.json")).unwrap();
+    let ids = |case: &Value| -> Vec<u32> { serde_json::from_value(case.clone()).unwrap() };
+    for case in cases["tiny"].as_array().unwrap().iter().step_by(9) {
+        let text = case["text"].as_str().unwrap();
+        assert_eq!(place.tokenize(text, &[]), [vec![0], ids(&case["plain"])].concat(), "{text:?}");
+        // Every text begins with the token 0, also one that spells it.
+        let special = ids(&case["special"]);
+        let begin = if special.first() == Some(&0) { vec![] } else { vec![0] };
+        assert_eq!(place.tokenize(text, &["--special"]), [begin, special].concat(), "{text:?}");
+    }
+}
+
+#[test]
+fn logits_are_those_of_pytorch() {
+    let place = Place::new();
+    let ids = golden_ids();
+    let (positions_shape, positions) = npy(&Path::new(TINY).join("golden_positions.npy"), "<i4");
+    let (golden_shape, golden) = npy_f32(&Path::new(TINY).join("golden_logits.npy"));
+    let n_vocab = golden_shape[1];
+    assert_eq!(golden_shape[..1], positions_shape);
+
+    let (shape, logits) = place.logits(&ids, &EXACT);
+    assert_eq!(shape, [ids.len(), n_vocab]);
+    for (position, golden) in positions.iter().zip(golden.chunks_exact(n_vocab)) {
+        let row = &logits[*position as usize * n_vocab..][..n_vocab];
+        let worst = row.iter().zip(golden).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst <= TOLERANCE, "position {position}: differs by {worst}");
+    }
+    // The last rows alone, and computed in other steps, are the same bits.
+    for (last, chunk) in [(1, "512"), (100, "64"), (ids.len() + 5, "2048")] {
+        let n_rows = last.min(ids.len());
+        let flags = ["--last", &last.to_string(), "--chunk", chunk];
+        let (shape, rows) = place.logits(&ids, &[&EXACT[..], &flags].concat());
+        assert_eq!(shape, [n_rows, n_vocab]);
+        assert!(rows == logits[logits.len() - n_rows * n_vocab..], "the last {last} rows, chunk {chunk}");
+    }
+    // Nothing else is left, and whoever may read new files may read the result.
+    let mode = |name: &str| fs::metadata(place.path(name)).unwrap().mode();
+    assert_eq!(mode("logits.npy"), mode("ids.txt"));
+    assert_eq!(fs::read_dir(&place.0).unwrap().count(), 2);
+}
+
+/// The negative logarithm of the softmax.
+fn surprise(logits: &[f32], token: u32) -> f64 {
+    let max = logits.iter().fold(f64::MIN, |max, &x| max.max(x.into()));
+    let sum: f64 = logits.iter().map(|&x| (f64::from(x) - max).exp()).sum();
+    max + sum.ln() - f64::from(logits[token as usize])
+}
+
+#[test]
+fn perplexity_is_what_the_logits_say() {
+    let (place, text, n_ctx) = (Place::new(), golden_text(), 301);
+    let file = place.write("golden.txt", &text);
+    let command = ["perplexity", "-m", tiny(), "-f", &file, "-c", "301"];
+    let output = run(LGEVAL, &[&command[..], &EXACT, &["--json"]].concat());
+    let found: Value = serde_json::from_str(&printed(&output)).unwrap();
+
+    let (mut sum, mut n_tokens) = (0.0, 0usize);
+    for window in golden_ids()[1..].chunks_exact(n_ctx - 1) {
+        let window = [&[0], window].concat();
+        let (shape, logits) = place.logits(&window, &EXACT);
+        for (i, token) in window.iter().enumerate().skip(n_ctx / 2) {
+            sum += surprise(&logits[(i - 1) * shape[1]..][..shape[1]], *token);
+            n_tokens += 1;
+        }
+    }
+    assert_eq!(n_tokens, 4 * 151);
+    assert_eq!(found["n_tokens"], n_tokens);
+    let expected = (sum / n_tokens as f64).exp();
+    let perplexity = found["perplexity"].as_f64().unwrap();
+    assert!((perplexity / expected - 1.0).abs() < 1e-9, "{perplexity}, not {expected}");
+    assert!(found["seconds"].as_f64().unwrap() > 0.0);
+    // For people, the same number.
+    let line = printed(&run(LGEVAL, &[&command[..], &EXACT].concat()));
+    assert!(line.starts_with(&format!("perplexity {perplexity:.4} over {n_tokens} tokens")), "{line}");
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused_in_one_line() {
+    let place = Place::new();
+    let (missing, folder) = (place.path("missing"), place.path(""));
+    let (short, ids) = (place.write("short.txt", "A short text."), place.write("good.ids", "0 84 5"));
+    let word = place.write("word.ids", "0 x7");
+    let (foreign, none) = (place.write("foreign.ids", "4 4096"), place.write("none.ids", " \n"));
+    let (out, nowhere) = (place.path("out.npy"), place.path("no/out.npy"));
+    let before = fs::read_dir(&place.0).unwrap().count();
+    for (args, parts) in [
+        (&["tokenize", "-f", &missing][..], &[missing.as_str(), "No such file"][..]),
+        (&["logits", "--tokens", &missing, "-o", &out], &[&missing, "No such file"]),
+        (&["logits", "--tokens", &word, "-o", &out], &[&word, "\"x7\""]),
+        (&["logits", "--tokens", &foreign, "-o", &out], &["token 4096", "vocabulary of 4096"]),
+        (&["logits", "--tokens", &none, "-o", &out], &["no tokens"]),
+        (&["logits", "--tokens", &ids, "-o", &out, "-c", "2"], &["context of 2"]),
+        (&["logits", "--tokens", &ids, "-o", &nowhere], &[&nowhere[..nowhere.len() - 8]]),
+        (&["logits", "--tokens", &ids, "-o", &folder], &[&folder, "is a folder"]),
+        (&["perplexity", "-f", &short], &["fewer than one window of 512"]),
+        (&["perplexity", "-f", &short, "-c", "3"], &["window of 3 tokens", "too short"]),
+    ] {
+        assert_refused(LGEVAL, &[&args[..1], &["-m", tiny()], &args[1..]].concat(), parts);
+    }
+    assert_refused(LGEVAL, &["tokenize", "-m", &missing, "-f", &short], &[&missing, "No such file"]);
+    assert_eq!(fs::read_dir(&place.0).unwrap().count(), before, "a result of a failure is left");
+}
+
+#[test]
+fn a_logits_file_stays_when_its_replacement_fails() {
+    let place = Place::new();
+    let (ids, out) = (place.write("good.ids", "0 84 5"), place.write("logits.npy", "the old file"));
+    // No file may grow beyond some KiB.
+    let script = "ulimit -c 0; ulimit -f 8; trap '' XFSZ; exec \"$0\" \"$@\"";
+    let args = ["-c", script, LGEVAL, "logits", "-m", tiny(), "--tokens", &ids, "-o", &out];
+    let message = failure(&Command::new("sh").args(args).output().unwrap());
+    assert!(message.contains("logits.npy"), "{message}");
+    assert_eq!(fs::read_to_string(&out).unwrap(), "the old file");
+    assert_eq!(fs::read_dir(&place.0).unwrap().count(), 2);
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_ends_it() {
+    let place = Place::new();
+    let file = place.write("golden.txt", &golden_text());
+    for args in [
+        &["tokenize", "-m", tiny(), "-f", &file][..],
+        &["perplexity", "-m", tiny(), "-f", &file],
+        &["bench", "-m", tiny(), "-p", "8", "-n", "2", "-r", "1"],
+    ] {
+        assert_quiet_without_reader(LGEVAL, args, 0);
+    }
+}
