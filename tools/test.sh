@@ -101,6 +101,10 @@ if $all; then
                 --lengths 1024 4096 8192 --expect 24
         done
     done
+    for kv in bf16 q8; do
+        lgeval "needle: $kv, chunk 512" needle.py --model "$made/tiny.gguf" --kv $kv --chunk 512 \
+            --lengths 1024 4096 8192 --expect 24
+    done
     lgeval "needle: every layer sparse" needle.py --model "$made/tiny.gguf" --attention $tiny/sink.json \
         --lengths 8192 --at-most 6
     lgeval "perplexity: fast and exact" perplexity.py --model $model --bytes 120000
