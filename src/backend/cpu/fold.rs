@@ -50,11 +50,11 @@ struct Work<'a> {
     keys: &'a mut [[[f32; LANES]; RUN_VECTORS]],
     /// (RUN, padded / 16)
     values: &'a mut [[f32; LANES]],
-    /// Of the keys, if the cache's type has scales
+    /// (RUN): of the keys, if the cache's type has scales
     key_scales: &'a mut [[f32; LANES]],
-    /// Of the values, likewise
+    /// (RUN): of the values, likewise
     value_scales: &'a mut [[f32; LANES]],
-    /// (n_rows): scores, then weights of the run's keys; at last the weights carry the values' scales
+    /// (n_rows): scores, then weights of the run's keys, in the end times the values' scales
     scores: &'a mut [[f32; RUN]],
     /// (n_rows): the keys that a row sees of the run, as begin and end of two ranges
     visible: &'a mut [[u32; 4]],
@@ -174,6 +174,13 @@ pub(super) fn merge<S: Lanes>(simd: S, to: &mut [f32], from: &[f32]) {
     }
     to_rest[0] = new_max;
     to_rest[1] = sum * a + from_sum * b;
+}
+
+/// What the quants of a run's keys and values are multiples of.
+#[derive(Clone, Copy)]
+struct Scales<'a> {
+    keys: &'a [[f32; LANES]],
+    values: &'a [[f32; LANES]],
 }
 
 /// Some neighbouring keys of one block.
@@ -348,7 +355,7 @@ impl Run<'_> {
         let len = state_len(dim);
         let states = &mut span[first * len..(first + R) * len];
         let has_scales = self.layer.shape.ty.scale_bytes() > 0;
-        let scales = has_scales.then_some((&**key_scales, &**value_scales));
+        let scales = has_scales.then_some(Scales { keys: key_scales, values: value_scales });
         for r in 0..R {
             self.weigh(simd, &mut scores[r], &seen[r], &mut states[r * len..(r + 1) * len], scales);
         }
@@ -374,7 +381,7 @@ impl Run<'_> {
         scores: &mut [f32; RUN],
         seen: &[usize; 4],
         state: &mut [f32],
-        scales: Option<(&[[f32; LANES]], &[[f32; LANES]])>,
+        scales: Option<Scales<'_>>,
     ) {
         let [begin, end, second_begin, second_end] = *seen;
         if begin >= end && second_begin >= second_end {
@@ -389,8 +396,8 @@ impl Run<'_> {
         let mut largest = none;
         for (i, vector) in vectors.iter_mut().enumerate().take(last).skip(first) {
             let mut score = simd.mul(simd.load(vector), scale);
-            if let Some((key_scales, _)) = scales {
-                score = simd.mul(score, simd.load(&key_scales[i]));
+            if let Some(scales) = scales {
+                score = simd.mul(score, simd.load(&scales.keys[i]));
             }
             if self.layer.softcap > 0.0 {
                 score = simd.mul(cap, simd.tanh(simd.mul(score, per_cap)));
@@ -408,7 +415,7 @@ impl Run<'_> {
             let weight = only_seen(simd, seen, i, weight, simd.splat(0.0));
             sum = simd.add(sum, weight);
             let factor = match scales {
-                Some((_, value_scales)) => simd.mul(weight, simd.load(&value_scales[i])),
+                Some(scales) => simd.mul(weight, simd.load(&scales.values[i])),
                 None => weight,
             };
             simd.store(vector, factor);

@@ -105,7 +105,7 @@ impl KvElem for Q8 {
             invalid = simd.add(simd.mul(x, zero), invalid);
         }
         let scale = f16::from_f32(simd.largest(largest) / MAX_QUANT + simd.sum(invalid));
-        // An infinite scale could make a score of minus infinity, which a softmax takes for a key that nobody sees.
+        // Clamped quants would be wrong numbers that nobody notices; NaN reaches whoever sees the row.
         let scale = if scale.is_finite() { scale } else { f16::NAN };
         if scale > f16::ZERO {
             let divisor = simd.splat(scale.to_f32());
