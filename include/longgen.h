@@ -79,11 +79,18 @@
 // `lg_model_tokenize`: the beginning-of-text token comes first, if the model wants one and the text does not spell it.
 #define LG_TOKENIZE_ADD_BOS 2
 
-// `lg_session_params.kv_type`: 16-bit floats.
+// `lg_session_params.kv_type`: 16-bit floats, as IEEE 754 has them.
 #define LG_KV_TYPE_F16 0
 
 // `lg_session_params.kv_type`: 32-bit floats.
 #define LG_KV_TYPE_F32 1
+
+// `lg_session_params.kv_type`: the upper halves of 32-bit floats: the range of these, and 8 bits of precision.
+#define LG_KV_TYPE_BF16 2
+
+// `lg_session_params.kv_type`: 8-bit integers with a 16-bit scale per token and KV head for the key, and one for the
+// value: little more than half the memory of 16-bit floats.
+#define LG_KV_TYPE_Q8 3
 
 // `lg_session_params.precision`: activations may be rounded to 8 or 16 bits on their way into a matrix product.
 #define LG_PRECISION_FAST 0

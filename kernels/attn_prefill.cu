@@ -71,27 +71,30 @@ struct Prefill {
         return block >= m.first_near_block(max(first_query, rows.pos)) || m.keeps(block, phase);
     }
 
-    // Starts copying the keys and values of a tile: 16 tokens, which lie in one block, at a time.
+    // Starts copying the keys and values of a tile: a run of tokens that lie in one block at a time.
     __device__ __forceinline__ void fetch(uint32_t tile, uint32_t stage) const {
         constexpr uint32_t CHUNKS = DIM / 8;
-        for (uint32_t run = 0; run < TILE_KEYS / 16; run++) {
-            uint32_t first = tile * TILE_KEYS + run * 16, block = first / p.shape.block_size, begin = 0;
+        uint32_t block_size = p.shape.block_size, run = min(block_size, TILE_KEYS);
+        uint64_t block_bytes = uint64_t(4) * block_size * DIM;
+        for (uint32_t first = tile * TILE_KEYS; first < (tile + 1) * TILE_KEYS; first += run) {
+            uint32_t block = first / block_size, in_block = first % block_size, begin = 0;
+            bool is_wanted = wants(block);
             for (uint32_t s = 0; s < p.n_segments; s++) {
                 const Segment& segment = p.segments[s];
                 uint32_t end = segment.end_position(rows);
                 bool is_last = s + 1 == p.n_segments;
-                if (end > begin && (is_last || end > first) && begin < first + 16) {
-                    bool is_held = end > first && wants(block);
-                    uint32_t place = is_held ? segment.places.place(rows, p.shape.block_size, kv_head, block) : 0;
-                    KvBlock held(p.shape, const_cast<uint8_t*>(segment.blocks), place);
-                    for (uint32_t i = threadIdx.x; i < 16 * CHUNKS; i += THREADS) {
+                if (end > begin && (is_last || end > first) && begin < first + run) {
+                    bool is_held = is_wanted && end > first;
+                    uint64_t place = is_held ? segment.places.place(rows, block_size, kv_head, block) : 0;
+                    const uint8_t* from = segment.blocks + place * block_bytes + in_block * (DIM * 2);
+                    uint32_t to = keys_at(stage) + (first - tile * TILE_KEYS) * PITCH;
+                    for (uint32_t i = threadIdx.x; i < run * CHUNKS; i += THREADS) {
                         uint32_t token = i / CHUNKS, chunk = i % CHUNKS, key = first + token;
                         // Keys that nobody wants or holds are zeros: a value that is no number would count.
                         if (key < begin || (key >= end && !is_last)) continue;
-                        uint32_t to = keys_at(stage) + (run * 16 + token) * PITCH + chunk * 16;
-                        uint32_t in_block = key % p.shape.block_size;
-                        copy16(to, held.row(false, in_block) + chunk * 16, is_held && key < end);
-                        copy16(to + TILE_BYTES, held.row(true, in_block) + chunk * 16, is_held && key < end);
+                        const uint8_t* row = from + i * 16;
+                        copy16(to + token * PITCH + chunk * 16, row, is_held && key < end);
+                        copy16(to + token * PITCH + chunk * 16 + TILE_BYTES, row + block_bytes / 2, is_held && key < end);
                     }
                 }
                 begin = max(begin, end);
@@ -241,11 +244,23 @@ struct Prefill {
 #pragma unroll
         for (int n = 0; n < TILE_KEYS / 8; n++) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                float x = scores[n][i] * scale;
-                if (p.softcap > 0.0f) x = p.softcap * tanhf(x / p.softcap) * LOG2_E;
-                if (!is_whole && !p.mask.sees(position + i / 2 * 8, key + n * 8 + i % 2, phase)) x = -INFINITY;
-                scores[n][i] = x;
+            for (int i = 0; i < 4; i++) scores[n][i] *= scale;
+        }
+        // Loops of their own: the code that most tiles skip is skipped at once.
+        if (p.softcap > 0.0f) {
+#pragma unroll
+            for (int n = 0; n < TILE_KEYS / 8; n++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) scores[n][i] = p.softcap * tanhf(scores[n][i] / p.softcap) * LOG2_E;
+            }
+        }
+        if (!is_whole) {
+#pragma unroll
+            for (int n = 0; n < TILE_KEYS / 8; n++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    if (!p.mask.sees(position + i / 2 * 8, key + n * 8 + i % 2, phase)) scores[n][i] = -INFINITY;
+                }
             }
         }
     }

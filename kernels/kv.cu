@@ -20,8 +20,9 @@ extern "C" __global__ void rope_append(RopeAppendParams p) {
             uint32_t a = p.pairing == PAIRING_HALVES ? i : 2 * i;
             uint32_t b = p.pairing == PAIRING_HALVES ? i + p.n_pairs : 2 * i + 1;
             float x = head[a], y = head[b], cos = angles[2 * i], sin = angles[2 * i + 1];
-            head[a] = x * cos - y * sin;
-            head[b] = x * sin + y * cos;
+            // Each product rounded, as everywhere else: keys of 8 bits must not fall on the other side of a step.
+            head[a] = __fsub_rn(__fmul_rn(x, cos), __fmul_rn(y, sin));
+            head[b] = __fadd_rn(__fmul_rn(x, sin), __fmul_rn(y, cos));
         }
         __syncthreads();
     }

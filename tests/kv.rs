@@ -1,10 +1,11 @@
 //! Sessions of the cache against brute force: random plans, chunks, cancelled steps and rewinds, on poisoned memory.
 //!
 //! Every token gets random values when it is appended. All queries are zero, so that attention is the mean of the
-//! values that a query sees: a token too many, too few, stale or never written shows.
+//! values that a query sees, rounded to the cache's type: a token too many, too few, stale or never written shows.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::cast_possible_truncation, reason = "small numbers")]
 
+use half::{bf16, f16};
 use longgen::Cancel;
 use longgen::attention::mask::Mask;
 use longgen::attention::plan::LayerAttention;
@@ -49,6 +50,10 @@ fn any_action() -> impl Strategy<Value = Action> {
     ]
 }
 
+fn any_type() -> impl Strategy<Value = KvType> {
+    prop::sample::select(vec![KvType::F32, KvType::F16, KvType::Bf16, KvType::Q8])
+}
+
 /// The values of a token that was appended as the `stamp`-th, in [-1, 1).
 fn value(stamp: u64, layer: usize, head: usize, d: usize) -> f32 {
     let mut z = stamp ^ (layer as u64) << 48 ^ (head as u64) << 40 ^ (d as u64) << 32;
@@ -58,13 +63,32 @@ fn value(stamp: u64, layer: usize, head: usize, d: usize) -> f32 {
     (z >> 40) as f32 / (1u32 << 23) as f32 - 1.0
 }
 
-fn check<B: Backend>(
-    backend: &B,
-    plan: &[LayerAttention],
+/// The same as the cache gives them back.
+fn rounded(ty: KvType, stamp: u64, layer: usize, head: usize) -> [f64; HEAD_DIM] {
+    let values: [f32; HEAD_DIM] = std::array::from_fn(|d| value(stamp, layer, head, d));
+    let largest = values.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+    let scale = f32::from(f16::from_f32(largest / 127.0));
+    values.map(|x| match ty {
+        KvType::F32 => f64::from(x),
+        KvType::F16 => f64::from(f16::from_f32(x)),
+        KvType::Bf16 => f64::from(bf16::from_f32(x)),
+        KvType::Q8 => f64::from((x / scale).round_ties_even()).clamp(-127.0, 127.0) * f64::from(scale),
+    })
+}
+
+/// A cache, and what is done to it.
+#[derive(Clone, Debug)]
+struct Case {
+    plan: Vec<LayerAttention>,
     n_kv_heads: usize,
+    ty: KvType,
     n_ctx: u32,
-    actions: &[Action],
-) {
+    actions: Vec<Action>,
+}
+
+fn check<B: Backend>(backend: &B, case: &Case) {
+    let Case { plan, n_kv_heads, ty, n_ctx, actions } = case;
+    let (n_kv_heads, ty, n_ctx) = (*n_kv_heads, *ty, *n_ctx);
     let n_heads = plan[0].phases.len();
     let group = n_heads / n_kv_heads;
     let chunk_tokens = 70;
@@ -72,7 +96,7 @@ fn check<B: Backend>(
         .iter()
         .map(|attention| {
             let block_size = attention.mask.block_size() as usize;
-            let shape = KvShape { n_kv_heads, head_dim: HEAD_DIM, block_size, ty: KvType::F32 };
+            let shape = KvShape { n_kv_heads, head_dim: HEAD_DIM, block_size, ty };
             LayerLayout::new(attention, shape, n_ctx, chunk_tokens)
         })
         .collect();
@@ -168,18 +192,16 @@ fn check<B: Backend>(
                 .filter(|(row, _)| row % 7 == 0 || row + 1 == stamps.len())
             {
                 for head in 0..n_heads {
+                    let seen = (0..=i).filter(|&j| attention.mask.sees(i, j, attention.phases[head]));
                     let seen: Vec<_> =
-                        (0..=i).filter(|&j| attention.mask.sees(i, j, attention.phases[head])).collect();
+                        seen.map(|j| rounded(ty, tokens[j as usize], layer, head / group)).collect();
                     for d in 0..HEAD_DIM {
-                        let sum: f64 = seen
-                            .iter()
-                            .map(|&j| f64::from(value(tokens[j as usize], layer, head / group, d)))
-                            .sum();
+                        let sum: f64 = seen.iter().map(|values| values[d]).sum();
                         let (expected, has) =
                             (sum / seen.len() as f64, result[(row * n_heads + head) * HEAD_DIM + d]);
                         assert!(
                             (f64::from(has) - expected).abs() < 1e-5,
-                            "layer {layer} {:?}: position {i} head {head}: {has} instead of {expected}",
+                            "layer {layer} {:?} {ty:?}: position {i} head {head}: {has} instead of {expected}",
                             attention.mask
                         );
                     }
@@ -199,15 +221,18 @@ fn check<B: Backend>(
     }
 }
 
-fn any_case() -> impl Strategy<Value = (Vec<LayerAttention>, usize, u32, Vec<Action>)> {
+fn any_case() -> impl Strategy<Value = Case> {
     prop_oneof![Just((1usize, 1usize)), Just((1, 3)), Just((2, 1)), Just((2, 2))].prop_flat_map(
-        |(n_kv, group)| {
-            (
-                prop::collection::vec(any_attention(n_kv * group), 1..4),
-                Just(n_kv),
-                1u32..500,
-                prop::collection::vec(any_action(), 1..16),
-            )
+        |(n_kv_heads, group)| {
+            let plan = prop::collection::vec(any_attention(n_kv_heads * group), 1..4);
+            let actions = prop::collection::vec(any_action(), 1..16);
+            (plan, any_type(), 1u32..500, actions).prop_map(move |(plan, ty, n_ctx, actions)| Case {
+                plan,
+                n_kv_heads,
+                ty,
+                n_ctx,
+                actions,
+            })
         },
     )
 }
@@ -216,24 +241,24 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn every_query_sees_what_its_mask_says_by_definition((plan, n_kv_heads, n_ctx, actions) in any_case()) {
-        check(&ReferenceBackend::default(), &plan, n_kv_heads, n_ctx, &actions);
+    fn every_query_sees_what_its_mask_says_by_definition(case in any_case()) {
+        check(&ReferenceBackend::default(), &case);
     }
 
     #[test]
-    fn every_query_sees_what_its_mask_says_on_the_cpu((plan, n_kv_heads, n_ctx, actions) in any_case()) {
-        check(&CpuBackend::new(2).unwrap(), &plan, n_kv_heads, n_ctx, &actions);
+    fn every_query_sees_what_its_mask_says_on_the_cpu(case in any_case()) {
+        check(&CpuBackend::new(2).unwrap(), &case);
     }
 
     #[cfg(feature = "cuda")]
     #[test]
-    fn every_query_sees_what_its_mask_says_on_a_cuda_device((plan, n_kv_heads, n_ctx, actions) in any_case()) {
+    fn every_query_sees_what_its_mask_says_on_a_cuda_device(case in any_case()) {
         use longgen::backend::cuda::CudaBackend;
         static BACKEND: std::sync::LazyLock<Option<CudaBackend>> = std::sync::LazyLock::new(|| {
             CudaBackend::new(0).map_err(|error| eprintln!("SKIPPED on CUDA devices: {error}")).ok()
         });
         if let Some(backend) = &*BACKEND {
-            check(backend, &plan, n_kv_heads, n_ctx, &actions);
+            check(backend, &case);
         }
     }
 }

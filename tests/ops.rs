@@ -274,6 +274,8 @@ fn rope_table_is_the_oracles_at_any_position() {
     });
 }
 
+const KV_TYPES: [KvType; 4] = [KvType::F32, KvType::F16, KvType::Bf16, KvType::Q8];
+
 fn random_mask(random: &mut Random) -> Mask {
     match random.below(4) {
         0 => Mask::Full,
@@ -297,7 +299,7 @@ fn random_context(random: &mut Random, n_ctx: usize) -> Context {
     let phase = random.below(7) as u32;
     let differ = random.below(2) == 1;
     let has_sinks = random.below(3) == 0;
-    let ty = pick(random, &[KvType::F32, KvType::F16]);
+    let ty = pick(random, &KV_TYPES);
     Context {
         shape: KvShape { n_kv_heads, head_dim, block_size: mask.block_size() as usize, ty },
         n_heads,
@@ -352,10 +354,138 @@ fn attention_over_any_context_is_the_oracles() {
             let what = format!(
                 "{name}, case {case}: {n_tokens} at {pos}, {n_heads} heads, {shape:?}, {mask:?}, {parts:?}"
             );
-            assert_close(&format!("queries, {what}"), &has[0], &expected[0], ROUNDING);
+            // Keys are turned as queries are. One more bit, or one less, could round a key to another number of a
+            // coarse type; the same bits leave the attention nothing but its own rounding.
+            assert_same_bits(&format!("queries, {what}"), &has[0], &expected[0]);
             assert_close(&what, &has[1], &expected[1], tolerance);
         }
     });
+}
+
+/// A layer that turns nothing, with two KV heads of 40 elements and two query heads for each.
+fn plain_context(random: &mut Random, ty: KvType, n_ctx: usize) -> Context {
+    let (n_kv_heads, n_heads, head_dim) = (2, 4, 40);
+    Context {
+        shape: KvShape { n_kv_heads, head_dim, block_size: 64, ty },
+        n_heads,
+        mask: Mask::Full,
+        phases: vec![0; n_heads],
+        scale: 0.2,
+        softcap: 0.0,
+        sink_logits: None,
+        n_pairs: 0,
+        pairing: RopePairing::Halves,
+        q: random.vector(n_ctx * n_heads * head_dim, 1.0),
+        k: random.vector(n_ctx * n_kv_heads * head_dim, 1.0),
+        v: random.vector(n_ctx * n_kv_heads * head_dim, 1.0),
+    }
+}
+
+/// What a query that sees a single key gets: that key's value.
+fn only_values<B: Backend>(backend: &B, context: &Context) -> Vec<f32> {
+    let [_, out] = Rig::new(backend, Precision::Exact).attend(context, &whole(1), 0, 1);
+    let heads: Vec<_> = out.chunks(context.shape.head_dim).collect();
+    [heads[0], heads[2]].concat()
+}
+
+#[test]
+fn a_value_comes_back_as_near_as_its_type_can_hold_it() {
+    let oracle = ReferenceBackend::default();
+    for (name, backend) in backends() {
+        let mut random = Random::new(14);
+        for case in 0..60 {
+            for ty in KV_TYPES {
+                let mut context = plain_context(&mut random, ty, 1);
+                let magnitude = 10f32.powi(random.below(9) as i32 - 4);
+                for (i, x) in context.v.iter_mut().enumerate() {
+                    *x *= magnitude;
+                    // Half-way between two numbers of 8 bits or of 11; now and then zero.
+                    match i % 8 {
+                        0 => *x = f32::from_bits(x.to_bits() & !0xffff | 0x8000),
+                        1 => *x = f32::from_bits(x.to_bits() & !0x1fff | 0x1000),
+                        2 => *x = 0.0,
+                        _ => {}
+                    }
+                }
+                if case % 10 == 0 {
+                    context.v[..40].fill(0.0);
+                }
+                let (has, expected) = (only_values(&backend, &context), only_values(&oracle, &context));
+                for (i, (&has, &expected)) in has.iter().zip(&expected).enumerate() {
+                    let (x, row) = (context.v[i], &context.v[i / 40 * 40..][..40]);
+                    let what = format!("{name}, {ty:?}: {x} of {row:?}");
+                    assert!(has == expected, "{what} is {has}, the oracle's is {expected}");
+                    let largest = row.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+                    let half_a_step = match ty {
+                        KvType::F32 => 0.0,
+                        KvType::F16 => (x.abs() / 2048.0).max(2f32.powi(-25)),
+                        KvType::Bf16 => x.abs() / 256.0,
+                        // The scale has 11 bits, or is subnormal.
+                        KvType::Q8 => largest / 254.0 + (largest / 2048.0).max(127.0 * 2f32.powi(-25)),
+                    };
+                    assert!((has - x).abs() <= half_a_step, "{what} is {has}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn bf16_keeps_numbers_of_any_kind() {
+    let special = [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, 1e-40, 3e38];
+    let nans = [0x7f80_0001, 0xff80_0001, 0x7fff_ffff, 0xffff_ffff, 0x7fbf_8000].map(f32::from_bits);
+    for (name, backend) in backends() {
+        let mut random = Random::new(15);
+        let mut context = plain_context(&mut random, KvType::Bf16, 1);
+        for _ in 0..50 {
+            let any = |_: &f32| f32::from_bits(u32::try_from(random.bits() >> 32).unwrap());
+            context.v = context.v.iter().map(any).collect();
+            for x in special.iter().chain(&nans) {
+                let i = random.below(context.v.len());
+                context.v[i] = *x;
+            }
+            for (&has, &x) in only_values(&backend, &context).iter().zip(&context.v) {
+                let expected = half::bf16::from_f32(x).to_f32();
+                assert!(
+                    has == expected || has.is_nan() && expected.is_nan(),
+                    "{name}: {x:e} is {has:e}, expected {expected:e}"
+                );
+            }
+        }
+    }
+}
+
+fn assert_only_some_are_finite<B: Backend>(name: &str, backend: &B) {
+    let mut random = Random::new(16);
+    let (n_tokens, bad_token, bad_head) = (70, 37, 1);
+    // The last one is finite, but its scale would not be one of 16 bits.
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e7] {
+        for (is_value, softcap) in [(false, 0.0), (false, 3.0), (true, 0.0)] {
+            let mut context = plain_context(&mut random, KvType::Q8, n_tokens);
+            let KvShape { n_kv_heads, head_dim, .. } = context.shape;
+            let group = context.n_heads / n_kv_heads;
+            context.softcap = softcap;
+            let row = (bad_token * n_kv_heads + bad_head) * head_dim;
+            let values = if is_value { &mut context.v } else { &mut context.k };
+            values[row + random.below(head_dim)] = bad;
+            let mut rig = Rig::new(backend, Precision::Exact);
+            let [_, out] = rig.attend(&context, &whole(n_tokens as u32), 0, n_tokens as u32);
+            for (i, x) in out.iter().enumerate() {
+                let (token, head) = (i / head_dim / context.n_heads, i / head_dim % context.n_heads);
+                let sees = token >= bad_token && head / group == bad_head;
+                let what = format!("{name}: {bad}, value {is_value}: {x} of token {token}, head {head}");
+                assert_eq!(x.is_finite(), !sees, "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_that_8_bits_cannot_hold_spoils_those_who_see_it_only() {
+    assert_only_some_are_finite("oracle", &ReferenceBackend::default());
+    for (name, backend) in backends() {
+        assert_only_some_are_finite(&name, &backend);
+    }
 }
 
 #[test]
@@ -582,7 +712,7 @@ mod cuda {
                 let n_tokens = pick(&mut random, &[16, 63, 64, 65, 130, 300]);
                 let pos = pick(&mut random, &[0, 0, 1, 63, 64, 100, 500, 513, 1100, 2047]);
                 let mut context = random_context(&mut random, (pos + n_tokens) as usize);
-                context.shape.ty = KvType::F16;
+                context.shape.ty = pick(&mut random, &[KvType::F16, KvType::Bf16]);
                 let parts = random_parts(&mut random, pos, n_tokens);
                 let mut expected_rig = Rig::new(&oracle, Precision::Exact);
                 let expected = expected_rig.attend(&context, &whole(pos + n_tokens), pos, n_tokens);
@@ -591,7 +721,13 @@ mod cuda {
                 let what = format!(
                     "{name}, case {case}: {n_tokens} at {pos}, {n_heads} heads, {shape:?}, {mask:?}, {parts:?}"
                 );
-                let tolerance = Tolerance { absolute: 1e-2, relative: 1e-2, angle: 1e-5 };
+                // Queries and weights are rounded like the cache.
+                let rounding = if context.shape.ty == KvType::Bf16 { 8.0 } else { 1.0 };
+                let tolerance = Tolerance {
+                    absolute: 1e-2 * rounding,
+                    relative: 1e-2,
+                    angle: 1e-5 * f64::from(rounding * rounding),
+                };
                 assert_close(&what, &has[1], &expected[1], tolerance);
             }
         }

@@ -11,6 +11,8 @@ use longgen_format::TensorType;
 use support::random::Random;
 use support::tiny_model;
 
+const KV_TYPES: [KvType; 4] = [KvType::F32, KvType::F16, KvType::Bf16, KvType::Q8];
+
 struct File(tempfile::TempPath);
 
 impl File {
@@ -75,7 +77,12 @@ fn logits_are_the_same_bits_for_every_chunk_size_and_thread_count() {
     let text = tokens(333, 5);
     for ty in [TensorType::F32, TensorType::Q8_0, TensorType::Q4_1, TensorType::BF16] {
         let file = File::new(&tiny_model::bytes(ty));
-        for (precision, kv_type) in [(Precision::Exact, KvType::F32), (Precision::Fast, KvType::F16)] {
+        for (precision, kv_type) in [
+            (Precision::Exact, KvType::F32),
+            (Precision::Fast, KvType::F16),
+            (Precision::Exact, KvType::Bf16),
+            (Precision::Fast, KvType::Q8),
+        ] {
             let model = file.open(Device::Cpu, 1);
             let mut session = Session::new(&model, &params(400, precision, kv_type)).unwrap();
             let expected = all_logits(&mut session, &text);
@@ -87,7 +94,7 @@ fn logits_are_the_same_bits_for_every_chunk_size_and_thread_count() {
                     let has = all_logits(&mut session, &text);
                     let differs = has.iter().zip(&expected).position(|(a, b)| a.to_bits() != b.to_bits());
                     let row = differs.map(|i| i / tiny_model::N_VOCAB);
-                    assert_eq!(row, None, "{ty} {precision:?} chunk {chunk} threads {n_threads}");
+                    assert_eq!(row, None, "{ty} {precision:?} {kv_type:?} chunk {chunk} threads {n_threads}");
                 }
             }
         }
@@ -131,6 +138,30 @@ fn tokens_decoded_one_by_one_give_what_a_prompt_gives() {
                 let differs = distance(session.logits().unwrap(), row);
                 assert!(differs < 1e-5, "{device:?}: position {i} from {depth} differs by {differs}");
             }
+        }
+    }
+}
+
+#[test]
+fn a_cache_of_any_type_costs_what_the_type_rounds_away() {
+    let text = tokens(260, 7);
+    let file = File::new(&tiny_model::bytes(TensorType::F32));
+    let logits = |device, kv_type| {
+        let model = file.open(device, 2);
+        all_logits(&mut Session::new(&model, &params(90, Precision::Exact, kv_type)).unwrap(), &text)
+    };
+    let unrounded = logits(Device::Reference, KvType::F32);
+    for (kv_type, most) in [(KvType::F16, 0.005), (KvType::Bf16, 0.04), (KvType::Q8, 0.1)] {
+        let expected = logits(Device::Reference, kv_type);
+        let lost = distance(&expected, &unrounded);
+        assert!(lost < most, "{kv_type:?} loses {lost}");
+        for device in devices() {
+            // What differs in its last bit may be rounded another way.
+            let differs = distance(&logits(device, kv_type), &expected);
+            assert!(
+                differs < lost / 3.0,
+                "{device:?} {kv_type:?} differs by {differs} where rounding loses {lost}"
+            );
         }
     }
 }
@@ -197,7 +228,7 @@ fn memory_is_what_the_plan_says() {
             let params = SessionParams {
                 n_ctx: u32::try_from(1 + random.below(3000)).unwrap(),
                 chunk_tokens: u32::try_from(random.below(300)).unwrap(),
-                kv_type: [KvType::F32, KvType::F16][random.below(2)],
+                kv_type: KV_TYPES[random.below(4)],
                 precision: [Precision::Exact, Precision::Fast][random.below(2)],
                 logits_rows: u32::try_from(random.below(9)).unwrap(),
             };

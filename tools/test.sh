@@ -2,7 +2,7 @@
 # Runs the project's checks and ends with one line: N passed, N failed.
 #
 #     bash tools/test.sh          # what must pass before a change lands: 12 minutes on two cores
-#     bash tools/test.sh --all    # everything: 50 minutes; what CI runs
+#     bash tools/test.sh --all    # everything: 55 minutes; what CI runs
 #
 # Every step runs whatever became of the others. Their output is kept in the target folder under test-logs/; a failed
 # step's last lines are printed. Gets the model it needs (tools/models.sh) and a Python environment (tools/venv.sh).
@@ -100,6 +100,10 @@ if $all; then
             lgeval "needle: $kv, chunk $chunk" needle.py --model "$made/tiny.gguf" --kv $kv --chunk $chunk \
                 --lengths 1024 4096 8192 --expect 24
         done
+    done
+    for kv in bf16 q8; do
+        lgeval "needle: $kv, chunk 512" needle.py --model "$made/tiny.gguf" --kv $kv --chunk 512 \
+            --lengths 1024 4096 8192 --expect 24
     done
     lgeval "needle: every layer sparse" needle.py --model "$made/tiny.gguf" --attention $tiny/sink.json \
         --lengths 8192 --at-most 6

@@ -30,15 +30,37 @@ pub enum KvType {
     /// 16-bit IEEE floats.
     #[default]
     F16,
+    /// Upper halves of 32-bit floats.
+    Bf16,
+    /// 8-bit integers. The key of a token and KV head is a row with one 16-bit scale, and so is its value.
+    ///
+    /// In f32 arithmetic: `scale = f16(max |x| / 127)` over the row, and each quant is `x / scale`, rounded to nearest,
+    /// ties to even, and clamped to +-127; all are zero where the scale is. A row with a number that is not finite, or
+    /// so large that its scale is not, gets NaN for its scale: whoever sees it computes NaN instead of a wrong number.
+    Q8,
 }
 
 impl KvType {
-    /// Bytes of one element.
-    pub fn bytes(self) -> usize {
+    /// Bytes of one element, without its share of a scale.
+    pub fn elem_bytes(self) -> usize {
         match self {
             KvType::F32 => 4,
-            KvType::F16 => 2,
+            KvType::F16 | KvType::Bf16 => 2,
+            KvType::Q8 => 1,
         }
+    }
+
+    /// Bytes of the scale of a row; 0 if rows have none.
+    pub fn scale_bytes(self) -> usize {
+        match self {
+            KvType::F32 | KvType::F16 | KvType::Bf16 => 0,
+            KvType::Q8 => 2,
+        }
+    }
+
+    /// Bytes of a row, which is the key or the value of one token and KV head, with its scale.
+    pub fn row_bytes(self, head_dim: usize) -> usize {
+        head_dim * self.elem_bytes() + self.scale_bytes()
     }
 }
 

@@ -1,7 +1,7 @@
 //! The oracle: every op as its definition reads, one element after the other in f64, nothing shared with the fast
 //! backends but the arguments. It runs whole models, slowly.
 
-use half::f16;
+use half::{bf16, f16};
 use longgen_format::quant;
 
 use super::Backend;
@@ -29,10 +29,24 @@ fn kv_row(shape: &KvShape, place: usize, is_value: bool, token: usize) -> std::o
     row * shape.head_dim..(row + 1) * shape.head_dim
 }
 
-fn round_to(ty: KvType, x: f32) -> f32 {
+/// Rounds a row to what a cache of the type would give back.
+fn round_to(ty: KvType, row: &mut [f32]) {
     match ty {
-        KvType::F32 => x,
-        KvType::F16 => f16::from_f32(x).to_f32(),
+        KvType::F32 => {}
+        KvType::F16 => row.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
+        KvType::Bf16 => row.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
+        KvType::Q8 => {
+            let is_finite = row.iter().all(|x| x.is_finite());
+            let largest = row.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
+            let scale = f16::from_f32(largest / 127.0).to_f32();
+            for x in row {
+                *x = match (is_finite && scale.is_finite(), scale > 0.0) {
+                    (false, _) => f32::NAN,
+                    (true, false) => 0.0,
+                    (true, true) => (*x / scale).round_ties_even().clamp(-127.0, 127.0) * scale,
+                };
+            }
+        }
     }
 }
 
@@ -223,9 +237,9 @@ impl Backend for ReferenceBackend {
                     let in_block = position % shape.block_size;
                     for (values, is_value) in [(&key[..], false), (&v.of::<f32>()[source], true)] {
                         let to = kv_row(&shape, place, is_value, in_block);
-                        for (to, &x) in seq.blocks.of_mut::<f32>()[to].iter_mut().zip(values) {
-                            *to = round_to(shape.ty, x);
-                        }
+                        let to = &mut seq.blocks.of_mut::<f32>()[to];
+                        to.copy_from_slice(values);
+                        round_to(shape.ty, to);
                     }
                 }
             }

@@ -28,10 +28,15 @@ impl lg_session {
     }
 }
 
-/// `lg_session_params.kv_type`: 16-bit floats.
+/// `lg_session_params.kv_type`: 16-bit floats, as IEEE 754 has them.
 pub const LG_KV_TYPE_F16: u32 = 0;
 /// `lg_session_params.kv_type`: 32-bit floats.
 pub const LG_KV_TYPE_F32: u32 = 1;
+/// `lg_session_params.kv_type`: the upper halves of 32-bit floats: the range of these, and 8 bits of precision.
+pub const LG_KV_TYPE_BF16: u32 = 2;
+/// `lg_session_params.kv_type`: 8-bit integers with a 16-bit scale per token and KV head for the key, and one for the
+/// value: little more than half the memory of 16-bit floats.
+pub const LG_KV_TYPE_Q8: u32 = 3;
 
 /// `lg_session_params.precision`: activations may be rounded to 8 or 16 bits on their way into a matrix product.
 pub const LG_PRECISION_FAST: u32 = 0;
@@ -67,6 +72,8 @@ impl lg_session_params {
             kv_type: match self.kv_type {
                 LG_KV_TYPE_F16 => KvType::F16,
                 LG_KV_TYPE_F32 => KvType::F32,
+                LG_KV_TYPE_BF16 => KvType::Bf16,
+                LG_KV_TYPE_Q8 => KvType::Q8,
                 other => return Err(unknown("kv_type", other)),
             },
             precision: match self.precision {

@@ -162,7 +162,7 @@ impl Model {
         let of_layer = |layer: &LayerAttention| {
             let blocks = |phase: &u32| layer.mask.visible_blocks(position, position, *phase).count();
             let blocks: usize = layer.phases.iter().step_by(group).map(blocks).sum();
-            blocks * layer.mask.block_size() as usize * 2 * head_dim * kv_type.bytes()
+            blocks * layer.mask.block_size() as usize * 2 * kv_type.row_bytes(head_dim)
         };
         self.config.attention.iter().map(of_layer).sum()
     }

@@ -111,6 +111,13 @@ static void sessions(const lg_model *model)
     params.kv_type = 9;
     REFUSED(LG_ERR_INVALID, lg_session_new, (model, &params, &session, &error));
     REFUSED(LG_ERR_INVALID, lg_model_plan_bytes, (model, &params, &n_bytes, &error));
+    const uint32_t types[4] = {LG_KV_TYPE_F32, LG_KV_TYPE_F16, LG_KV_TYPE_BF16, LG_KV_TYPE_Q8};
+    uint64_t of_type[4];
+    for (int i = 0; i < 4; i++) {
+        params.kv_type = types[i];
+        CALL(lg_model_plan_bytes, (model, &params, &of_type[i], &error));
+    }
+    CHECK(of_type[0] > of_type[1] && of_type[1] == of_type[2] && of_type[2] > of_type[3]);
     params.kv_type = LG_KV_TYPE_F32;
     params.precision = 9;
     REFUSED(LG_ERR_INVALID, lg_session_new, (model, &params, &session, &error));

@@ -17,6 +17,10 @@ pub enum KvArg {
     F32,
     /// 16-bit floats
     F16,
+    /// upper halves of 32-bit floats
+    Bf16,
+    /// 8-bit integers with a scale per token and head
+    Q8,
 }
 
 /// Precisions of matrix products.
@@ -118,6 +122,8 @@ impl RunArgs {
         match self.kv {
             KvArg::F32 => KvType::F32,
             KvArg::F16 => KvType::F16,
+            KvArg::Bf16 => KvType::Bf16,
+            KvArg::Q8 => KvType::Q8,
         }
     }
 
@@ -129,7 +135,7 @@ impl RunArgs {
         let needed = model.plan(params)?.total_bytes();
         Session::new(model, params).with_context(|| {
             format!(
-                "a session of this size needs {needed} bytes; -c takes fewer tokens, --kv f16 smaller ones"
+                "a session of this size needs {needed} bytes; -c takes fewer tokens, --kv q8 smaller ones"
             )
         })
     }

@@ -7,7 +7,8 @@ use std::ops::Range;
 
 use super::CpuBackend;
 use super::attn::{Layer, RUN, SPAN, padded, state_len};
-use super::kv::{F16, F32, KvElem, block_bytes};
+use super::kv::{block_bytes, parts};
+use super::kv_elem::{Bf16, F16, F32, KvElem, Q8};
 use super::simd::{Kernel, LANES, Lanes};
 use crate::backend::args::*;
 
@@ -19,7 +20,7 @@ const GROUP: usize = 4;
 
 /// Elements of scratch for `n_rows` rows.
 pub(super) fn fold_len(n_rows: usize, head_dim: usize) -> usize {
-    RUN * (head_dim + padded(head_dim)) + n_rows * (RUN + 4 + 2 * state_len(head_dim))
+    RUN * (head_dim + padded(head_dim) + 2) + n_rows * (RUN + 4 + 2 * state_len(head_dim))
 }
 
 /// Queries of some tokens of a session, for all query heads of one KV head: head after head.
@@ -49,7 +50,11 @@ struct Work<'a> {
     keys: &'a mut [[[f32; LANES]; RUN_VECTORS]],
     /// (RUN, padded / 16)
     values: &'a mut [[f32; LANES]],
-    /// (n_rows): scores, then weights of the run's keys
+    /// (RUN): of the keys, if the cache's type has scales
+    key_scales: &'a mut [[f32; LANES]],
+    /// (RUN): of the values, likewise
+    value_scales: &'a mut [[f32; LANES]],
+    /// (n_rows): scores, then weights of the run's keys, in the end times the values' scales
     scores: &'a mut [[f32; RUN]],
     /// (n_rows): the keys that a row sees of the run, as begin and end of two ranges
     visible: &'a mut [[u32; 4]],
@@ -63,12 +68,16 @@ impl<'a> Work<'a> {
     fn new(scratch: &'a mut [f32], n_rows: usize, head_dim: usize) -> Self {
         let (keys, rest) = scratch.split_at_mut(RUN * head_dim);
         let (values, rest) = rest.split_at_mut(RUN * padded(head_dim));
+        let (key_scales, rest) = rest.split_at_mut(RUN);
+        let (value_scales, rest) = rest.split_at_mut(RUN);
         let (scores, rest) = rest.split_at_mut(RUN * n_rows);
         let (visible, rest) = rest.split_at_mut(4 * n_rows);
         let (span, rest) = rest.split_at_mut(n_rows * state_len(head_dim));
         Self {
             keys: keys.as_chunks_mut().0.as_chunks_mut().0,
             values: values.as_chunks_mut().0,
+            key_scales: key_scales.as_chunks_mut().0,
+            value_scales: value_scales.as_chunks_mut().0,
             scores: scores.as_chunks_mut().0,
             visible: bytemuck::cast_slice_mut(visible),
             span,
@@ -167,6 +176,13 @@ pub(super) fn merge<S: Lanes>(simd: S, to: &mut [f32], from: &[f32]) {
     to_rest[1] = sum * a + from_sum * b;
 }
 
+/// What the quants of a run's keys and values are multiples of.
+#[derive(Clone, Copy)]
+struct Scales<'a> {
+    keys: &'a [[f32; LANES]],
+    values: &'a [[f32; LANES]],
+}
+
 /// Some neighbouring keys of one block.
 struct Run<'a> {
     layer: &'a Layer<'a>,
@@ -176,6 +192,16 @@ struct Run<'a> {
     /// Position of the first key.
     start: usize,
     len: usize,
+}
+
+/// Converts the elements that `from` begins with; the first `kept` lanes stay what they are.
+#[inline(always)]
+fn load_behind<S: Lanes, E: KvElem>(simd: S, to: &mut [f32; LANES], from: &[u8], kept: usize) {
+    let mut x = E::load(simd, from);
+    if kept > 0 {
+        x = simd.select(0, kept, simd.load(to), x);
+    }
+    simd.store(to, x);
 }
 
 /// Positions and phases are u32; they come from u32 numbers and are used as such again.
@@ -206,6 +232,8 @@ impl Run<'_> {
         match self.layer.shape.ty {
             KvType::F32 => self.load::<S, F32>(simd, work, keys),
             KvType::F16 => self.load::<S, F16>(simd, work, keys),
+            KvType::Bf16 => self.load::<S, Bf16>(simd, work, keys),
+            KvType::Q8 => self.load::<S, Q8>(simd, work, keys),
         }
         let n_rows = work.visible.len();
         for row in (0..n_rows).step_by(GROUP) {
@@ -241,7 +269,8 @@ impl Run<'_> {
         begin..end
     }
 
-    /// Converts those `keys` of the run, and their values, that the segments hold.
+    /// Converts those `keys` of the run, and their values, that the segments hold. Elements stay in units of their
+    /// row's scale.
     #[inline(always)]
     fn load<S: Lanes, E: KvElem>(&self, simd: S, work: &mut Work<'_>, keys: Range<usize>) {
         let shape = &self.layer.shape;
@@ -261,17 +290,18 @@ impl Run<'_> {
             let place = segment.places.place(self.seq.desc, number(block_size), head, block);
             let block_bytes = block_bytes(shape);
             let bytes = &segment.blocks.bytes()[place * block_bytes..(place + 1) * block_bytes];
-            let (key_bytes, value_bytes) = bytes.split_at(block_bytes / 2);
+            let [key_bytes, value_bytes, key_scales, value_scales] = parts(bytes, shape);
             for vector in begin / LANES..end.div_ceil(LANES) {
                 // Lanes of keys that an earlier segment holds stay.
                 let kept = begin.saturating_sub(vector * LANES);
                 for (d, key) in work.keys.iter_mut().enumerate() {
                     let at = (d * block_size + in_block + vector * LANES) * E::BYTES;
-                    let mut x = E::load(simd, &key_bytes[at..]);
-                    if kept > 0 {
-                        x = simd.select(0, kept, simd.load(&key[vector]), x);
-                    }
-                    simd.store(&mut key[vector], x);
+                    load_behind::<S, E>(simd, &mut key[vector], &key_bytes[at..], kept);
+                }
+                if shape.ty.scale_bytes() > 0 {
+                    let at = (in_block + vector * LANES) * F16::BYTES;
+                    load_behind::<S, F16>(simd, &mut work.key_scales[vector], &key_scales[at..], kept);
+                    load_behind::<S, F16>(simd, &mut work.value_scales[vector], &value_scales[at..], kept);
                 }
             }
             for key in begin..end {
@@ -288,7 +318,7 @@ impl Run<'_> {
     /// Folds the run into the states of R rows.
     #[inline(always)]
     fn fold_group<S: Lanes, const R: usize>(&self, simd: S, work: &mut Work<'_>, first: usize) {
-        let Work { keys, values, scores, visible, span, .. } = work;
+        let Work { keys, values, key_scales, value_scales, scores, visible, span, .. } = work;
         let dim = self.layer.shape.head_dim;
         let mut queries = [&self.layer.q[..dim]; R];
         let mut seen = [[0; 4]; R];
@@ -326,8 +356,10 @@ impl Run<'_> {
         }
         let len = state_len(dim);
         let states = &mut span[first * len..(first + R) * len];
+        let has_scales = self.layer.shape.ty.scale_bytes() > 0;
+        let scales = has_scales.then_some(Scales { keys: key_scales, values: value_scales });
         for r in 0..R {
-            self.weigh(simd, &mut scores[r], &seen[r], &mut states[r * len..(r + 1) * len]);
+            self.weigh(simd, &mut scores[r], &seen[r], &mut states[r * len..(r + 1) * len], scales);
         }
         let n_columns = padded(dim) / LANES;
         let mut column = 0;
@@ -342,9 +374,17 @@ impl Run<'_> {
         }
     }
 
-    /// Turns the scores of a row into weights, and makes its state ready for their values.
+    /// Turns the scores of a row into weights, and makes its state ready for their values. The scales of keys and
+    /// values, if there are any, become part of the scores and of the weights.
     #[inline(always)]
-    fn weigh<S: Lanes>(&self, simd: S, scores: &mut [f32; RUN], seen: &[usize; 4], state: &mut [f32]) {
+    fn weigh<S: Lanes>(
+        &self,
+        simd: S,
+        scores: &mut [f32; RUN],
+        seen: &[usize; 4],
+        state: &mut [f32],
+        scales: Option<Scales<'_>>,
+    ) {
         let [begin, end, second_begin, second_end] = *seen;
         if begin >= end && second_begin >= second_end {
             return;
@@ -358,6 +398,9 @@ impl Run<'_> {
         let mut largest = none;
         for (i, vector) in vectors.iter_mut().enumerate().take(last).skip(first) {
             let mut score = simd.mul(simd.load(vector), scale);
+            if let Some(scales) = scales {
+                score = simd.mul(score, simd.load(&scales.keys[i]));
+            }
             if self.layer.softcap > 0.0 {
                 score = simd.mul(cap, simd.tanh(simd.mul(score, per_cap)));
             }
@@ -372,8 +415,12 @@ impl Run<'_> {
         for (i, vector) in vectors.iter_mut().enumerate().take(last).skip(first) {
             let weight = simd.exp(simd.sub(simd.load(vector), shift));
             let weight = only_seen(simd, seen, i, weight, simd.splat(0.0));
-            simd.store(vector, weight);
             sum = simd.add(sum, weight);
+            let factor = match scales {
+                Some(scales) => simd.mul(weight, simd.load(&scales.values[i])),
+                None => weight,
+            };
+            simd.store(vector, factor);
         }
         let sum = simd.sum(sum);
         if new_max > max && rest[1] > 0.0 {

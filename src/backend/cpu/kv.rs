@@ -1,8 +1,13 @@
-//! Cache blocks: keys as (head_dim, block_size), then values as (block_size, head_dim), in the cache's element type.
+//! Cache blocks: keys as (head_dim, block_size), then values as (block_size, head_dim), in the cache's element type; then
+//! the scales of the keys and those of the values, (block_size) each, if the type has them. Scales of neighbouring keys
+//! are side by side as the keys' elements are.
 
 use std::ops::Range;
 
+use half::f16;
+
 use super::CpuBackend;
+use super::kv_elem::{Bf16, F16, F32, KvElem, Q8, load};
 use super::simd::{Kernel, LANES, Lanes, Simd};
 use super::team::Crew;
 use crate::backend::args::*;
@@ -16,68 +21,28 @@ const PARTS_PER_THREAD: usize = 8;
 
 /// Bytes of one cache block.
 pub(super) fn block_bytes(shape: &KvShape) -> usize {
-    2 * shape.block_size * shape.head_dim * shape.ty.bytes()
+    2 * shape.block_size * shape.ty.row_bytes(shape.head_dim)
 }
 
-/// An element type of the cache, 16 elements at a time.
-pub(super) trait KvElem {
-    /// Bytes of one element.
-    const BYTES: usize;
-    /// The elements that `from` begins with; zeros for those that it lacks.
-    fn load<S: Lanes>(simd: S, from: &[u8]) -> S::F;
-    /// Writes as many elements as `to` has room for, at most all.
-    fn store<S: Lanes>(simd: S, to: &mut [u8], x: S::F);
+/// Where in a cache block its parts end.
+fn part_ends(shape: &KvShape) -> [usize; 3] {
+    let elems = shape.block_size * shape.head_dim * shape.ty.elem_bytes();
+    [elems, 2 * elems, 2 * elems + shape.block_size * shape.ty.scale_bytes()]
 }
 
-/// [`KvType::F32`]
-pub(super) struct F32;
-/// [`KvType::F16`]
-pub(super) struct F16;
-
-impl KvElem for F32 {
-    const BYTES: usize = 4;
-
-    #[inline(always)]
-    fn load<S: Lanes>(simd: S, from: &[u8]) -> S::F {
-        simd.load_f32(from.first_chunk().unwrap_or(&padded(from)))
-    }
-
-    #[inline(always)]
-    fn store<S: Lanes>(simd: S, to: &mut [u8], x: S::F) {
-        let mut elems = [0.0; LANES];
-        simd.store(&mut elems, x);
-        let n_bytes = to.len().min(size_of_val(&elems));
-        to[..n_bytes].copy_from_slice(&bytemuck::bytes_of(&elems)[..n_bytes]);
-    }
+/// Keys, values, scales of the keys and scales of the values of a cache block.
+pub(super) fn parts<'a>(bytes: &'a [u8], shape: &KvShape) -> [&'a [u8]; 4] {
+    let [keys, values, key_scales] = part_ends(shape);
+    [&bytes[..keys], &bytes[keys..values], &bytes[values..key_scales], &bytes[key_scales..]]
 }
 
-impl KvElem for F16 {
-    const BYTES: usize = 2;
-
-    #[inline(always)]
-    fn load<S: Lanes>(simd: S, from: &[u8]) -> S::F {
-        simd.load_f16(from.first_chunk().unwrap_or(&padded(from)))
-    }
-
-    #[inline(always)]
-    fn store<S: Lanes>(simd: S, to: &mut [u8], x: S::F) {
-        match to.first_chunk_mut() {
-            Some(to) => simd.store_f16(to, x),
-            None => {
-                let mut elems = [0; 32];
-                simd.store_f16(&mut elems, x);
-                to.copy_from_slice(&elems[..to.len()]);
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn padded<const N: usize>(bytes: &[u8]) -> [u8; N] {
-    let mut all = [0; N];
-    let n = bytes.len().min(N);
-    all[..n].copy_from_slice(&bytes[..n]);
-    all
+/// The same to be written.
+fn parts_mut<'a>(bytes: &'a mut [u8], shape: &KvShape) -> [&'a mut [u8]; 4] {
+    let [keys_end, values_end, key_scales_end] = part_ends(shape);
+    let (bytes, value_scales) = bytes.split_at_mut(key_scales_end);
+    let (bytes, key_scales) = bytes.split_at_mut(values_end);
+    let (keys, values) = bytes.split_at_mut(keys_end);
+    [keys, values, key_scales, value_scales]
 }
 
 /// Turns pairs (x, y) of a head into (x cos - y sin, x sin + y cos).
@@ -152,8 +117,8 @@ pub(super) fn rope_append(
         // Every part of the buffer is filled by whoever takes it, with those of the step's blocks that lie in it.
         let places_a_part = n_places.div_ceil(n_items);
         crew.for_each_chunk(blocks, places_a_part * block_bytes, scratch, |scratch, i, part| {
-            let key = &mut scratch[..shape.head_dim];
-            simd.dispatch(AppendTo { append: &append, part, first_place: i * places_a_part, key });
+            let vector = &mut scratch[..shape.head_dim];
+            simd.dispatch(AppendTo { append: &append, part, first_place: i * places_a_part, vector });
         })?;
     }
     Ok(())
@@ -210,7 +175,7 @@ struct AppendTo<'a> {
     part: &'a mut [u8],
     first_place: usize,
     /// (head_dim): working memory
-    key: &'a mut [f32],
+    vector: &'a mut [f32],
 }
 
 impl Kernel for AppendTo<'_> {
@@ -221,6 +186,8 @@ impl Kernel for AppendTo<'_> {
         match self.append.shape.ty {
             KvType::F32 => self.run_as::<S, F32>(simd),
             KvType::F16 => self.run_as::<S, F16>(simd),
+            KvType::Bf16 => self.run_as::<S, Bf16>(simd),
+            KvType::Q8 => self.run_as::<S, Q8>(simd),
         }
     }
 }
@@ -228,22 +195,23 @@ impl Kernel for AppendTo<'_> {
 impl AppendTo<'_> {
     #[inline(always)]
     fn run_as<S: Lanes, E: KvElem>(self, simd: S) {
-        let Self { append: &Append { k, v, angles, shape, desc, .. }, part, first_place, key } = self;
+        let Self { append: &Append { k, v, angles, shape, desc, .. }, part, first_place, vector } = self;
         let (dim, block_size, block_bytes) = (shape.head_dim, shape.block_size, block_bytes(&shape));
         let (begin, row_bytes) = (desc.pos as usize, dim * E::BYTES);
         for (head, block, place) in self.append.blocks() {
             let place = place.checked_sub(first_place).filter(|place| place * block_bytes < part.len());
             let Some(place) = place else { continue };
             let bytes = &mut part[place * block_bytes..(place + 1) * block_bytes];
-            let (keys, values) = bytes.split_at_mut(block_bytes / 2);
+            let [keys, values, key_scales, value_scales] = parts_mut(bytes, &shape);
             let start = block * block_size;
             let end = (start + block_size).min(begin + desc.n_tokens as usize);
             for position in start.max(begin)..end {
                 let (row, in_block) = (desc.row as usize + position - begin, position - start);
                 let source = (row * shape.n_kv_heads + head) * dim..(row * shape.n_kv_heads + head + 1) * dim;
-                key.copy_from_slice(&k[source.clone()]);
-                angles.turn(row, key);
-                for (i, key) in key.chunks(LANES).enumerate() {
+                vector.copy_from_slice(&k[source.clone()]);
+                angles.turn(row, vector);
+                put_scale(key_scales, in_block, E::scale_row(simd, vector));
+                for (i, key) in vector.chunks(LANES).enumerate() {
                     let mut elems = [0; LANES * 4];
                     E::store(simd, &mut elems[..key.len() * E::BYTES], load(simd, key));
                     for (j, elem) in elems.chunks_exact(E::BYTES).take(key.len()).enumerate() {
@@ -251,8 +219,10 @@ impl AppendTo<'_> {
                         keys[at..at + E::BYTES].copy_from_slice(elem);
                     }
                 }
+                vector.copy_from_slice(&v[source]);
+                put_scale(value_scales, in_block, E::scale_row(simd, vector));
                 let to = &mut values[in_block * row_bytes..(in_block + 1) * row_bytes];
-                for (to, value) in to.chunks_mut(LANES * E::BYTES).zip(v[source].chunks(LANES)) {
+                for (to, value) in to.chunks_mut(LANES * E::BYTES).zip(vector.chunks(LANES)) {
                     E::store(simd, to, load(simd, value));
                 }
             }
@@ -260,16 +230,11 @@ impl AppendTo<'_> {
     }
 }
 
-/// The elements that `from` begins with; zeros for those that it lacks.
+/// Writes the scale of a token, if the type has any.
 #[inline(always)]
-fn load<S: Lanes>(simd: S, from: &[f32]) -> S::F {
-    match from.first_chunk() {
-        Some(from) => simd.load(from),
-        None => {
-            let mut elems = [0.0; LANES];
-            elems[..from.len()].copy_from_slice(from);
-            simd.load(&elems)
-        }
+fn put_scale(scales: &mut [u8], token: usize, scale: f16) {
+    if let Some(to) = scales.as_chunks_mut().0.get_mut(token) {
+        *to = scale.to_le_bytes();
     }
 }
 
@@ -317,14 +282,16 @@ struct BlockCopy {
 }
 
 fn copy_tokens(to: &mut [u8], from: &[u8], shape: &KvShape, tokens: Range<usize>) {
-    let (elem, half) = (shape.ty.bytes(), to.len() / 2);
-    let (to_keys, to_values) = to.split_at_mut(half);
-    let (keys, values) = from.split_at(half);
-    let in_row = tokens.start * elem..tokens.end * elem;
+    let [to_keys, to_values, to_key_scales, to_value_scales] = parts_mut(to, shape);
+    let [keys, values, key_scales, value_scales] = parts(from, shape);
+    let (elem, scale) = (shape.ty.elem_bytes(), shape.ty.scale_bytes());
+    let bytes = |token_bytes: usize| tokens.start * token_bytes..tokens.end * token_bytes;
     let row_bytes = shape.block_size * elem;
     for (to, from) in to_keys.chunks_exact_mut(row_bytes).zip(keys.chunks_exact(row_bytes)) {
-        to[in_row.clone()].copy_from_slice(&from[in_row.clone()]);
+        to[bytes(elem)].copy_from_slice(&from[bytes(elem)]);
     }
-    let rows = tokens.start * shape.head_dim * elem..tokens.end * shape.head_dim * elem;
-    to_values[rows.clone()].copy_from_slice(&values[rows]);
+    let values_at = bytes(shape.head_dim * elem);
+    to_values[values_at.clone()].copy_from_slice(&values[values_at]);
+    to_key_scales[bytes(scale)].copy_from_slice(&key_scales[bytes(scale)]);
+    to_value_scales[bytes(scale)].copy_from_slice(&value_scales[bytes(scale)]);
 }

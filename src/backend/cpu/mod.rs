@@ -3,6 +3,7 @@
 mod attn;
 mod fold;
 mod kv;
+mod kv_elem;
 mod matmul;
 mod quant;
 mod rowwise;
@@ -24,7 +25,8 @@ pub use workspace::Workspace;
 /// Runs the ops with vector instructions on a team of threads.
 ///
 /// A cache block holds `block_size` keys as (head_dim, block_size), so that scores of neighbouring keys are computed
-/// side by side, then as many values as (block_size, head_dim).
+/// side by side, then as many values as (block_size, head_dim); then, in types that have them, the scales of the keys
+/// and those of the values, (block_size) each.
 pub struct CpuBackend {
     simd: Simd,
     team: Team,

@@ -111,6 +111,7 @@ fn tile(precision: Precision, shape: &KvShape) -> Option<Tile> {
     };
     let ty = match (precision, shape.ty) {
         (Precision::Fast, KvType::F16) => "f16",
+        (Precision::Fast, KvType::Bf16) => "bf16",
         _ => return None,
     };
     // Queries, and two stages of 64 keys and values, in rows of 16 bytes more than a head.
@@ -132,6 +133,8 @@ fn rows(backend: &CudaBackend, n_tokens: usize, shape: &KvShape, params: &params
     let ty = match shape.ty {
         KvType::F32 => "f32",
         KvType::F16 => "f16",
+        KvType::Bf16 => "bf16",
+        KvType::Q8 => "q8",
     };
     let group = params.n_heads as usize / shape.n_kv_heads;
     let heads_at_once = if group == 1 { 1 } else { 4 };

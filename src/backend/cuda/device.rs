@@ -1,7 +1,7 @@
 //! One CUDA device: its memory, its stream, and the one place where kernels are launched.
 
 use std::collections::HashMap;
-use std::ffi::{CString, c_void};
+use std::ffi::{CStr, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute, CUresult};
@@ -91,17 +91,21 @@ impl Device {
             .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
             .map_err(failed("cannot count multiprocessors"))?;
         let stream = context.new_stream().map_err(failed("cannot make a stream"))?;
-        let mut modules = Vec::new();
+        let (mut modules, mut kernels) = (Vec::new(), HashMap::new());
         for image in KERNELS {
             // SAFETY: the image is a fatbin, which says its own length.
             let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
-            modules.push(module.map_err(failed("cannot load the kernels"))?);
+            let module = module.map_err(failed("cannot load the kernels"))?;
+            modules.push(module);
+            for (name, handle) in functions(module).map_err(failed("cannot list the kernels"))? {
+                kernels.insert(name, Function { handle, shared_bytes: DEFAULT_SHARED_BYTES });
+            }
         }
         Ok(Arc::new(Self {
             context,
             stream,
             modules,
-            functions: Mutex::default(),
+            functions: Mutex::new(kernels),
             name,
             n_multiprocessors: u32::try_from(n_multiprocessors).unwrap_or(1),
             meter: Meter::default(),
@@ -198,10 +202,8 @@ impl Device {
 
     fn function(&self, name: &str, shared_bytes: u32) -> Result<sys::CUfunction> {
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = functions.get(name).copied();
-        let mut function = match known {
-            Some(function) => function,
-            None => Function { handle: self.find(name)?, shared_bytes: DEFAULT_SHARED_BYTES },
+        let Some(function) = functions.get_mut(name) else {
+            return Err(Error::new(ErrorKind::Internal, format!("cuda: there is no kernel {name}")));
         };
         if shared_bytes > function.shared_bytes {
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
@@ -212,24 +214,30 @@ impl Device {
             )?;
             function.shared_bytes = shared_bytes;
         }
-        functions.insert(name.to_owned(), function);
         Ok(function.handle)
     }
+}
 
-    fn find(&self, name: &str) -> Result<sys::CUfunction> {
-        let no_such = |_| Error::new(ErrorKind::Internal, format!("cuda: there is no kernel {name}"));
-        let c_name =
-            CString::new(name).map_err(|_| Error::new(ErrorKind::Internal, "a kernel's name has a zero"))?;
-        let mut last = Err(DriverError(CUresult::CUDA_ERROR_NOT_FOUND));
-        for &module in &self.modules {
-            // SAFETY: the module is loaded as long as the device lives.
-            last = unsafe { result::module::get_function(module, c_name.clone()) };
-            if last.is_ok() {
-                break;
-            }
-        }
-        last.map_err(no_such)
-    }
+/// The kernels of a module, by name.
+fn functions(module: sys::CUmodule) -> Result<Vec<(String, sys::CUfunction)>, DriverError> {
+    let mut n = 0;
+    // SAFETY: the module is loaded, and each call writes as much as it is given room for.
+    let handles = unsafe {
+        sys::cuModuleGetFunctionCount(&mut n, module).result()?;
+        let mut handles = vec![std::ptr::null_mut(); n as usize];
+        sys::cuModuleEnumerateFunctions(handles.as_mut_ptr(), n, module).result()?;
+        handles
+    };
+    let named = |handle| {
+        let mut name = std::ptr::null();
+        // SAFETY: the driver hands out a string that lives as long as the module.
+        let name = unsafe {
+            sys::cuFuncGetName(&mut name, handle).result()?;
+            CStr::from_ptr(name)
+        };
+        Ok((name.to_string_lossy().into_owned(), handle))
+    };
+    handles.into_iter().map(named).collect()
 }
 
 impl Drop for Device {

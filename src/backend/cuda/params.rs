@@ -68,6 +68,8 @@ impl From<&KvShape> for Shape {
         let ty = match shape.ty {
             KvType::F32 => 0,
             KvType::F16 => 1,
+            KvType::Bf16 => 2,
+            KvType::Q8 => 3,
         };
         Self {
             n_kv_heads: word(shape.n_kv_heads),

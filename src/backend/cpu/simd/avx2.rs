@@ -50,6 +50,23 @@ unsafe fn widen_bytes(x: __m128i) -> F {
     }
 }
 
+/// Upper halves of floats, rounded to nearest, in the lower halves of the lanes.
+#[inline(always)]
+unsafe fn round_to_bf16(x: __m256) -> __m256i {
+    // SAFETY: the caller holds an Avx2.
+    unsafe {
+        let bits = _mm256_castps_si256(x);
+        let upper = _mm256_srli_epi32::<16>(bits);
+        // Ties to even: one more than just below a half where the last bit that stays is set.
+        let last = _mm256_and_si256(upper, _mm256_set1_epi32(1));
+        let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(last, _mm256_set1_epi32(0x7fff)));
+        // Rounding, or mere cutting, could make something else of a NaN: the highest bit of the fraction keeps it.
+        let quiet = _mm256_or_si256(upper, _mm256_set1_epi32(0x40));
+        let is_nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+        _mm256_blendv_epi8(_mm256_srli_epi32::<16>(rounded), quiet, is_nan)
+    }
+}
+
 /// Rows i and i + 4.
 #[inline(always)]
 unsafe fn two_rows(rows: &[&[u8; 16]], i: usize) -> __m256i {
@@ -139,6 +156,17 @@ impl Lanes for Avx2 {
         unsafe {
             [_mm_loadu_si128(from), _mm_loadu_si128(from.add(1))]
                 .map(|x| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x))))
+        }
+    }
+
+    #[inline(always)]
+    fn store_bf16(self, to: &mut [u8; 32], x: F) {
+        // SAFETY: see the top of the impl.
+        unsafe {
+            // Packing works on quarters; the permutation puts them in order.
+            let halves = _mm256_packus_epi32(round_to_bf16(x[0]), round_to_bf16(x[1]));
+            let halves = _mm256_permute4x64_epi64::<0b11_01_10_00>(halves);
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), halves);
         }
     }
 

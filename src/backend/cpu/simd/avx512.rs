@@ -96,6 +96,24 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn store_bf16(self, to: &mut [u8; 32], x: __m512) {
+        // SAFETY: see the top of the impl.
+        unsafe {
+            let bits = _mm512_castps_si512(x);
+            let upper = _mm512_srli_epi32::<16>(bits);
+            // Ties to even: one more than just below a half where the last bit that stays is set.
+            let last = _mm512_and_si512(upper, _mm512_set1_epi32(1));
+            let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(last, _mm512_set1_epi32(0x7fff)));
+            let rounded = _mm512_srli_epi32::<16>(rounded);
+            // Rounding, or mere cutting, could make something else of a NaN: the highest bit of the fraction keeps it.
+            let quiet = _mm512_or_si512(upper, _mm512_set1_epi32(0x40));
+            let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+            let halves = _mm512_cvtepi32_epi16(_mm512_mask_blend_epi32(is_nan, rounded, quiet));
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), halves);
+        }
+    }
+
+    #[inline(always)]
     fn load_i8(self, from: &[u8; 16]) -> __m512 {
         // SAFETY: see the top of the impl.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) }

@@ -36,7 +36,10 @@ pub(super) trait Lanes: Copy {
     fn load_f16(self, from: &[u8; 32]) -> Self::F;
     /// Rounds to nearest, ties to even.
     fn store_f16(self, to: &mut [u8; 32], x: Self::F);
+    /// Little-endian upper halves of f32.
     fn load_bf16(self, from: &[u8; 32]) -> Self::F;
+    /// Rounds to nearest, ties to even; NaN stays NaN.
+    fn store_bf16(self, to: &mut [u8; 32], x: Self::F);
     /// Signed bytes.
     fn load_i8(self, from: &[u8; 16]) -> Self::F;
     /// The low halves of the bytes, 0 to 15, then the high ones.

@@ -74,6 +74,14 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn store_bf16(self, to: &mut [u8; 32], x: F) {
+        let (elems, _) = to.as_chunks_mut::<2>();
+        for (to, x) in elems.iter_mut().zip(x) {
+            *to = bf16::from_f32(x).to_le_bytes();
+        }
+    }
+
+    #[inline(always)]
     fn load_i8(self, from: &[u8; 16]) -> F {
         each(|i| f32::from(from[i].cast_signed()))
     }
