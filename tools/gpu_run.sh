@@ -58,7 +58,7 @@ tests() {
     step "convert the tiny model" "$bin/lgconvert" $tiny -o "$keep/tiny.gguf"
     step "tiny model: PyTorch's logits" python3 $golden/run.py --lgeval "$bin/lgeval" --model "$keep/tiny.gguf" \
         --pytorch $tiny
-    for kv in f32 f16; do
+    for kv in f32 f16 bf16 q8; do
         step "tiny model: needles, $kv" python3 $golden/needle.py --lgeval "$bin/lgeval" --model "$keep/tiny.gguf" \
             --kv $kv --chunk 512 --lengths 1024 4096 8192 --expect 24
     done
@@ -80,22 +80,27 @@ tests() {
     fi
 }
 
+# bench NAME ARGUMENTS...: prints what lgeval bench says, and the most memory that the card held meanwhile.
 bench() {
-    local name=$1
+    local name=$1 used=$logs/memory sampler
     shift
     echo "-- $name"
+    nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits --loop-ms=200 >"$used" &
+    sampler=$!
     timeout 300 "$bin/lgeval" bench "$@" 2>&1
+    kill $sampler
+    echo "at most $(sort -n "$used" | tail -n 1) MiB of the card's memory"
 }
 
 benches() {
     for ty in bf16 q8_0 q4_0; do
         bench "7B, $ty, longgen-sink" --synthetic llama-2-7b --type $ty --attention longgen-sink -p 4096 -n 64 -r 3
     done
+    bench "7B, bf16, all full, 32K" --synthetic llama-2-7b --type bf16 --attention full -p 32768 -n 0 -r 1 --chunk 4096
     bench "7B, bf16, longgen-sink, 128K deep" --synthetic llama-2-7b --type bf16 --attention longgen-sink --chunk 4096 \
         -d 131008 -p 0 -n 64 -r 2
     bench "7B, bf16, longgen-sink, 128K prompt" --synthetic llama-2-7b --type bf16 --attention longgen-sink --chunk 4096 \
         -p 131072 -n 0 -r 1
-    nvidia-smi --query-gpu=memory.used,memory.total --format=csv,noheader
 }
 
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader

@@ -67,6 +67,15 @@ step "model" bash tools/models.sh
 step "cargo test" cargo test --workspace
 step "release build" cargo build --workspace --release
 
+# The kernels for every card, and that a build with them runs where there is no card. Their tests need one: gpu_run.sh.
+step "nvcc" bash tools/nvcc.sh
+step "clippy, with CUDA" cargo clippy --workspace --all-targets --features longgen-tools/cuda -- -D warnings
+step "cargo test, with CUDA" cargo test -p longgen --features cuda --test ops --test kv --test house --test session
+if ! nvidia-smi >/dev/null 2>&1; then
+    echo "SKIPPED: what runs on CUDA devices; tools/gpu_bundle.sh and tools/gpu_run.sh take it to a machine that has one"
+    step "without a card" bash tools/no_card.sh
+fi
+
 step "python environment" bash tools/venv.sh
 python=.venv/bin/python
 model=models/SmolLM2-135M-Instruct.Q4_1.gguf
