@@ -321,19 +321,19 @@ fn random_parts(random: &mut Random, pos: u32, n_tokens: u32) -> Vec<Part> {
     let prefix = random.below(pos as usize + 1) as u32;
     let mut parts = Vec::new();
     if random.below(3) > 0 {
-        parts.push(Part { end: prefix, lie: Lie::InOrder, copied: random.below(2) == 1 });
+        parts.push(Part { end: prefix, lie: Lie::Order, copied: random.below(2) == 1 });
     }
     if random.below(3) > 0 {
-        parts.push(Part { end: pos, lie: Lie::InSlots, copied: false });
-        parts.push(Part { end: pos + n_tokens, lie: Lie::InScratch, copied: false });
+        parts.push(Part { end: pos, lie: Lie::Slots, copied: false });
+        parts.push(Part { end: pos + n_tokens, lie: Lie::Scratch, copied: false });
     } else {
-        parts.push(Part { end: pos + n_tokens, lie: Lie::InOrder, copied: random.below(2) == 1 });
+        parts.push(Part { end: pos + n_tokens, lie: Lie::Order, copied: random.below(2) == 1 });
     }
     parts
 }
 
 fn whole(end: u32) -> [Part; 1] {
-    [Part { end, lie: Lie::InOrder, copied: false }]
+    [Part { end, lie: Lie::Order, copied: false }]
 }
 
 #[test]

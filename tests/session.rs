@@ -29,13 +29,12 @@ impl File {
 
 /// The processor, and the first CUDA device if this build and this machine have one.
 fn devices() -> Vec<Device> {
-    let mut devices = vec![Device::Cpu];
     #[cfg(feature = "cuda")]
     match longgen::backend::cuda::CudaBackend::new(0) {
-        Ok(_) => devices.push(Device::Cuda(0)),
+        Ok(_) => return vec![Device::Cpu, Device::Cuda(0)],
         Err(error) => eprintln!("SKIPPED on CUDA devices: {error}"),
     }
-    devices
+    vec![Device::Cpu]
 }
 
 /// Root mean square of the difference, relative to that of the expected numbers.

@@ -58,11 +58,11 @@ pub struct Part {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lie {
     /// In the slots of the layer.
-    InSlots,
+    Slots,
     /// In one slot a block, in order.
-    InOrder,
+    Order,
     /// In the step's scratch; they are the step's tokens.
-    InScratch,
+    Scratch,
 }
 
 /// Attention of one layer over a context that is appended first.
@@ -188,7 +188,7 @@ impl<'b, B: Backend> Rig<'b, B> {
         for (_, _, parts) in seqs {
             let mut begin = 0;
             for part in *parts {
-                let map = if part.lie == Lie::InSlots { &slots } else { &in_order };
+                let map = if part.lie == Lie::Slots { &slots } else { &in_order };
                 buffers.push(self.filled(context, part, begin, map));
                 begin = part.end;
             }
@@ -261,7 +261,7 @@ impl<'b, B: Backend> Rig<'b, B> {
     ) -> (B::Buf, BlockPlaces<'s, B>) {
         let block_size = u32::try_from(context.shape.block_size).unwrap();
         let (n_bytes, places, step) = match part.lie {
-            Lie::InScratch => {
+            Lie::Scratch => {
                 let (n_bytes, places) = context.scratch(self.backend, begin, part.end);
                 (n_bytes, places, u32::MAX)
             }
@@ -279,7 +279,7 @@ impl<'b, B: Backend> Rig<'b, B> {
             self.append(context, &mut q, &mut blocks, places, pos, end - pos);
             pos = end;
         }
-        if part.copied && part.lie == Lie::InOrder && begin < part.end {
+        if part.copied && part.lie == Lie::Order && begin < part.end {
             blocks = self.copied(context, &blocks, n_bytes, begin..part.end, slots);
         }
         (blocks, places)

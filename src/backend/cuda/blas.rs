@@ -81,7 +81,8 @@ impl Blas {
     ) -> Result<()> {
         let recipe = self.recipe(product, workspace.n_bytes())?;
         let (alpha, beta) = (1.0f32, if product.add { 1.0f32 } else { 0.0 });
-        let pointer = |address: Address| address as usize as *mut c_void;
+        // A null pointer is refused by the library.
+        let pointer = |address: Address| usize::try_from(address).unwrap_or(0) as *mut c_void;
         // SAFETY: the layouts describe matrices within the buffers, as the op's wrapper has checked.
         unsafe {
             result::matmul(
