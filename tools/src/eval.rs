@@ -154,10 +154,18 @@ impl Speed {
         (at(0), at(sorted.len() / 2), at(sorted.len().saturating_sub(1)))
     }
 
-    /// As a JSON object.
-    pub fn to_json(&self) -> Value {
+    /// As a JSON object, with the name of the device that was measured.
+    pub fn to_json(&self, device: &str) -> Value {
         let (min, median, max) = self.summary();
-        json!({"test": self.name, "min": min, "median": median, "max": max, "tokens_per_second": self.tokens_per_second, "bytes_per_token": self.bytes_per_token})
+        json!({
+            "device": device,
+            "test": self.name,
+            "min": min,
+            "median": median,
+            "max": max,
+            "tokens_per_second": self.tokens_per_second,
+            "bytes_per_token": self.bytes_per_token,
+        })
     }
 }
 

@@ -157,7 +157,9 @@ fn run(cli: Cli) -> Result<()> {
                     common.run.open_with(params, |params| shape.open(ty, params))?
                 }
             };
-            eprintln!("{}", model.device());
+            if !json {
+                print(&format!("{}\n", model.device()));
+            }
             let bench = eval::Bench { n_prompt, n_generate, depth, repeat };
             for speed in eval::bench(&common.run, &model, bench, &cancel)? {
                 let (min, median, max) = speed.summary();
@@ -167,7 +169,7 @@ fn run(cli: Cli) -> Result<()> {
                     bytes => format!("  {:.1} GB/s", *bytes as f64 * median / 1e9),
                 };
                 print(&match json {
-                    true => format!("{}\n", speed.to_json()),
+                    true => format!("{}\n", speed.to_json(model.device())),
                     false => format!("{name:>16} {median:9.2} tokens/s  ({min:.2} to {max:.2}){bandwidth}\n"),
                 });
             }
