@@ -59,7 +59,7 @@
 // `lg_model_params.load`: the file is copied into memory, and may change afterwards.
 #define LG_LOAD_READ 1
 
-// `lg_model_params.device`: the fastest that the machine has and the library was built for.
+// `lg_model_params.device`: the first CUDA card if the library was built for them and can use it, else the processor.
 #define LG_DEVICE_AUTO 0
 
 // `lg_model_params.device`: the processor.
@@ -68,6 +68,9 @@
 // `lg_model_params.device`: the processor, with one scalar operation after the other as the formulas read. Slow; to
 // compare results with.
 #define LG_DEVICE_REFERENCE 2
+
+// `lg_model_params.device`: the first CUDA card; `LG_DEVICE_CUDA + n` is the one behind it by `n`, up to 255.
+#define LG_DEVICE_CUDA 256
 
 // A token that does not exist.
 #define LG_TOKEN_NONE UINT32_MAX

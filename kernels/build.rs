@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 /// What is compiled: the name of the result, its source, and what distinguishes it from others of the same source.
-const KERNELS: [(&str, &str, &str); 9] = [
+const KERNELS: [(&str, &str, &str); 10] = [
     ("attn_rows_f32", "attn_rows.cu", "-DLG_KV_F32"),
     ("attn_rows_f16", "attn_rows.cu", "-DLG_KV_F16"),
     ("attn_rows_bf16", "attn_rows.cu", "-DLG_KV_BF16"),
@@ -18,6 +18,7 @@ const KERNELS: [(&str, &str, &str); 9] = [
     ("gemm", "gemm.cu", ""),
     ("kv", "kv.cu", ""),
     ("rowwise", "rowwise.cu", ""),
+    ("top", "top.cu", ""),
 ];
 
 /// Machine code for Ampere and Ada, for Hopper, and portable code that the driver of a later card compiles.

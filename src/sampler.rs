@@ -33,6 +33,15 @@ pub struct Sampler {
     candidates: Vec<(u32, f32)>,
 }
 
+/// A token that may come next.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Candidate {
+    /// Its id.
+    pub token: u32,
+    /// Its logit.
+    pub logit: f32,
+}
+
 impl Sampler {
     /// # Errors
     /// `Invalid` for a negative temperature or a `top_p` outside of (0, 1].
@@ -47,21 +56,42 @@ impl Sampler {
         Ok(Self { params: params.clone(), random: SplitMix(seed), candidates: Vec::new() })
     }
 
-    /// The next token. Of equally likely ones the lowest id comes first; logits that are NaN are never chosen.
+    /// The next token, by the logits of all. Of equally likely ones the lowest id comes first; logits that are NaN are
+    /// never chosen.
     ///
     /// # Errors
     /// `Invalid` if there is nothing to choose from.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
+        self.choose(logits.len(), (0..).zip(logits.iter().copied()))
+    }
+
+    /// The same, by the logits of the [`n_candidates`](Self::n_candidates) likeliest tokens.
+    ///
+    /// # Errors
+    /// Those of [`sample`](Self::sample).
+    pub fn sample_from(&mut self, candidates: &[Candidate]) -> Result<u32> {
+        self.choose(candidates.len(), candidates.iter().map(|candidate| (candidate.token, candidate.logit)))
+    }
+
+    /// How many of the likeliest tokens decide what is chosen; `None` if all do.
+    pub fn n_candidates(&self) -> Option<usize> {
+        match self.params {
+            SamplerParams { temperature: 0.0, .. } => Some(1),
+            SamplerParams { top_k: 0, .. } => None,
+            SamplerParams { top_k, .. } => Some(top_k as usize),
+        }
+    }
+
+    fn choose(&mut self, n: usize, logits: impl Iterator<Item = (u32, f32)> + Clone) -> Result<u32> {
         if self.params.temperature == 0.0 {
             return likeliest(logits);
         }
         let candidates = &mut self.candidates;
-        if candidates.capacity() < logits.len() {
-            *candidates = try_vec(logits.len(), (0, 0.0))?;
+        if candidates.capacity() < n {
+            *candidates = try_vec(n, (0, 0.0))?;
         }
         candidates.clear();
-        candidates
-            .extend((0u32..).zip(logits.iter().copied()).filter(|(_, logit)| *logit > f32::NEG_INFINITY));
+        candidates.extend(logits.clone().filter(|(_, logit)| *logit > f32::NEG_INFINITY));
         let by_logit = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
         let top_k = self.params.top_k as usize;
         if top_k > 0 && top_k < candidates.len() {
@@ -100,9 +130,9 @@ impl Sampler {
 }
 
 /// The token with the highest logit; the lowest id of several.
-fn likeliest(logits: &[f32]) -> Result<u32> {
+fn likeliest(logits: impl Iterator<Item = (u32, f32)>) -> Result<u32> {
     let mut best: Option<(u32, f32)> = None;
-    for (token, &logit) in (0u32..).zip(logits) {
+    for (token, logit) in logits {
         if !logit.is_nan() && best.is_none_or(|(_, highest)| logit > highest) {
             best = Some((token, logit));
         }

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use crate::attention::plan::{LayerAttention, MAX_CTX};
-use crate::backend::args::{KvType, Precision};
+use crate::backend::args::{KvType, MAX_TOP, Precision};
 use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Model;
 use crate::model::config::Config;
 use crate::model::network::{Sequence, Want};
+use crate::sampler::{Candidate, Sampler};
 
 /// Tokens of a chunk unless the caller says otherwise.
 const DEFAULT_CHUNK_TOKENS: u32 = 2048;
@@ -24,7 +25,7 @@ pub struct SessionParams {
     pub kv_type: KvType,
     /// How precisely matrix products are computed.
     pub precision: Precision,
-    /// Rows of logits that are computed together by [`Session::prefill_each`]; 0 means 1.
+    /// Rows of logits that are computed together by [`Session::prefill_each`] and [`Session::decode_batch`]; 0 means 1.
     pub logits_rows: u32,
 }
 
@@ -204,13 +205,78 @@ impl Session {
         Ok(())
     }
 
+    /// Appends one token to each of several sessions of one model, at their own positions, and computes the logits behind
+    /// each: in one step, which reads the weights once. The first session lends its working memory; how many rows of
+    /// logits it was opened for is how many are computed together.
+    ///
+    /// # Errors
+    /// Those of [`decode`](Self::decode) for any of them, and `Invalid` for no sessions, sessions of several models, more
+    /// of them than a chunk of the first has tokens, or different types of cache or precisions. All of them stand where
+    /// they stood then.
+    pub fn decode_batch(batch: &mut [(&mut Session, u32)], cancel: &Cancel) -> Result<()> {
+        let Some((first, _)) = batch.first() else { return Err(Error::invalid("a batch of no sessions")) };
+        let model = first.model.clone();
+        for (session, token) in batch.iter_mut() {
+            if !Arc::ptr_eq(&session.model, &model) {
+                return Err(Error::invalid("a batch with sessions of several models"));
+            }
+            session.check(&[*token])?;
+            session.reserve(1)?;
+        }
+        let tokens: Vec<u32> = batch.iter().map(|(_, token)| *token).collect();
+        let mut sequences: Vec<&mut dyn Sequence> =
+            batch.iter_mut().map(|(session, _)| &mut *session.sequence as &mut dyn Sequence).collect();
+        model.decode_batch(&mut sequences, &tokens, cancel)?;
+        for (session, token) in batch {
+            session.tokens.push(*token);
+            session.has_logits = true;
+        }
+        Ok(())
+    }
+
     /// Logits behind the last token: (n_vocab).
     ///
     /// # Errors
-    /// `Invalid` if nothing has been computed behind the session's last token.
-    pub fn logits(&self) -> Result<&[f32]> {
+    /// `Invalid` if nothing has been computed behind the session's last token; `Device`.
+    pub fn logits(&mut self) -> Result<&[f32]> {
+        self.check_logits()?;
+        self.sequence.logits()
+    }
+
+    /// The `n` likeliest tokens behind the last one, likeliest first, found where the logits are: at most
+    /// [`MAX_TOP`] and the vocabulary.
+    ///
+    /// # Errors
+    /// Those of [`logits`](Self::logits); `Invalid` for more tokens than that.
+    pub fn top(&mut self, n: usize) -> Result<Vec<Candidate>> {
+        self.check_logits()?;
+        let most = MAX_TOP.min(self.model.config().n_vocab);
+        if n > most {
+            return Err(Error::invalid(format!("the {n} likeliest tokens: at most {most} can be had")));
+        }
+        self.sequence.top(n)
+    }
+
+    /// Chooses the token that comes next, from no more logits than the sampler looks at.
+    ///
+    /// # Errors
+    /// Those of [`logits`](Self::logits) and of [`Sampler::sample`].
+    pub fn sample(&mut self, sampler: &mut Sampler) -> Result<u32> {
+        let most = MAX_TOP.min(self.model.config().n_vocab);
+        match sampler.n_candidates().filter(|&n| n <= most) {
+            Some(n) => sampler.sample_from(&self.top(n)?),
+            None => sampler.sample(self.logits()?),
+        }
+    }
+
+    /// How decoding runs on the device, if there is something to tell.
+    pub fn decode_note(&self) -> Option<String> {
+        self.sequence.repeat_note()
+    }
+
+    fn check_logits(&self) -> Result<()> {
         match self.has_logits {
-            true => Ok(self.sequence.logits()),
+            true => Ok(()),
             false => Err(Error::invalid("no logits: the session has computed nothing behind its last token")),
         }
     }
@@ -255,9 +321,13 @@ impl Session {
         }
     }
 
-    fn step(&mut self, tokens: &[u32], want: Want<'_>, cancel: &Cancel) -> Result<()> {
+    fn reserve(&mut self, n_tokens: usize) -> Result<()> {
         let no_room = |_| Error::new(ErrorKind::OutOfMemory, "cannot remember more tokens");
-        self.tokens.try_reserve(tokens.len()).map_err(no_room)?;
+        self.tokens.try_reserve(n_tokens).map_err(no_room)
+    }
+
+    fn step(&mut self, tokens: &[u32], want: Want<'_>, cancel: &Cancel) -> Result<()> {
+        self.reserve(tokens.len())?;
         self.sequence.step(tokens, want, cancel)?;
         self.tokens.extend_from_slice(tokens);
         self.has_logits = false;

@@ -65,6 +65,12 @@ pub struct WeightFile<'a> {
 }
 
 impl WeightFile<'_> {
+    /// Bytes of all tensors together.
+    pub fn n_bytes(&self) -> usize {
+        let n_bytes = self.directory.tensors().iter().map(|tensor| tensor.n_bytes());
+        usize::try_from(n_bytes.sum::<u64>()).unwrap_or(usize::MAX)
+    }
+
     /// Whether the file has a tensor of this name.
     pub fn has(&self, name: &str) -> bool {
         self.directory.tensor(name).is_some()

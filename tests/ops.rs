@@ -590,6 +590,47 @@ fn a_token_beyond_the_table_is_refused() {
 }
 
 #[test]
+fn top_is_the_oracles_to_the_bit() {
+    let oracle = ReferenceBackend::default();
+    fn top<B: Backend>(backend: &B, x: &[f32], n: usize) -> (Vec<u32>, Vec<u32>) {
+        let mut rig = Rig::new(backend, Precision::Fast);
+        let row = rig.buf(x);
+        let (mut values, mut columns) = (rig.poisoned(MAX_TOP * 4), rig.poisoned(MAX_TOP * 4));
+        rig.run(|backend, ws| {
+            let args = TopArgs { values: &mut values, columns: &mut columns, x: &row, width: x.len(), n };
+            backend.top(ws, args)
+        })
+        .unwrap();
+        let (mut has_values, mut has_columns) = (vec![0u32; n], vec![0u32; n]);
+        backend.download(&mut has_values, &values, 0).unwrap();
+        backend.download(&mut has_columns, &columns, 0).unwrap();
+        (has_values, has_columns)
+    }
+    on_every_backend!(|name, backend| {
+        let mut random = Random::new(30);
+        for case in 0..60 {
+            let width = pick(&mut random, &[1, 2, 31, 256, 257, 1000, 1024, 5000, 128_256]);
+            let n = pick(&mut random, &[1, 2, 40, 255, 256]).min(width);
+            let mut x = random.vector(width, 9.0);
+            // Many that are equal, none that differ, and numbers that are none.
+            match case % 4 {
+                1 => x.iter_mut().for_each(|x| *x = x.round()),
+                2 => x.fill(if case % 8 == 2 { -0.5 } else { f32::NAN }),
+                3 => {
+                    for i in 0..width.div_ceil(3) {
+                        let odd = [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0];
+                        x[(i * 7) % width] = pick(&mut random, &odd);
+                    }
+                }
+                _ => {}
+            }
+            let (has, expected) = (top(&backend, &x, n), top(&oracle, &x, n));
+            assert_eq!(has, expected, "{name}, case {case}: {n} of {width}");
+        }
+    });
+}
+
+#[test]
 fn a_cancelled_step_ends_in_the_op_that_runs() {
     on_every_backend!(|name, backend| {
         let mut rig = Rig::new(&backend, Precision::Fast);
@@ -607,7 +648,7 @@ fn a_cancelled_step_ends_in_the_op_that_runs() {
         assert_eq!(result.unwrap_err().kind(), ErrorKind::Cancelled, "{name}");
         assert!(rig.read(&out, 3 * 64).iter().all(|x| x.is_finite()), "{name}: the first product was done");
 
-        // Copies always end.
+        // Once it is committed, it does all it has to do.
         let shape = KvShape { n_kv_heads: 1, head_dim: 4, block_size: 16, ty: KvType::F32 };
         let from = rig.buf(&random.vector(128, 1.0));
         let mut to = rig.poisoned(128 * 4);
@@ -625,6 +666,7 @@ fn a_cancelled_step_ends_in_the_op_that_runs() {
                 blocks: StepBlocks::Pinned,
                 slots: &slots,
             };
+            backend.commit(ws);
             backend.copy_blocks(ws, copy)
         })
         .unwrap();
@@ -643,7 +685,7 @@ mod cuda {
         match CudaBackend::new(0) {
             Ok(backend) => {
                 let own = CudaBackend::without_blas(0).unwrap();
-                [backend, own].map(|backend| (backend.name(), backend)).into()
+                [backend, own].map(|backend| (backend.info().name, backend)).into()
             }
             Err(error) => {
                 eprintln!("SKIPPED on CUDA devices: {error}");

@@ -6,7 +6,10 @@ mod support;
 
 use std::sync::Arc;
 
-use longgen::{Cancel, Device, ErrorKind, KvType, Model, ModelParams, Precision, Session, SessionParams};
+use longgen::{
+    Cancel, Device, ErrorKind, KvType, Model, ModelParams, Precision, Sampler, SamplerParams, Session,
+    SessionParams,
+};
 use longgen_format::TensorType;
 use support::random::Random;
 use support::tiny_model;
@@ -161,6 +164,174 @@ fn a_cache_of_any_type_costs_what_the_type_rounds_away() {
                 differs < lost / 3.0,
                 "{device:?} {kv_type:?} differs by {differs} where rounding loses {lost}"
             );
+        }
+    }
+}
+
+/// Sessions of different lengths, and for each the tokens that come next.
+fn batch(model: &Arc<Model>, params: &SessionParams, n: usize) -> Vec<(Session, Vec<u32>)> {
+    let session = |i: usize| {
+        let mut session = Session::new(model, params).unwrap();
+        let text = tokens(1 + i * 37 % 211, 40 + i as u64);
+        session.prefill(&text, &Cancel::default(), &mut |_, _| {}).unwrap();
+        (session, tokens(6, 90 + i as u64))
+    };
+    (0..n).map(session).collect()
+}
+
+#[test]
+fn sessions_that_are_decoded_together_get_what_each_gets_alone() {
+    for device in devices() {
+        for (ty, precision) in [
+            (TensorType::F16, Precision::Exact),
+            (TensorType::Q8_0, Precision::Fast),
+            (TensorType::BF16, Precision::Fast),
+        ] {
+            let model = File::new(&tiny_model::bytes(ty)).open(device, 2);
+            for n in [1, 2, 7, 16] {
+                let params = params(64, precision, KvType::F16);
+                let (mut together, mut alone) = (batch(&model, &params, n), batch(&model, &params, n));
+                for i in 0..6 {
+                    let mut step: Vec<_> =
+                        together.iter_mut().map(|(session, next)| (session, next[i])).collect();
+                    Session::decode_batch(&mut step, &Cancel::default()).unwrap();
+                    for ((has, _), (expected, next)) in together.iter_mut().zip(&mut alone) {
+                        expected.decode(next[i], &Cancel::default()).unwrap();
+                        assert_eq!(has.tokens(), expected.tokens());
+                        let differs = distance(has.logits().unwrap(), expected.logits().unwrap());
+                        // Of many rows a card rounds the inputs to 16 bits.
+                        let allowed = match device {
+                            Device::Cpu => 0.0,
+                            _ if precision == Precision::Exact => 1e-5,
+                            _ => 0.02,
+                        };
+                        assert!(differs <= allowed, "{device:?} {ty} {n} sessions, token {i}: {differs}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn sessions_on_several_threads_do_not_disturb_each_other() {
+    for device in devices() {
+        let model = File::new(&tiny_model::bytes(TensorType::F16)).open(device, 2);
+        let params = params(64, Precision::Fast, KvType::F16);
+        // Opens a session too: its memory is set up while others compute.
+        let run = &|i: usize| {
+            let (mut session, _) = batch(&model, &params, i + 1).pop().unwrap();
+            for token in tokens(12, i as u64) {
+                session.decode(token, &Cancel::default()).unwrap();
+            }
+            session.logits().unwrap().to_vec()
+        };
+        let alone: Vec<_> = (0..6).map(run).collect();
+        let together: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..6).map(|i| scope.spawn(move || run(i))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(together == alone, "{device:?}");
+    }
+}
+
+#[test]
+fn a_batch_that_fails_leaves_no_trace() {
+    for device in devices() {
+        let model = File::new(&tiny_model::bytes(TensorType::F32)).open(device, 2);
+        let params = params(64, Precision::Exact, KvType::F16);
+        let mut sessions = batch(&model, &params, 3);
+        let before: Vec<_> = sessions.iter().map(|(session, _)| session.tokens().to_vec()).collect();
+        let logits: Vec<_> =
+            sessions.iter_mut().map(|(session, _)| session.logits().unwrap().to_vec()).collect();
+        let other_model = File::new(&tiny_model::bytes(TensorType::F32)).open(device, 1);
+        let mut other = batch(&other_model, &params, 1);
+        let mut rounded = batch(&model, &SessionParams { kv_type: KvType::Bf16, ..params.clone() }, 1);
+        let mut narrow = batch(&model, &SessionParams { chunk_tokens: 3, ..params.clone() }, 1);
+        let mut full = Session::new(&model, &SessionParams { n_ctx: 5, ..params.clone() }).unwrap();
+        full.prefill(&[1; 5], &Cancel::default(), &mut |_, _| {}).unwrap();
+
+        let cancelled = Cancel::default();
+        cancelled.cancel();
+        let never = Cancel::default();
+        for (cancel, token, last, kind) in [
+            (&cancelled, 1, None, ErrorKind::Cancelled),
+            (&never, 258, None, ErrorKind::Invalid),
+            (&never, 1, Some(&mut other[0].0), ErrorKind::Invalid),
+            (&never, 1, Some(&mut rounded[0].0), ErrorKind::Invalid),
+            (&never, 1, Some(&mut full), ErrorKind::ContextFull),
+        ] {
+            let mut step: Vec<_> = sessions.iter_mut().map(|(session, _)| (session, token)).collect();
+            step.extend(last.map(|session| (session, token)));
+            assert_eq!(Session::decode_batch(&mut step, cancel).unwrap_err().kind(), kind);
+        }
+        let mut step: Vec<_> =
+            narrow.iter_mut().chain(&mut sessions).map(|(session, _)| (session, 1)).collect();
+        let error = Session::decode_batch(&mut step, &never).unwrap_err();
+        assert!(error.to_string().contains("4 sessions"), "{error}");
+        assert_eq!(Session::decode_batch(&mut [], &never).unwrap_err().kind(), ErrorKind::Invalid);
+
+        for (((session, _), tokens), logits) in sessions.iter_mut().zip(&before).zip(&logits) {
+            assert_eq!(session.tokens(), tokens);
+            assert_eq!(session.logits().unwrap(), logits);
+        }
+        let mut fresh = batch(&model, &params, 3);
+        for sessions in [&mut sessions, &mut fresh] {
+            let mut step: Vec<_> = sessions.iter_mut().map(|(session, next)| (session, next[0])).collect();
+            Session::decode_batch(&mut step, &never).unwrap();
+        }
+        for ((has, _), (expected, _)) in sessions.iter_mut().zip(&mut fresh) {
+            assert_eq!(has.logits().unwrap(), expected.logits().unwrap());
+        }
+    }
+}
+
+#[test]
+fn the_likeliest_tokens_are_those_of_the_logits() {
+    for device in devices() {
+        let model = File::new(&tiny_model::bytes(TensorType::Q8_0)).open(device, 2);
+        let mut session = Session::new(&model, &params(64, Precision::Fast, KvType::F16)).unwrap();
+        assert_eq!(session.top(1).unwrap_err().kind(), ErrorKind::Invalid);
+        let mut samplers = [
+            SamplerParams::default(),
+            SamplerParams { temperature: 0.8, top_k: 20, top_p: 0.9, seed: 4 },
+            SamplerParams { temperature: 0.8, top_k: 300, seed: 5, ..Default::default() },
+            SamplerParams { temperature: 1.1, top_p: 0.95, seed: 6, ..Default::default() },
+        ]
+        .map(|params| [Sampler::new(&params).unwrap(), Sampler::new(&params).unwrap()]);
+        for token in tokens(30, 60) {
+            session.decode(token, &Cancel::default()).unwrap();
+            // Asked for before the logits are, and after.
+            let top = session.top(256).unwrap();
+            for [few, all] in &mut samplers {
+                let chosen = session.sample(few).unwrap();
+                assert_eq!(chosen, all.sample(session.logits().unwrap()).unwrap());
+            }
+            let mut expected: Vec<_> = (0..).zip(session.logits().unwrap().iter().copied()).collect();
+            expected.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            let has: Vec<_> = top.iter().map(|candidate| (candidate.token, candidate.logit)).collect();
+            assert_eq!(has, expected[..256]);
+            assert_eq!(session.top(3).unwrap(), top[..3]);
+        }
+        assert_eq!(session.top(257).unwrap_err().kind(), ErrorKind::Invalid);
+    }
+}
+
+#[test]
+fn the_longest_context_is_the_longest_that_fits() {
+    let model = File::new(&tiny_model::bytes(TensorType::F32)).open(Device::Cpu, 2);
+    let mut random = Random::new(61);
+    for _ in 0..50 {
+        let n_ctx = u32::try_from(1 + random.below(3000)).unwrap();
+        let params = SessionParams { n_ctx, kv_type: KV_TYPES[random.below(4)], ..Default::default() };
+        let bytes = |n_ctx| model.plan(&SessionParams { n_ctx, ..params.clone() }).unwrap().total_bytes();
+        let budget = random.below(bytes(n_ctx) * 5 / 4);
+        match model.longest_context(&params, budget).unwrap() {
+            Some(fits) => {
+                assert!(bytes(fits) <= budget);
+                assert!(fits == n_ctx || bytes(fits + 1) > budget);
+            }
+            None => assert!(bytes(1) > budget),
         }
     }
 }

@@ -118,6 +118,16 @@ struct AttnParams {
 };
 static_assert(sizeof(AttnParams) == 216);
 
+// The n largest elements of x (width) and their columns.
+struct TopParams {
+    float* values;       // (n)
+    uint32_t* columns;   // (n)
+    const float* x;
+    uint32_t width;
+    uint32_t n;          // at most 256
+};
+static_assert(sizeof(TopParams) == 32);
+
 struct GluParams {
     float* gate;
     const float* up;

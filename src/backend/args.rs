@@ -417,6 +417,24 @@ pub struct CopyBlocksArgs<'a, B: Backend> {
     pub slots: &'a B::Slots,
 }
 
+/// Most elements that [`TopArgs`] can ask for.
+pub const MAX_TOP: usize = 256;
+
+/// The `n` largest elements of a row and their columns, largest first: as [`f32::total_cmp`] orders them, but with NaN
+/// below everything, and of equal ones, as all NaNs are, the lower column first.
+pub struct TopArgs<'a, B: Backend> {
+    /// (n)
+    pub values: &'a mut B::Buf,
+    /// (n), as `u32`
+    pub columns: &'a mut B::Buf,
+    /// (width)
+    pub x: &'a B::Buf,
+    /// Elements of the row.
+    pub width: usize,
+    /// Elements that are wanted: at most [`MAX_TOP`] and `width`.
+    pub n: usize,
+}
+
 /// The function of a gated unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {

@@ -6,10 +6,21 @@ pub mod cpu;
 pub mod cuda;
 pub mod reference;
 
+use std::ops::Range;
+
 use crate::cancel::Cancel;
 use crate::error::Result;
 use crate::kv::slots::SlotMap;
 use args::*;
+
+/// What a backend runs on.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DeviceInfo {
+    /// What people call it.
+    pub name: String,
+    /// What its memory can deliver at best, in bytes per second, where the device says it.
+    pub bandwidth: Option<f64>,
+}
 
 /// A device that can run the transformer.
 ///
@@ -26,6 +37,14 @@ pub trait Backend: Send + Sync + Sized + 'static {
     type Slots: Send + Sync;
     /// Working memory of one session's steps, and how precisely they compute.
     type Workspace: Send;
+
+    /// What it runs on.
+    fn info(&self) -> DeviceInfo;
+
+    /// Bytes that can still be allocated, where the device knows it.
+    fn free_bytes(&self) -> Option<usize> {
+        None
+    }
 
     /// Allocates `n_bytes`, zeroed; poisoned with NaNs instead where debug assertions are on.
     ///
@@ -44,8 +63,16 @@ pub trait Backend: Send + Sync + Sized + 'static {
         src: &[T],
     ) -> Result<()>;
 
-    /// Reads from element `at` on.
-    fn download(&self, dst: &mut [f32], src: &Self::Buf, at: usize) -> Result<()>;
+    /// Reads from element `at` on, once the work of the running step is done.
+    fn download<T: bytemuck::NoUninit + bytemuck::AnyBitPattern>(
+        &self,
+        dst: &mut [T],
+        src: &Self::Buf,
+        at: usize,
+    ) -> Result<()>;
+
+    /// Copies the `f32` of a range of `src` to the beginning of `dst`, within [`run`](Backend::run).
+    fn copy(&self, dst: &mut Self::Buf, src: &Self::Buf, range: Range<usize>) -> Result<()>;
 
     /// Makes a matrix usable.
     ///
@@ -89,17 +116,26 @@ pub trait Backend: Send + Sync + Sized + 'static {
         step: impl FnOnce(&mut Self::Workspace) -> Result<T>,
     ) -> Result<T>;
 
+    /// Ends the time in which the running step can be cancelled: what it does from here on is done to the end.
+    fn commit(&self, workspace: &mut Self::Workspace);
+
     /// Calls `ops`, within [`run`](Backend::run). Calls with the same workspace and `key` call the same ops with the
-    /// same arguments - all that changes lies in buffers and descriptors - so a backend may record the first one and
-    /// replay it.
+    /// same arguments - all that changes lies in buffers and descriptors - so a backend may record one of the first
+    /// and replay it.
     fn repeat(
         &self,
         workspace: &mut Self::Workspace,
-        key: u32,
-        ops: impl FnOnce(&mut Self::Workspace) -> Result<()>,
+        key: &[u64],
+        ops: impl FnMut(&mut Self::Workspace) -> Result<()>,
     ) -> Result<()> {
-        let _ = key;
+        let (_, mut ops) = (key, ops);
         ops(workspace)
+    }
+
+    /// How steps that repeat themselves are run, if that is worth telling.
+    fn repeat_note(&self, workspace: &Self::Workspace) -> Option<String> {
+        let _ = workspace;
+        None
     }
 
     /// See [`EmbedArgs`].
@@ -114,9 +150,10 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn rope_append(&self, ws: &mut Self::Workspace, args: RopeAppendArgs<'_, '_, Self>) -> Result<()>;
     /// See [`AttnArgs`].
     fn attn(&self, ws: &mut Self::Workspace, args: AttnArgs<'_, Self>) -> Result<()>;
-    /// See [`CopyBlocksArgs`]. Never stops half-way: a step that counts in some layers and not in others would be worse
-    /// than one that ends late.
+    /// See [`CopyBlocksArgs`].
     fn copy_blocks(&self, ws: &mut Self::Workspace, args: CopyBlocksArgs<'_, Self>) -> Result<()>;
     /// See [`GluArgs`].
     fn glu(&self, ws: &mut Self::Workspace, args: GluArgs<'_, Self>) -> Result<()>;
+    /// See [`TopArgs`].
+    fn top(&self, ws: &mut Self::Workspace, args: TopArgs<'_, Self>) -> Result<()>;
 }

@@ -1,11 +1,13 @@
 //! The oracle: every op as its definition reads, one element after the other in f64, nothing shared with the fast
 //! backends but the arguments. It runs whole models, slowly.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 use longgen_format::quant;
 
-use super::Backend;
 use super::args::*;
+use super::{Backend, DeviceInfo};
 use crate::alloc::{HostBuf, Meter};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
@@ -24,7 +26,7 @@ pub struct ReferenceWorkspace {
 }
 
 /// A cache block holds `block_size` keys, then as many values, row after row, as f32 that were rounded to the type.
-fn kv_row(shape: &KvShape, place: usize, is_value: bool, token: usize) -> std::ops::Range<usize> {
+fn kv_row(shape: &KvShape, place: usize, is_value: bool, token: usize) -> Range<usize> {
     let row = (place * 2 + usize::from(is_value)) * shape.block_size + token;
     row * shape.head_dim..(row + 1) * shape.head_dim
 }
@@ -77,6 +79,10 @@ impl Backend for ReferenceBackend {
     type Slots = SlotMap;
     type Workspace = ReferenceWorkspace;
 
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo { name: "CPU, reference".into(), bandwidth: None }
+    }
+
     fn alloc(&self, n_bytes: usize) -> Result<HostBuf> {
         HostBuf::new(n_bytes, &self.meter)
     }
@@ -95,8 +101,18 @@ impl Backend for ReferenceBackend {
         Ok(())
     }
 
-    fn download(&self, dst: &mut [f32], src: &HostBuf, at: usize) -> Result<()> {
+    fn download<T: bytemuck::NoUninit + bytemuck::AnyBitPattern>(
+        &self,
+        dst: &mut [T],
+        src: &HostBuf,
+        at: usize,
+    ) -> Result<()> {
         dst.copy_from_slice(&src.of()[at..at + dst.len()]);
+        Ok(())
+    }
+
+    fn copy(&self, dst: &mut HostBuf, src: &HostBuf, range: Range<usize>) -> Result<()> {
+        dst.of_mut::<f32>()[..range.len()].copy_from_slice(&src.of()[range]);
         Ok(())
     }
 
@@ -145,6 +161,10 @@ impl Backend for ReferenceBackend {
     ) -> Result<T> {
         workspace.cancel = cancel.clone();
         step(workspace)
+    }
+
+    fn commit(&self, workspace: &mut ReferenceWorkspace) {
+        workspace.cancel = Cancel::default();
     }
 
     fn embed(&self, ws: &mut ReferenceWorkspace, args: EmbedArgs<'_, Self>) -> Result<()> {
@@ -314,6 +334,24 @@ impl Backend for ReferenceBackend {
         for (gate, &up) in args.gate.of_mut::<f32>()[..args.n_elems].iter_mut().zip(args.up.of::<f32>()) {
             let x = f64::from(*gate);
             *gate = to_f32(x / (1.0 + (-x).exp()) * f64::from(up));
+        }
+        Ok(())
+    }
+
+    fn top(&self, _: &mut ReferenceWorkspace, args: TopArgs<'_, Self>) -> Result<()> {
+        let TopArgs { values, columns, x, width, n } = args;
+        let x = &x.of::<f32>()[..width];
+        let mut order: Vec<usize> = (0..width).collect();
+        order.sort_by(|&a, &b| {
+            let by_value = match (x[a].is_nan(), x[b].is_nan()) {
+                (false, false) => x[b].total_cmp(&x[a]),
+                (a_is_nan, b_is_nan) => a_is_nan.cmp(&b_is_nan),
+            };
+            by_value.then(a.cmp(&b))
+        });
+        for (i, &column) in order[..n].iter().enumerate() {
+            values.of_mut::<f32>()[i] = x[column];
+            columns.of_mut::<u32>()[i] = index(column)?;
         }
         Ok(())
     }

@@ -27,13 +27,15 @@ pub const LG_LOAD_MAP: u32 = 0;
 /// `lg_model_params.load`: the file is copied into memory, and may change afterwards.
 pub const LG_LOAD_READ: u32 = 1;
 
-/// `lg_model_params.device`: the fastest that the machine has and the library was built for.
+/// `lg_model_params.device`: the first CUDA card if the library was built for them and can use it, else the processor.
 pub const LG_DEVICE_AUTO: u32 = 0;
 /// `lg_model_params.device`: the processor.
 pub const LG_DEVICE_CPU: u32 = 1;
 /// `lg_model_params.device`: the processor, with one scalar operation after the other as the formulas read. Slow; to
 /// compare results with.
 pub const LG_DEVICE_REFERENCE: u32 = 2;
+/// `lg_model_params.device`: the first CUDA card; `LG_DEVICE_CUDA + n` is the one behind it by `n`, up to 255.
+pub const LG_DEVICE_CUDA: u32 = 256;
 
 /// A token that does not exist.
 pub const LG_TOKEN_NONE: u32 = u32::MAX;
@@ -68,8 +70,10 @@ impl lg_model_params {
                 other => return Err(unknown("load", other)),
             },
             device: match self.device {
-                LG_DEVICE_AUTO | LG_DEVICE_CPU => Device::Cpu,
+                LG_DEVICE_AUTO => Device::Auto,
+                LG_DEVICE_CPU => Device::Cpu,
                 LG_DEVICE_REFERENCE => Device::Reference,
+                cuda @ LG_DEVICE_CUDA..=511 => Device::Cuda((cuda - LG_DEVICE_CUDA) as usize),
                 other => return Err(unknown("device", other)),
             },
             n_threads: self.n_threads as usize,

@@ -91,8 +91,7 @@ pub unsafe extern "C" fn lg_sampler_sample(
         let (sampler, session) = unsafe { (reference(sampler, "sampler")?, reference(session, "session")?) };
         // SAFETY: as above.
         let token = unsafe { output(token, "token") }?;
-        let chosen =
-            session.with(|session| sampler.sampler.with("sampler", |s| s.sample(session.logits()?)))?;
+        let chosen = session.with(|session| sampler.sampler.with("sampler", |s| session.sample(s)))?;
         token.write(chosen);
         Ok(())
     };

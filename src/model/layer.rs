@@ -1,7 +1,8 @@
 //! The matrices of a model, as its file names them.
 
 use crate::backend::Backend;
-use crate::error::{Error, Result};
+use crate::cancel::Cancel;
+use crate::error::Result;
 use crate::model::config::Config;
 use crate::weights::WeightFile;
 
@@ -58,57 +59,102 @@ pub struct Weights<B: Backend> {
 }
 
 impl<B: Backend> Weights<B> {
-    /// Finds every matrix of the model in its file and checks its shape.
+    /// Finds every matrix of the model in its file, checks its shape, and takes it to the device; `progress` is told how
+    /// many bytes of how many are there.
     ///
     /// # Errors
     /// `Format` for a tensor that is missing or has another shape than the model's numbers say, `Unsupported` for an
-    /// element type that this runtime does not know.
-    pub fn load(backend: &B, file: &WeightFile<'_>, config: &Config) -> Result<Self> {
-        let (d_model, d_ff, n_vocab) = (config.d_model, config.d_ff, config.n_vocab);
-        let (q_dim, kv_dim) = (config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
-        let matrix = |name: &str, rows, cols| backend.weight(file.matrix(name, rows, cols)?);
-        let buf = |values: &[f32]| {
-            let mut buf = backend.alloc(size_of_val(values))?;
-            backend.upload(&mut buf, 0, values)?;
-            Ok::<_, Error>(buf)
-        };
-        let vector = |name: &str, n: usize| buf(&file.vector(name, n)?);
-        let bias = |name: &str, n| file.has(name).then(|| vector(name, n)).transpose();
-
-        let layer = |i: usize| {
-            let name = |part: &str| format!("blk.{i}.{part}");
-            let attention = &config.attention[i];
-            let mut phases = backend.alloc(size_of_val(&attention.phases[..]))?;
-            backend.upload(&mut phases, 0, &attention.phases)?;
-            Ok(LayerWeights {
-                phases,
-                attn_norm: vector(&name("attn_norm.weight"), d_model)?,
-                q: matrix(&name("attn_q.weight"), q_dim, d_model)?,
-                q_bias: bias(&name("attn_q.bias"), q_dim)?,
-                k: matrix(&name("attn_k.weight"), kv_dim, d_model)?,
-                k_bias: bias(&name("attn_k.bias"), kv_dim)?,
-                v: matrix(&name("attn_v.weight"), kv_dim, d_model)?,
-                v_bias: bias(&name("attn_v.bias"), kv_dim)?,
-                o: matrix(&name("attn_output.weight"), d_model, q_dim)?,
-                o_bias: bias(&name("attn_output.bias"), d_model)?,
-                mlp_norm: vector(&name("ffn_norm.weight"), d_model)?,
-                gate: matrix(&name("ffn_gate.weight"), d_ff, d_model)?,
-                gate_bias: bias(&name("ffn_gate.bias"), d_ff)?,
-                up: matrix(&name("ffn_up.weight"), d_ff, d_model)?,
-                up_bias: bias(&name("ffn_up.bias"), d_ff)?,
-                down: matrix(&name("ffn_down.weight"), d_model, d_ff)?,
-                down_bias: bias(&name("ffn_down.bias"), d_model)?,
-            })
-        };
+    /// element type that this runtime does not know; `Cancelled`.
+    pub fn load(
+        backend: &B,
+        file: &WeightFile<'_>,
+        config: &Config,
+        cancel: &Cancel,
+        progress: LoadProgress<'_>,
+    ) -> Result<Self> {
+        let (d_model, n_vocab) = (config.d_model, config.n_vocab);
+        let n_bytes = file.n_bytes();
+        let mut loader = Loader { backend, file, cancel, progress, n_loaded: 0, n_bytes };
         Ok(Self {
-            embedding: matrix("token_embd.weight", n_vocab, d_model)?,
-            layers: (0..config.n_layers).map(layer).collect::<Result<_>>()?,
-            output_norm: vector("output_norm.weight", d_model)?,
-            inv_freq: buf(&config.rope.inv_freq)?,
-            output: file
-                .has("output.weight")
-                .then(|| matrix("output.weight", n_vocab, d_model))
-                .transpose()?,
+            embedding: loader.matrix("token_embd.weight", n_vocab, d_model)?,
+            layers: (0..config.n_layers).map(|i| loader.layer(i, config)).collect::<Result<_>>()?,
+            output_norm: loader.vector("output_norm.weight", d_model)?,
+            inv_freq: loader.numbers(&config.rope.inv_freq)?,
+            output: match file.has("output.weight") {
+                true => Some(loader.matrix("output.weight", n_vocab, d_model)?),
+                false => None,
+            },
         })
+    }
+}
+
+/// Told while a model is loaded: bytes that are there, bytes in all.
+pub type LoadProgress<'a> = &'a mut dyn FnMut(usize, usize);
+
+/// Takes tensors to the device, one by one.
+struct Loader<'a, 'f, B: Backend> {
+    backend: &'a B,
+    file: &'a WeightFile<'f>,
+    cancel: &'a Cancel,
+    progress: LoadProgress<'a>,
+    n_loaded: usize,
+    n_bytes: usize,
+}
+
+impl<B: Backend> Loader<'_, '_, B> {
+    fn layer(&mut self, i: usize, config: &Config) -> Result<LayerWeights<B>> {
+        let (d_model, d_ff) = (config.d_model, config.d_ff);
+        let (q_dim, kv_dim) = (config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
+        let name = |part: &str| format!("blk.{i}.{part}");
+        Ok(LayerWeights {
+            phases: self.numbers(&config.attention[i].phases)?,
+            attn_norm: self.vector(&name("attn_norm.weight"), d_model)?,
+            q: self.matrix(&name("attn_q.weight"), q_dim, d_model)?,
+            q_bias: self.bias(&name("attn_q.bias"), q_dim)?,
+            k: self.matrix(&name("attn_k.weight"), kv_dim, d_model)?,
+            k_bias: self.bias(&name("attn_k.bias"), kv_dim)?,
+            v: self.matrix(&name("attn_v.weight"), kv_dim, d_model)?,
+            v_bias: self.bias(&name("attn_v.bias"), kv_dim)?,
+            o: self.matrix(&name("attn_output.weight"), d_model, q_dim)?,
+            o_bias: self.bias(&name("attn_output.bias"), d_model)?,
+            mlp_norm: self.vector(&name("ffn_norm.weight"), d_model)?,
+            gate: self.matrix(&name("ffn_gate.weight"), d_ff, d_model)?,
+            gate_bias: self.bias(&name("ffn_gate.bias"), d_ff)?,
+            up: self.matrix(&name("ffn_up.weight"), d_ff, d_model)?,
+            up_bias: self.bias(&name("ffn_up.bias"), d_ff)?,
+            down: self.matrix(&name("ffn_down.weight"), d_model, d_ff)?,
+            down_bias: self.bias(&name("ffn_down.bias"), d_model)?,
+        })
+    }
+
+    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<B::Weight> {
+        let data = self.file.matrix(name, rows, cols)?;
+        let n_bytes = data.range.len();
+        let weight = self.backend.weight(data)?;
+        self.told(n_bytes)?;
+        Ok(weight)
+    }
+
+    fn vector(&mut self, name: &str, n: usize) -> Result<B::Buf> {
+        let buf = self.numbers(&self.file.vector(name, n)?)?;
+        self.told(n * size_of::<f32>())?;
+        Ok(buf)
+    }
+
+    fn bias(&mut self, name: &str, n: usize) -> Result<Option<B::Buf>> {
+        self.file.has(name).then(|| self.vector(name, n)).transpose()
+    }
+
+    fn numbers<T: bytemuck::NoUninit + bytemuck::AnyBitPattern>(&self, values: &[T]) -> Result<B::Buf> {
+        let mut buf = self.backend.alloc(size_of_val(values))?;
+        self.backend.upload(&mut buf, 0, values)?;
+        Ok(buf)
+    }
+
+    fn told(&mut self, n_bytes: usize) -> Result<()> {
+        self.cancel.check()?;
+        self.n_loaded += n_bytes;
+        (self.progress)(self.n_loaded.min(self.n_bytes), self.n_bytes);
+        Ok(())
     }
 }

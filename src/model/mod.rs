@@ -5,6 +5,7 @@ pub mod forward;
 pub mod layer;
 pub mod network;
 pub mod scratch;
+mod sequence;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,11 +13,14 @@ use std::sync::Arc;
 use longgen_format::Directory;
 
 use crate::attention::plan::LayerAttention;
+use crate::backend::DeviceInfo;
 use crate::backend::args::{KvType, SharedBytes};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::reference::ReferenceBackend;
-use crate::error::{Error, Result};
+use crate::cancel::Cancel;
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::config::Config;
+use crate::model::layer::LoadProgress;
 use crate::model::network::{Engine, Network, Sequence};
 use crate::session::{MemoryPlan, SessionParams};
 use crate::text::{ChatTemplate, Tokenizer};
@@ -58,7 +62,7 @@ pub struct Model {
     chat_template: Option<ChatTemplate>,
     engine: Box<dyn Engine>,
     weight_bytes: usize,
-    device: String,
+    tensor_bytes: usize,
     device_note: Option<String>,
 }
 
@@ -68,35 +72,52 @@ impl Model {
     /// # Errors
     /// `NotFound`, `Io`, `Format`, `Unsupported`, `OutOfMemory`, `Device`; the message says what and where.
     pub fn open(path: impl AsRef<Path>, params: &ModelParams) -> Result<Self> {
+        Self::open_with(path, params, &Cancel::default(), &mut |_, _| {})
+    }
+
+    /// The same, telling how much of the model is there.
+    ///
+    /// # Errors
+    /// Also `Cancelled`.
+    pub fn open_with(
+        path: impl AsRef<Path>,
+        params: &ModelParams,
+        cancel: &Cancel,
+        progress: LoadProgress<'_>,
+    ) -> Result<Self> {
         let path = path.as_ref();
         let bytes = open(path, params.load)?;
         let in_file = |error: Error| Error::new(error.kind(), format!("{}: {error}", path.display()));
-        Self::from_bytes(bytes, params).map_err(in_file)
+        Self::from_bytes(bytes, params, cancel, progress).map_err(in_file)
     }
 
     /// Opens a model file that is in memory already.
     ///
     /// # Errors
-    /// `Format`, `Unsupported`, `OutOfMemory`, `Device`.
+    /// `Format`, `Unsupported`, `OutOfMemory`, `Device`, `Cancelled`.
     #[expect(clippy::needless_pass_by_value, reason = "the model keeps the bytes")]
-    pub fn from_bytes(bytes: SharedBytes, params: &ModelParams) -> Result<Self> {
+    pub fn from_bytes(
+        bytes: SharedBytes,
+        params: &ModelParams,
+        cancel: &Cancel,
+        progress: LoadProgress<'_>,
+    ) -> Result<Self> {
         let directory = Directory::read((*bytes).as_ref())?;
         if params.verify {
             directory.verify(|_| {})?;
         }
-        Self::from_file(&WeightFile { bytes: &bytes, directory: &directory }, params)
+        Self::from_file(&WeightFile { bytes: &bytes, directory: &directory }, params, cancel, progress)
     }
 
-    fn from_file(file: &WeightFile<'_>, params: &ModelParams) -> Result<Self> {
+    fn from_file(
+        file: &WeightFile<'_>,
+        params: &ModelParams,
+        cancel: &Cancel,
+        progress: LoadProgress<'_>,
+    ) -> Result<Self> {
         let mut config = Config::read(file)?;
         if let Some(attention) = &params.attention {
-            if attention.len() != config.n_layers {
-                let (has, expected) = (attention.len(), config.n_layers);
-                return Err(Error::invalid(format!(
-                    "attention plan of {has} layers for a model of {expected}"
-                )));
-            }
-            attention.iter().try_for_each(|layer| layer.check(config.n_heads))?;
+            check_attention(&config, attention)?;
             config.attention = attention.clone();
         }
         let config = Arc::new(config);
@@ -109,17 +130,18 @@ impl Model {
             },
             device => (device, None),
         };
-        let (engine, device) = engine(device, params.n_threads, file, &config)?;
+        let engine = engine(device, params.n_threads, file, &config, cancel, progress)?;
         let has_output = file.has("output.weight");
         let is_read = |name: &str| !has_output || name != "token_embd.weight";
         let tensors = file.directory.tensors().iter().filter(|tensor| is_read(tensor.name()));
         let weight_bytes = tensors.map(|tensor| usize::try_from(tensor.n_bytes()).unwrap_or(0)).sum();
-        Ok(Self { config, tokenizer, chat_template, engine, weight_bytes, device, device_note })
+        let tensor_bytes = file.n_bytes();
+        Ok(Self { config, tokenizer, chat_template, engine, weight_bytes, tensor_bytes, device_note })
     }
 
     /// What the model runs on.
-    pub fn device(&self) -> &str {
-        &self.device
+    pub fn device(&self) -> DeviceInfo {
+        self.engine.info()
     }
 
     /// Why [`Device::Auto`] took the processor although this build can use a CUDA device.
@@ -147,7 +169,21 @@ impl Model {
     /// # Errors
     /// `Invalid` for parameters out of their range.
     pub fn plan(&self, params: &SessionParams) -> Result<MemoryPlan> {
-        self.engine.plan(params)
+        self.plan_for(params, &self.config.attention)
+    }
+
+    /// The same if the layers attended like this.
+    ///
+    /// # Errors
+    /// `Invalid`, also for another number of layers.
+    pub fn plan_for(&self, params: &SessionParams, attention: &[LayerAttention]) -> Result<MemoryPlan> {
+        check_attention(&self.config, attention)?;
+        self.engine.plan(params, attention)
+    }
+
+    /// Bytes of all weights.
+    pub fn tensor_bytes(&self) -> usize {
+        self.tensor_bytes
     }
 
     /// Bytes of weights that one token reads: all matrices, and of the embedding nothing unless it is the output too.
@@ -172,36 +208,73 @@ impl Model {
         self.engine.session_bytes()
     }
 
+    /// The longest context, in tokens, that a session with otherwise these parameters can have within `n_bytes`; `None`
+    /// if not even one token fits.
+    ///
+    /// # Errors
+    /// Those of [`plan`](Self::plan).
+    pub fn longest_context(&self, params: &SessionParams, n_bytes: usize) -> Result<Option<u32>> {
+        let (mut fits, mut too_long) = (0, self.plan(params)?.n_ctx.saturating_add(1));
+        while too_long - fits > 1 {
+            let n_ctx = fits + (too_long - fits) / 2;
+            match self.plan(&SessionParams { n_ctx, ..params.clone() })?.total_bytes() <= n_bytes {
+                true => fits = n_ctx,
+                false => too_long = n_ctx,
+            }
+        }
+        Ok(Some(fits).filter(|&n_ctx| n_ctx > 0))
+    }
+
     pub(crate) fn sequence(&self, params: &SessionParams) -> Result<Box<dyn Sequence>> {
-        self.engine.sequence(params)
+        let error = match self.engine.sequence(params) {
+            Err(error) if error.kind() == ErrorKind::OutOfMemory => error,
+            result => return result,
+        };
+        let needed = self.plan(params)?.total_bytes();
+        // Devices hand out memory in pages; a little is lost at every buffer's end.
+        let free = self.engine.free_bytes().map(|free| free - free / 64);
+        let fits = match free.map(|free| self.longest_context(params, free)).transpose()?.flatten() {
+            Some(n_ctx) => format!("; a context of {n_ctx} tokens would fit"),
+            None => String::new(),
+        };
+        Err(Error::new(error.kind(), format!("the session needs {needed} bytes: {error}{fits}")))
+    }
+
+    pub(crate) fn decode_batch(
+        &self,
+        batch: &mut [&mut dyn Sequence],
+        tokens: &[u32],
+        cancel: &Cancel,
+    ) -> Result<()> {
+        self.engine.decode_batch(batch, tokens, cancel)
     }
 }
 
-/// The model on a device, and what the device is called.
+/// The model on a device.
 fn engine(
     device: Device,
     n_threads: usize,
     file: &WeightFile<'_>,
     config: &Arc<Config>,
-) -> Result<(Box<dyn Engine>, String)> {
+    cancel: &Cancel,
+    progress: LoadProgress<'_>,
+) -> Result<Box<dyn Engine>> {
+    let config = config.clone();
     Ok(match device {
         Device::Auto | Device::Cpu => {
             let n_threads = match n_threads {
                 0 => std::thread::available_parallelism().map_or(1, usize::from),
                 n => n,
             };
-            let network = Network::load(CpuBackend::new(n_threads)?, file, config.clone())?;
-            (Box::new(network), format!("CPU, {n_threads} threads"))
+            Box::new(Network::load(CpuBackend::new(n_threads)?, file, config, cancel, progress)?)
         }
         Device::Reference => {
-            let network = Network::load(ReferenceBackend::default(), file, config.clone())?;
-            (Box::new(network), "CPU, reference".into())
+            Box::new(Network::load(ReferenceBackend::default(), file, config, cancel, progress)?)
         }
         #[cfg(feature = "cuda")]
         Device::Cuda(ordinal) => {
             let backend = crate::backend::cuda::CudaBackend::new(ordinal)?;
-            let name = backend.name();
-            (Box::new(Network::load(backend, file, config.clone())?), name)
+            Box::new(Network::load(backend, file, config, cancel, progress)?)
         }
         #[cfg(not(feature = "cuda"))]
         Device::Cuda(_) => {
@@ -209,6 +282,14 @@ fn engine(
             return Err(Error::unsupported(message));
         }
     })
+}
+
+fn check_attention(config: &Config, attention: &[LayerAttention]) -> Result<()> {
+    if attention.len() != config.n_layers {
+        let (has, expected) = (attention.len(), config.n_layers);
+        return Err(Error::invalid(format!("attention plan of {has} layers for a model of {expected}")));
+    }
+    attention.iter().try_for_each(|layer| layer.check(config.n_heads))
 }
 
 /// `None` if the first CUDA device can be used; else why not, where it is this machine that cannot.

@@ -1,6 +1,7 @@
 //! The activations of a step: allocated when a session opens, reused by every step.
 
 use crate::backend::Backend;
+use crate::backend::args::MAX_TOP;
 use crate::error::Result;
 use crate::model::config::Config;
 
@@ -28,6 +29,10 @@ pub struct Activations<B: Backend> {
     pub rope: B::Buf,
     /// (logits_rows, n_vocab)
     pub logits: B::Buf,
+    /// (MAX_TOP): the largest logits
+    pub top_values: B::Buf,
+    /// (MAX_TOP), as `u32`: their tokens
+    pub top_columns: B::Buf,
 }
 
 /// Elements of one row of every buffer but the logits.
@@ -46,6 +51,11 @@ impl<B: Backend> Activations<B> {
     /// Bytes of the logits of `logits_rows` rows.
     pub fn logits_bytes(config: &Config, logits_rows: usize) -> usize {
         config.n_vocab * logits_rows * size_of::<f32>()
+    }
+
+    /// Bytes of the largest logits and their tokens.
+    pub fn top_bytes() -> usize {
+        MAX_TOP * (size_of::<f32>() + size_of::<u32>())
     }
 
     /// Allocates the buffers.
@@ -68,6 +78,8 @@ impl<B: Backend> Activations<B> {
             up: up?,
             rope: rope?,
             logits,
+            top_values: backend.alloc(MAX_TOP * size_of::<f32>())?,
+            top_columns: backend.alloc(MAX_TOP * size_of::<u32>())?,
         })
     }
 }

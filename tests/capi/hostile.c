@@ -29,6 +29,13 @@ static void open_model(const char *path, const char *folder)
     params.load = LG_LOAD_READ;
     params.device = UINT32_MAX;
     REFUSED(LG_ERR_INVALID, lg_model_open, (path, &params, &model, &error));
+    params.device = LG_DEVICE_CUDA + 256;
+    REFUSED(LG_ERR_INVALID, lg_model_open, (path, &params, &model, &error));
+    // A card that this build cannot use, or that this machine does not have.
+    params.device = LG_DEVICE_CUDA + 255;
+    lg_status status = lg_model_open(path, &params, &model, &error);
+    CHECK(status == LG_ERR_UNSUPPORTED || status == LG_ERR_DEVICE);
+    CHECK(error.message[0] != 0 && model == UNTOUCHED);
     params.device = LG_DEVICE_CPU;
     params.verify = 2;
     REFUSED(LG_ERR_INVALID, lg_model_open, (path, &params, &model, &error));

@@ -34,6 +34,11 @@ impl Conversation {
         self.messages = system.collect();
     }
 
+    /// The session, when the conversation is over.
+    pub fn into_session(self) -> Session {
+        self.session
+    }
+
     /// The session, to look at.
     pub fn session(&self) -> &Session {
         &self.session

@@ -180,6 +180,8 @@ pub struct Bench {
     pub depth: usize,
     /// Repetitions, after one that is not counted.
     pub repeat: usize,
+    /// Sessions that generate together.
+    pub n_sessions: usize,
 }
 
 /// Times prompt and generation, without tokenizer and sampler.
@@ -187,40 +189,62 @@ pub struct Bench {
 /// # Errors
 /// Those of the session.
 pub fn bench(args: &RunArgs, model: &Arc<Model>, bench: Bench, cancel: &Cancel) -> Result<Vec<Speed>> {
-    let Bench { n_prompt, n_generate, depth, repeat } = bench;
+    let Bench { n_prompt, n_generate, depth, repeat, n_sessions } = bench;
     let n_ctx = u32::try_from(depth + n_prompt.max(n_generate))?;
-    let mut session = args.session(model, &args.session_params(n_ctx))?;
+    let params = SessionParams { logits_rows: u32::try_from(n_sessions)?, ..args.session_params(n_ctx) };
+    let sessions = (0..n_sessions).map(|_| args.session(model, &params));
+    let mut sessions = sessions.collect::<Result<Vec<_>>>()?;
     let n_vocab = u64::try_from(model.config().n_vocab)?;
     // Ids all over the vocabulary, the same in every run.
     let id = |i: usize| u32::try_from((i as u64 * 7919 + 13) % n_vocab).unwrap_or(0);
     let ids: Vec<u32> = (0..n_ctx as usize).map(id).collect();
     let suffix = if depth > 0 { format!(" @ d{depth}") } else { String::new() };
     let mut speeds = Vec::new();
-    for (name, n, alone) in [("pp", n_prompt, false), ("tg", n_generate, true)] {
-        if n == 0 {
-            continue;
-        }
+    if n_prompt > 0 {
         let mut rates = Vec::new();
         for _ in 0..=repeat {
-            let kept = session.rewind(depth.min(session.tokens().len()))?;
-            if kept < depth {
-                session.prefill(&ids[kept..depth], cancel, &mut |_, _| {})?;
-            }
+            go_to(&mut sessions[0], &ids[..depth], cancel)?;
             let start = Instant::now();
-            match alone {
-                false => session.prefill(&ids[depth..depth + n], cancel, &mut |_, _| {})?,
-                true => ids[depth..depth + n].iter().try_for_each(|&id| session.decode(id, cancel))?,
-            }
-            rates.push(n as f64 / start.elapsed().as_secs_f64());
+            sessions[0].prefill(&ids[depth..depth + n_prompt], cancel, &mut |_, _| {})?;
+            rates.push(n_prompt as f64 / start.elapsed().as_secs_f64());
         }
-        let bytes_per_token = match alone {
-            true => model.weight_bytes() + model.kv_read_bytes(u32::try_from(depth + n / 2)?, args.kv_type()),
-            false => 0,
-        };
-        let name = format!("{name}{n}{suffix}");
-        speeds.push(Speed { name, tokens_per_second: rates.split_off(1), bytes_per_token });
+        let name = format!("pp{n_prompt}{suffix}");
+        speeds.push(Speed { name, tokens_per_second: rates.split_off(1), bytes_per_token: 0 });
+    }
+    if n_generate > 0 {
+        let mut rates = Vec::new();
+        for _ in 0..=repeat {
+            sessions.iter_mut().try_for_each(|session| go_to(session, &ids[..depth], cancel))?;
+            let start = Instant::now();
+            for &id in &ids[depth..depth + n_generate] {
+                match &mut sessions[..] {
+                    [session] => session.decode(id, cancel)?,
+                    sessions => {
+                        let mut batch: Vec<_> = sessions.iter_mut().map(|session| (session, id)).collect();
+                        Session::decode_batch(&mut batch, cancel)?;
+                    }
+                }
+            }
+            rates.push((n_generate * n_sessions) as f64 / start.elapsed().as_secs_f64());
+        }
+        let together = if n_sessions > 1 { format!(" x{n_sessions}") } else { String::new() };
+        let middle = u32::try_from(depth + n_generate / 2)?;
+        speeds.push(Speed {
+            name: format!("tg{n_generate}{together}{suffix}"),
+            tokens_per_second: rates.split_off(1),
+            bytes_per_token: model.weight_bytes() / n_sessions + model.kv_read_bytes(middle, args.kv_type()),
+        });
     }
     Ok(speeds)
+}
+
+/// Makes a session hold these tokens, as cheaply as it can.
+fn go_to(session: &mut Session, tokens: &[u32], cancel: &Cancel) -> Result<()> {
+    let kept = session.rewind(tokens.len().min(session.tokens().len()))?;
+    if kept < tokens.len() {
+        session.prefill(&tokens[kept..], cancel, &mut |_, _| {})?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

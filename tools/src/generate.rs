@@ -93,7 +93,7 @@ pub fn answer(
     let start = Instant::now();
     let mut text = TextStream::new::<String>([]);
     while stats.n_generated < limit {
-        let token = sampler.sample(session.logits()?)?;
+        let token = session.sample(sampler)?;
         if tokenizer.is_end_of_generation(token) {
             stats.stop = Stop::EndOfText;
             break;

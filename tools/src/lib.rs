@@ -10,5 +10,6 @@ pub mod npy;
 pub mod output;
 pub mod plan;
 pub mod plan_report;
+pub mod progress;
 pub mod run_args;
 pub mod synthetic;

@@ -4,16 +4,15 @@ use std::fmt::Write;
 
 use anyhow::Result;
 use longgen::attention::plan::LayerAttention;
-use longgen::{Model, ModelParams, SessionParams};
+use longgen::{Model, SessionParams};
 
 use crate::plan::{full, table};
-use crate::run_args::RunArgs;
 
 /// The attention plan with its exact bytes; nothing is allocated for it.
 ///
 /// # Errors
 /// Parameters out of range.
-pub fn report(args: &RunArgs, model: &Model, params: &SessionParams) -> Result<String> {
+pub fn report(model: &Model, params: &SessionParams) -> Result<String> {
     let plan = model.plan(params)?;
     let attention: Vec<LayerAttention> = plan.layers.iter().map(|layer| layer.attention.clone()).collect();
     let mut text =
@@ -24,8 +23,7 @@ pub fn report(args: &RunArgs, model: &Model, params: &SessionParams) -> Result<S
         let slots = sum(&|layer| layer.n_slots as usize);
         format!("{slots} blocks, {} bytes", grouped(sum(&|layer| layer.kv_bytes)))
     });
-    let open_full = ModelParams { attention: Some(full(model.config().into())), ..Default::default() };
-    let all_full = args.open(open_full)?.plan(params)?.kv_bytes();
+    let all_full = model.plan_for(params, &full(model.config().into()))?.kv_bytes();
     let share = plan.kv_bytes() as f64 / all_full as f64 * 100.0;
     writeln!(text)?;
     for (name, bytes) in [
@@ -34,6 +32,7 @@ pub fn report(args: &RunArgs, model: &Model, params: &SessionParams) -> Result<S
         ("scratch", plan.scratch_bytes),
         ("activations", plan.activation_bytes),
         ("workspace", plan.workspace_bytes),
+        ("tables", plan.table_bytes),
         ("logits", plan.logits_bytes),
         ("total", plan.total_bytes()),
     ] {

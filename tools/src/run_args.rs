@@ -3,12 +3,16 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
 use longgen::model::config::Config;
 use longgen::weights::{Load, WeightFile};
-use longgen::{Cancel, Device, KvType, Model, ModelParams, Precision, Session, SessionParams};
+use longgen::{
+    Cancel, Device, ErrorKind, KvType, LoadProgress, Model, ModelParams, Precision, Session, SessionParams,
+};
 use longgen_format::Directory;
+
+use crate::progress::Progress;
 
 /// Element types of the cache.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -65,7 +69,7 @@ impl RunArgs {
     /// What is wrong with the file.
     pub fn open(&self, params: ModelParams) -> Result<Arc<Model>> {
         let path = self.path()?;
-        self.open_with(params, |params| Ok(Model::open(path, params)?))
+        self.open_with(params, |params, load| Ok(Model::open_with(path, params, &Cancel::default(), load)?))
     }
 
     /// The numbers of the model, without opening it.
@@ -93,10 +97,11 @@ impl RunArgs {
     pub fn open_with(
         &self,
         params: ModelParams,
-        open: impl FnOnce(&ModelParams) -> Result<Model>,
+        open: impl FnOnce(&ModelParams, LoadProgress<'_>) -> Result<Model>,
     ) -> Result<Arc<Model>> {
         let params = ModelParams { n_threads: self.threads.unwrap_or(0), device: self.device, ..params };
-        let model = open(&params)?;
+        let bar = Progress::new("loading {bar:40} {bytes} of {total_bytes}, {bytes_per_sec}");
+        let model = open(&params, &mut |done, all| bar.show(done, all))?;
         if let Some(why) = model.device_note() {
             eprintln!("running on the CPU: {why}");
         }
@@ -132,11 +137,9 @@ impl RunArgs {
     /// # Errors
     /// Parameters out of range, or too little memory; then the message says how much is needed.
     pub fn session(&self, model: &Arc<Model>, params: &SessionParams) -> Result<Session> {
-        let needed = model.plan(params)?.total_bytes();
-        Session::new(model, params).with_context(|| {
-            format!(
-                "a session of this size needs {needed} bytes; -c takes fewer tokens, --kv q8 smaller ones"
-            )
+        Session::new(model, params).map_err(|error| match error.kind() {
+            ErrorKind::OutOfMemory => anyhow!("{error}; -c takes fewer tokens, --kv q8 smaller ones"),
+            _ => error.into(),
         })
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use longgen::{Model, ModelParams};
+use longgen::{Cancel, LoadProgress, Model, ModelParams};
 use longgen_format::{OwnedValue, TensorDecl, TensorType, Writer};
 use rayon::prelude::*;
 
@@ -100,7 +100,7 @@ impl Shape {
     ///
     /// # Errors
     /// Too little memory, and what opening a file can meet.
-    pub fn open(self, ty: Type, params: &ModelParams) -> Result<Model> {
+    pub fn open(self, ty: Type, params: &ModelParams, progress: LoadProgress<'_>) -> Result<Model> {
         let Dims { n_layers, d_model, d_ff, n_heads, n_kv_heads, n_vocab, has_output } = self.dims();
         let kv_dim = d_model / n_heads * n_kv_heads;
         let matrix = |name: String, cols: usize, rows: usize| TensorDecl {
@@ -140,7 +140,8 @@ impl Shape {
         for (i, (tensor, &n_bytes)) in tensors.iter().zip(&sizes).enumerate() {
             writer.write_tensor(&random(tensor.ty, n_bytes, i as u64))?;
         }
-        Ok(Model::from_bytes(Arc::new(writer.finish()?.into_inner()), params)?)
+        let file = Arc::new(writer.finish()?.into_inner());
+        Ok(Model::from_bytes(file, params, &Cancel::default(), progress)?)
     }
 
     fn metadata(self) -> Result<Vec<(String, OwnedValue)>> {

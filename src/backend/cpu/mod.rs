@@ -11,9 +11,11 @@ mod simd;
 mod team;
 mod workspace;
 
+use std::ops::Range;
+
 use crate::alloc::{HostBuf, Meter};
-use crate::backend::Backend;
 use crate::backend::args::*;
+use crate::backend::{Backend, DeviceInfo};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::kv::slots::SlotMap;
@@ -64,6 +66,10 @@ impl Backend for CpuBackend {
     type Slots = SlotMap;
     type Workspace = Workspace;
 
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo { name: format!("CPU, {} threads", self.team.n_threads()), bandwidth: None }
+    }
+
     fn alloc(&self, n_bytes: usize) -> Result<HostBuf> {
         HostBuf::new(n_bytes, &self.meter)
     }
@@ -82,8 +88,18 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn download(&self, dst: &mut [f32], src: &HostBuf, at: usize) -> Result<()> {
+    fn download<T: bytemuck::NoUninit + bytemuck::AnyBitPattern>(
+        &self,
+        dst: &mut [T],
+        src: &HostBuf,
+        at: usize,
+    ) -> Result<()> {
         dst.copy_from_slice(&src.of()[at..at + dst.len()]);
+        Ok(())
+    }
+
+    fn copy(&self, dst: &mut HostBuf, src: &HostBuf, range: Range<usize>) -> Result<()> {
+        dst.of_mut::<f32>()[..range.len()].copy_from_slice(&src.of()[range]);
         Ok(())
     }
 
@@ -152,6 +168,10 @@ impl Backend for CpuBackend {
         self.team.run(|| step(workspace))
     }
 
+    fn commit(&self, workspace: &mut Workspace) {
+        workspace.cancel = Cancel::default();
+    }
+
     fn embed(&self, ws: &mut Workspace, args: EmbedArgs<'_, Self>) -> Result<()> {
         rowwise::embed(self.simd, self.crew(&ws.cancel), args)
     }
@@ -179,11 +199,16 @@ impl Backend for CpuBackend {
         attn::attn(self.simd, self.crew(&cancel), ws, args)
     }
 
-    fn copy_blocks(&self, _: &mut Workspace, args: CopyBlocksArgs<'_, Self>) -> Result<()> {
-        kv::copy_blocks(self.team.crew(None), args)
+    fn copy_blocks(&self, ws: &mut Workspace, args: CopyBlocksArgs<'_, Self>) -> Result<()> {
+        kv::copy_blocks(self.crew(&ws.cancel), args)
     }
 
     fn glu(&self, ws: &mut Workspace, args: GluArgs<'_, Self>) -> Result<()> {
         rowwise::glu(self.simd, self.crew(&ws.cancel), args)
+    }
+
+    fn top(&self, _: &mut Workspace, args: TopArgs<'_, Self>) -> Result<()> {
+        rowwise::top(args);
+        Ok(())
     }
 }

@@ -137,6 +137,34 @@ pub(super) fn rope_table(crew: Crew<'_>, args: RopeTableArgs<'_, CpuBackend>) ->
     Ok(())
 }
 
+/// One thread: a row is gone through once, and few of its elements are among the largest so far.
+pub(super) fn top(args: TopArgs<'_, CpuBackend>) {
+    let TopArgs { values, columns, x, width, n } = args;
+    let (values, columns) = (&mut values.of_mut::<f32>()[..n], &mut columns.of_mut::<u32>()[..n]);
+    let mut held = 0;
+    for (column, &value) in (0u32..).zip(&x.of::<f32>()[..width]) {
+        let rank = rank(value);
+        if held == n && (n == 0 || rank <= self::rank(values[n - 1])) {
+            continue;
+        }
+        let at = values[..held].partition_point(|&other| self::rank(other) >= rank);
+        held = n.min(held + 1);
+        values[at..held].rotate_right(1);
+        columns[at..held].rotate_right(1);
+        (values[at], columns[at]) = (value, column);
+    }
+}
+
+/// A number in the order of [`f32::total_cmp`], above that of any NaN.
+fn rank(x: f32) -> u32 {
+    let bits = x.to_bits();
+    match (x.is_nan(), bits >> 31) {
+        (true, _) => 0,
+        (false, 0) => bits | 1 << 31,
+        (false, _) => !bits,
+    }
+}
+
 #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is what is wanted")]
 fn round(x: f64) -> f32 {
     x as f32

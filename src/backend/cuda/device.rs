@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, c_void};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute, CUresult};
@@ -30,12 +32,21 @@ struct Function {
 /// One device with the kernels loaded.
 pub(super) struct Device {
     context: Arc<CudaContext>,
+    /// Where steps run, one at a time.
     stream: Arc<CudaStream>,
+    /// Where a step is recorded. Nothing else may happen there meanwhile, and other threads wait for `stream`.
+    recorder: Arc<CudaStream>,
+    /// Whether the running step is recorded instead of run.
+    is_recording: AtomicBool,
+    /// Where memory is filled, also while a step runs.
+    copier: Arc<CudaStream>,
     modules: Vec<sys::CUmodule>,
     functions: Mutex<HashMap<String, Function>>,
     /// Name, and number of multiprocessors.
     pub name: String,
     pub n_multiprocessors: u32,
+    /// Most bytes per second of its memory, if the driver says what it takes.
+    pub bandwidth: Option<f64>,
     pub meter: Meter,
 }
 
@@ -90,7 +101,14 @@ impl Device {
         let n_multiprocessors = context
             .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
             .map_err(failed("cannot count multiprocessors"))?;
-        let stream = context.new_stream().map_err(failed("cannot make a stream"))?;
+        let attribute =
+            |attribute| context.attribute(attribute).ok().filter(|&value| value > 0).map(f64::from);
+        let clock = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE);
+        let width = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH);
+        // Kilohertz, bits, and two transfers per clock.
+        let bandwidth = clock.zip(width).map(|(clock, width)| clock * 1e3 * width / 8.0 * 2.0);
+        let new_stream = || context.new_stream().map_err(failed("cannot make a stream"));
+        let (stream, recorder, copier) = (new_stream()?, new_stream()?, new_stream()?);
         let (mut modules, mut kernels) = (Vec::new(), HashMap::new());
         for image in KERNELS {
             // SAFETY: the image is a fatbin, which says its own length.
@@ -104,10 +122,14 @@ impl Device {
         Ok(Arc::new(Self {
             context,
             stream,
+            recorder,
+            is_recording: AtomicBool::new(false),
+            copier,
             modules,
             functions: Mutex::new(kernels),
             name,
             n_multiprocessors: u32::try_from(n_multiprocessors).unwrap_or(1),
+            bandwidth,
             meter: Meter::default(),
         }))
     }
@@ -117,9 +139,20 @@ impl Device {
         self.context.bind_to_thread().map_err(failed("cannot bind the device to a thread"))
     }
 
-    /// The stream of all work.
+    /// The stream of the running step's work.
     pub fn stream(&self) -> sys::CUstream {
-        self.stream.cu_stream()
+        match self.is_recording.load(Ordering::Relaxed) {
+            true => self.recorder.cu_stream(),
+            false => self.stream.cu_stream(),
+        }
+    }
+
+    /// Lets the running step's `ops` go to a stream that does not run them, while `record` turns them into something.
+    pub fn while_recording<T>(&self, record: impl FnOnce(sys::CUstream) -> T) -> T {
+        self.is_recording.store(true, Ordering::Relaxed);
+        let result = record(self.recorder.cu_stream());
+        self.is_recording.store(false, Ordering::Relaxed);
+        result
     }
 
     /// Bytes of the device that are free, and all of them.
@@ -142,18 +175,20 @@ impl Device {
     pub fn alloc(self: &Arc<Self>, n_bytes: usize) -> Result<DeviceBuf> {
         self.bind()?;
         let fill = if cfg!(debug_assertions) { 0xff } else { 0 };
-        // SAFETY: memory of this size is allocated, then filled in stream order.
+        let mut filled = Ok(());
+        // SAFETY: memory of this size is allocated, then filled.
         let address = unsafe {
             let address =
                 result::malloc_sync(n_bytes.max(1)).map_err(|error| self.out_of_memory(n_bytes, error))?;
             if n_bytes > 0 {
-                result::memset_d8_async(address, fill, n_bytes, self.stream())
-                    .map_err(failed("cannot fill memory"))?;
+                filled = result::memset_d8_async(address, fill, n_bytes, self.copier.cu_stream());
             }
             address
         };
         self.meter.add(n_bytes);
-        Ok(DeviceBuf { address, n_bytes, device: self.clone() })
+        let buf = DeviceBuf { address, n_bytes, device: self.clone() };
+        filled.and_then(|()| self.copier.synchronize()).map_err(failed("cannot fill memory"))?;
+        Ok(buf)
     }
 
     fn out_of_memory(&self, n_bytes: usize, error: DriverError) -> Error {
@@ -269,23 +304,35 @@ impl DeviceBuf {
         self.n_bytes
     }
 
-    /// Copies `src` to byte `at`, in stream order; `src` is free when this returns.
+    /// Copies `src` to byte `at`, which no work that is under way uses.
     pub(super) fn upload(&mut self, at: usize, src: &[u8]) -> Result<()> {
         self.check(at, src.len())?;
         self.device.bind()?;
-        // SAFETY: the range was checked; pageable memory is read before the call returns.
-        unsafe { result::memcpy_htod_async(self.address + at as u64, src, self.device.stream()) }
+        let copier = &self.device.copier;
+        // SAFETY: the range was checked, and `src` is borrowed until the copy is done.
+        unsafe { result::memcpy_htod_async(self.address + at as u64, src, copier.cu_stream()) }
+            .and_then(|()| copier.synchronize())
             .map_err(failed("cannot copy to the device"))
     }
 
-    /// Copies from byte `at` on, once all work before is done.
+    /// Copies from byte `at` on, once the work of the running step is done.
     pub(super) fn download(&self, dst: &mut [u8], at: usize) -> Result<()> {
         self.check(at, dst.len())?;
         self.device.bind()?;
         // SAFETY: the range was checked, and `dst` is borrowed until the stream has been waited for.
-        unsafe { result::memcpy_dtoh_async(dst, self.address + at as u64, self.device.stream()) }
+        unsafe { result::memcpy_dtoh_async(dst, self.address + at as u64, self.device.stream.cu_stream()) }
             .map_err(failed("cannot copy from the device"))?;
         self.device.synchronize()
+    }
+
+    /// Copies a range of `src` to the beginning, as a part of the running step.
+    pub(super) fn copy_from(&mut self, src: &Self, range: Range<usize>) -> Result<()> {
+        self.check(0, range.len())?;
+        src.check(range.start, range.len())?;
+        let from = src.address + range.start as u64;
+        // SAFETY: both ranges were checked.
+        unsafe { result::memcpy_dtod_async(self.address, from, range.len(), self.device.stream()) }
+            .map_err(failed("cannot copy on the device"))
     }
 
     fn check(&self, at: usize, n: usize) -> Result<()> {

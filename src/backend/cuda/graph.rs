@@ -14,12 +14,15 @@ pub(super) enum Recording {
     Seen,
     /// It was recorded.
     Graph(Graph),
+    /// It could not be recorded, for this reason: its kernels are launched one by one.
+    Failed(String),
 }
 
 /// A recorded step.
 pub(super) struct Graph {
     device: Arc<Device>,
     exec: sys::CUgraphExec,
+    n_nodes: usize,
 }
 
 // SAFETY: the graph may be launched from any thread that has the device bound, one at a time.
@@ -32,21 +35,32 @@ impl Graph {
     /// Those of `ops`; then nothing is recorded.
     pub fn record(device: &Arc<Device>, ops: impl FnOnce() -> Result<()>) -> Result<Self> {
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream lives as long as the device.
-        unsafe { result::stream::begin_capture(device.stream(), mode) }
-            .map_err(failed("cannot record a step"))?;
-        let recorded = ops();
-        // SAFETY: as above; ends what was begun, also where an op failed.
-        let graph = unsafe { result::stream::end_capture(device.stream()) };
+        let (recorded, graph) = device.while_recording(|stream| {
+            // SAFETY: the stream lives as long as the device.
+            if let Err(error) = unsafe { result::stream::begin_capture(stream, mode) } {
+                return (Ok(()), Err(error));
+            }
+            let recorded = ops();
+            // SAFETY: as above; ends what was begun, also where an op failed.
+            (recorded, unsafe { result::stream::end_capture(stream) })
+        });
         recorded?;
         let graph = graph.map_err(failed("cannot record a step"))?;
+        let mut n_nodes = 0;
         // SAFETY: the graph was just made; the executable one does not need it any more.
         let exec = unsafe {
-            let exec = result::graph::instantiate(graph, CUgraphInstantiate_flags(0));
+            let counted = sys::cuGraphGetNodes(graph, std::ptr::null_mut(), &mut n_nodes).result();
+            let exec = counted.and_then(|()| result::graph::instantiate(graph, CUgraphInstantiate_flags(0)));
             let _ = result::graph::destroy(graph);
             exec
         };
-        Ok(Self { device: device.clone(), exec: exec.map_err(failed("cannot make a graph of a step"))? })
+        let exec = exec.map_err(failed("cannot make a graph of a step"))?;
+        Ok(Self { device: device.clone(), exec, n_nodes })
+    }
+
+    /// Launches and copies of the step.
+    pub fn n_nodes(&self) -> usize {
+        self.n_nodes
     }
 
     /// Runs the step again.

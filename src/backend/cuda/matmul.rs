@@ -21,6 +21,9 @@ pub(super) const BLAS_BYTES: usize = 32 << 20;
 /// Rows up to which a product waits for its matrix rather than for its arithmetic.
 const FEW_ROWS: usize = 8;
 
+/// The same where the matrix would be converted first, which takes longer than reading it twice.
+const FEW_ROWS_CONVERTED: usize = 16;
+
 /// Rows of a matrix that one block of the kernel multiplies; rows of x that it multiplies with.
 const MATVEC_ROWS: usize = 4;
 const MATVEC_X_ROWS: [usize; 3] = [1, 4, 8];
@@ -45,16 +48,21 @@ pub(super) fn matmul(
     if parts.iter().any(|part| part.w.cols != cols) {
         return Err(Error::invalid("matrices with inputs of different widths"));
     }
-    let is_fast = ws.precision == Precision::Fast && n_rows > FEW_ROWS && cols % 8 == 0;
-    if !is_fast {
-        return parts.iter_mut().try_for_each(|part| matvec(backend, part, x.address(), n_rows, add));
+    let is_fast = |w: &Weight| {
+        let few = if is_16_bit(w) { FEW_ROWS } else { FEW_ROWS_CONVERTED };
+        ws.precision == Precision::Fast && n_rows > few && cols % 8 == 0
+    };
+    let (mut fast, mut slow): (Vec<_>, Vec<_>) = parts.iter_mut().partition(|part| is_fast(part.w));
+    slow.iter_mut().try_for_each(|part| matvec(backend, part, x.address(), n_rows, add))?;
+    if fast.is_empty() {
+        return Ok(());
     }
     if n_rows > ws.shape.max_rows || cols > ws.shape.max_cols {
         let (rows, max) = (ws.shape.max_rows, ws.shape.max_cols);
         return Err(Error::invalid(format!("{n_rows} rows of {cols} in a workspace for {rows} of {max}")));
     }
     let mut converted = None;
-    for part in parts.iter_mut() {
+    for part in &mut fast {
         let is_bf16 = part.w.ty == TensorType::BF16;
         if converted != Some(is_bf16) {
             convert(backend, ws, x.address(), n_rows * cols, is_bf16)?;
@@ -63,6 +71,11 @@ pub(super) fn matmul(
         many_rows(backend, ws, part, n_rows, is_bf16, add)?;
     }
     Ok(())
+}
+
+/// Whether the tensor cores take the matrix as it is.
+fn is_16_bit(w: &Weight) -> bool {
+    matches!(w.ty, TensorType::BF16 | TensorType::F16)
 }
 
 fn matvec(
@@ -109,7 +122,7 @@ fn many_rows(
     add: bool,
 ) -> Result<()> {
     let (rows, cols) = (part.w.rows, part.w.cols);
-    let is_16_bit = matches!(part.w.ty, TensorType::BF16 | TensorType::F16);
+    let is_16_bit = is_16_bit(part.w);
     let slab = match is_16_bit {
         true => rows,
         false => rows.min((ws.dequantized.n_bytes() / 2 / cols / SLAB_ROWS * SLAB_ROWS).max(SLAB_ROWS)),

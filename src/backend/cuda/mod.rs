@@ -12,10 +12,11 @@ mod params;
 mod weight;
 mod workspace;
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::backend::Backend;
 use crate::backend::args::*;
+use crate::backend::{Backend, DeviceInfo};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::kv::slots::SlotMap;
@@ -30,6 +31,12 @@ pub use workspace::Workspace;
 
 /// Threads of the kernels that take a row each.
 const ROW_THREADS: u32 = 256;
+
+/// Threads of the kernel that finds the largest elements.
+const TOP_THREADS: u32 = 1024;
+
+/// Recorded steps that a session keeps.
+const MAX_RECORDINGS: usize = 16;
 
 /// Runs the ops on a CUDA device.
 ///
@@ -73,12 +80,6 @@ impl CudaBackend {
     pub fn without_blas(ordinal: usize) -> Result<Self> {
         Ok(Self { blas: None, ..Self::new(ordinal)? })
     }
-
-    /// What the device is called, and whether cuBLASLt serves.
-    pub fn name(&self) -> String {
-        let blas = if self.blas.is_some() { "" } else { ", without cuBLASLt" };
-        format!("{}{blas}", self.device.name)
-    }
 }
 
 impl Backend for CudaBackend {
@@ -87,6 +88,15 @@ impl Backend for CudaBackend {
     type Descriptor = Descriptor;
     type Slots = Slots;
     type Workspace = Workspace;
+
+    fn info(&self) -> DeviceInfo {
+        let blas = if self.blas.is_some() { "" } else { ", without cuBLASLt" };
+        DeviceInfo { name: format!("{}{blas}", self.device.name), bandwidth: self.device.bandwidth }
+    }
+
+    fn free_bytes(&self) -> Option<usize> {
+        self.device.bind().and_then(|()| self.device.memory()).ok().map(|(free, _)| free)
+    }
 
     fn alloc(&self, n_bytes: usize) -> Result<DeviceBuf> {
         self.device.alloc(n_bytes)
@@ -105,8 +115,17 @@ impl Backend for CudaBackend {
         dst.upload(at * size_of::<T>(), bytemuck::cast_slice(src))
     }
 
-    fn download(&self, dst: &mut [f32], src: &DeviceBuf, at: usize) -> Result<()> {
-        src.download(bytemuck::cast_slice_mut(dst), at * size_of::<f32>())
+    fn download<T: bytemuck::NoUninit + bytemuck::AnyBitPattern>(
+        &self,
+        dst: &mut [T],
+        src: &DeviceBuf,
+        at: usize,
+    ) -> Result<()> {
+        src.download(bytemuck::cast_slice_mut(dst), at * size_of::<T>())
+    }
+
+    fn copy(&self, dst: &mut DeviceBuf, src: &DeviceBuf, range: Range<usize>) -> Result<()> {
+        dst.copy_from(src, range.start * size_of::<f32>()..range.end * size_of::<f32>())
     }
 
     fn weight(&self, data: WeightData) -> Result<Weight> {
@@ -163,30 +182,58 @@ impl Backend for CudaBackend {
         self.device.synchronize().and(result)
     }
 
+    fn commit(&self, workspace: &mut Workspace) {
+        workspace.cancel = Cancel::default();
+    }
+
     fn repeat(
         &self,
         workspace: &mut Workspace,
-        key: u32,
-        ops: impl FnOnce(&mut Workspace) -> Result<()>,
+        key: &[u64],
+        mut ops: impl FnMut(&mut Workspace) -> Result<()>,
     ) -> Result<()> {
-        workspace.cancel.check()?;
-        let graph = match workspace.recordings.get(&key) {
+        workspace.check()?;
+        let recording = match workspace.recordings.get(key) {
+            Some(Recording::Graph(graph)) => return graph.launch(),
+            Some(Recording::Failed(_)) => return ops(workspace),
             None => {
                 ops(workspace)?;
-                workspace.recordings.insert(key, Recording::Seen);
-                return Ok(());
+                Recording::Seen
             }
-            Some(Recording::Graph(graph)) => return graph.launch(),
             Some(Recording::Seen) => {
                 workspace.is_recording = true;
                 let graph = Graph::record(&self.device, || ops(workspace));
                 workspace.is_recording = false;
-                graph?
+                match graph {
+                    Ok(graph) => {
+                        graph.launch()?;
+                        Recording::Graph(graph)
+                    }
+                    Err(error) => {
+                        ops(workspace)?;
+                        Recording::Failed(error.to_string())
+                    }
+                }
             }
         };
-        graph.launch()?;
-        workspace.recordings.insert(key, Recording::Graph(graph));
+        // Batches come and go; what they left is not worth finding out one by one.
+        if workspace.recordings.len() >= MAX_RECORDINGS {
+            workspace.recordings.clear();
+        }
+        workspace.recordings.insert(key.into(), recording);
         Ok(())
+    }
+
+    fn repeat_note(&self, workspace: &Workspace) -> Option<String> {
+        let (mut n_graphs, mut n_nodes) = (0, 0);
+        for recording in workspace.recordings.values() {
+            match recording {
+                Recording::Seen => {}
+                Recording::Graph(graph) => (n_graphs, n_nodes) = (n_graphs + 1, n_nodes + graph.n_nodes()),
+                Recording::Failed(why) => return Some(format!("kernels are launched one by one: {why}")),
+            }
+        }
+        (n_graphs > 0).then(|| format!("decoding replays CUDA graphs: {n_graphs}, of {n_nodes} nodes"))
     }
 
     fn embed(&self, ws: &mut Workspace, args: EmbedArgs<'_, Self>) -> Result<()> {
@@ -274,7 +321,8 @@ impl Backend for CudaBackend {
         ws.keep_pace()
     }
 
-    fn copy_blocks(&self, _: &mut Workspace, args: CopyBlocksArgs<'_, Self>) -> Result<()> {
+    fn copy_blocks(&self, ws: &mut Workspace, args: CopyBlocksArgs<'_, Self>) -> Result<()> {
+        ws.check()?;
         let CopyBlocksArgs { to, to_places, from, from_places, shape, desc, blocks, slots } = args;
         let params = params::CopyBlocks {
             to: to.address(),
@@ -296,5 +344,21 @@ impl Backend for CudaBackend {
         let GluArgs { gate, up, activation: Activation::Silu, n_elems } = args;
         let params = params::Glu { gate: gate.address(), up: up.address(), n_elems: n_elems as u64 };
         self.device.launch("glu_silu", blocks_of(n_elems), ROW_THREADS, 0, &params)
+    }
+
+    fn top(&self, ws: &mut Workspace, args: TopArgs<'_, Self>) -> Result<()> {
+        ws.check()?;
+        let TopArgs { values, columns, x, width, n } = args;
+        if n > MAX_TOP.min(width) {
+            return Err(Error::invalid(format!("the {n} largest of {width} elements")));
+        }
+        let params = params::Top {
+            values: values.address(),
+            columns: columns.address(),
+            x: x.address(),
+            width: word(width),
+            n: word(n),
+        };
+        self.device.launch("top", [usize::from(n > 0), 1, 1], TOP_THREADS, 0, &params)
     }
 }

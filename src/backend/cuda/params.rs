@@ -48,6 +48,7 @@ params! {
         segments: [Segment; 3], shape: Shape, mask: MaskParams, n_segments: u32, n_heads: u32, n_splits: u32,
         scale: f32, softcap: f32, first_token: u32, unused: u32,
     }
+    Top = 32 { values: Address, columns: Address, x: Address, width: u32, n: u32 }
     Glu = 24 { gate: Address, up: Address, n_elems: u64 }
     Matvec = 56 { out: Address, w: Weight, x: Address, bias: Address, n_rows: u32, add: u32 }
     Convert = 24 { out: Address, x: Address, n_elems: u64 }

@@ -30,7 +30,7 @@ pub struct Workspace {
     /// Whether ops are recorded instead of run.
     pub(super) is_recording: bool,
     /// What repeated steps launch.
-    pub(super) recordings: HashMap<u32, Recording>,
+    pub(super) recordings: HashMap<Box<[u64]>, Recording>,
     pace: Pace,
 }
 

@@ -1,17 +1,16 @@
 //! `lgeval`: tokens, logits, perplexity and speed of a model.
 
-use std::io::{IsTerminal, stderr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
 use longgen::{Model, ModelParams};
 use longgen_tools::eval::{self, Speed};
 use longgen_tools::output::print;
 use longgen_tools::plan::AttentionArgs;
+use longgen_tools::progress::Progress;
 use longgen_tools::run_args::{RunArgs, cancel_on_signals};
 use longgen_tools::synthetic::{Shape, Type};
 use serde_json::json;
@@ -104,6 +103,9 @@ enum Command {
         /// Tokens that are there before, not timed
         #[arg(short, long, default_value_t = 0)]
         depth: usize,
+        /// Sessions that generate together, at the same depth
+        #[arg(short = 's', long, default_value_t = 1, value_parser = sessions)]
+        sessions: usize,
         /// Repetitions
         #[arg(short, long, default_value_t = 5)]
         repeat: usize,
@@ -111,6 +113,14 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// Reads `--sessions`.
+fn sessions(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if (1..=256).contains(&n) => Ok(n),
+        _ => Err("expected a number from 1 to 256".into()),
+    }
 }
 
 fn run(cli: Cli) -> Result<()> {
@@ -132,13 +142,9 @@ fn run(cli: Cli) -> Result<()> {
             let model = common.open()?;
             let text = read(&file)?;
             let n_ctx = common.run.ctx_size.unwrap_or(512);
-            let bar = if stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
-            bar.set_style(ProgressStyle::with_template("{wide_bar} {pos}/{len} windows, {eta} left")?);
-            let result = eval::perplexity(&common.run, &model, &text, n_ctx, &cancel, &mut |done, all| {
-                bar.set_length(all as u64);
-                bar.set_position(done as u64);
-            })?;
-            bar.finish_and_clear();
+            let bar = Progress::new("{wide_bar} {pos}/{len} windows, {eta} left");
+            let progress = &mut |done, all| bar.show(done, all);
+            let result = eval::perplexity(&common.run, &model, &text, n_ctx, &cancel, progress)?;
             let eval::Perplexity { perplexity, n_tokens, seconds } = result;
             print(&match json {
                 true => format!(
@@ -148,19 +154,19 @@ fn run(cli: Cli) -> Result<()> {
                 false => format!("perplexity {perplexity:.4} over {n_tokens} tokens in {seconds:.1} s\n"),
             });
         }
-        Command::Bench { common, synthetic, ty, n_prompt, n_generate, depth, repeat, json } => {
+        Command::Bench { common, synthetic, ty, n_prompt, n_generate, depth, sessions, repeat, json } => {
             let model = match synthetic {
                 None => common.open()?,
                 Some(shape) => {
                     let attention = common.attention.plan(shape.into())?;
                     let params = ModelParams { attention, ..Default::default() };
-                    common.run.open_with(params, |params| shape.open(ty, params))?
+                    common.run.open_with(params, |params, load| shape.open(ty, params, load))?
                 }
             };
             if !json {
-                print(&format!("{}\n", model.device()));
+                print(&format!("{}\n", model.device().name));
             }
-            let bench = eval::Bench { n_prompt, n_generate, depth, repeat };
+            let bench = eval::Bench { n_prompt, n_generate, depth, repeat, n_sessions: sessions };
             for speed in eval::bench(&common.run, &model, bench, &cancel)? {
                 let (min, median, max) = speed.summary();
                 let Speed { name, bytes_per_token, .. } = &speed;
@@ -169,7 +175,7 @@ fn run(cli: Cli) -> Result<()> {
                     bytes => format!("  {:.1} GB/s", *bytes as f64 * median / 1e9),
                 };
                 print(&match json {
-                    true => format!("{}\n", speed.to_json(model.device())),
+                    true => format!("{}\n", speed.to_json(&model.device().name)),
                     false => format!("{name:>16} {median:9.2} tokens/s  ({min:.2} to {max:.2}){bandwidth}\n"),
                 });
             }

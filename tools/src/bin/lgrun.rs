@@ -1,17 +1,18 @@
 //! `lgrun`: chat with a model in a terminal, or get one answer.
 
-use std::io::{IsTerminal, Read, stderr, stdin};
+use std::io::{IsTerminal, Read, stdin};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
-use longgen::{Cancel, ModelParams, Sampler, SamplerParams, Session};
+use indicatif::DecimalBytes;
+use longgen::{Cancel, KvType, ModelParams, Sampler, SamplerParams, Session};
 use longgen_tools::chat::Conversation;
 use longgen_tools::generate::{self, Stats, Stop};
 use longgen_tools::output::print;
 use longgen_tools::plan_report;
+use longgen_tools::progress::Progress;
 use longgen_tools::run_args::{RunArgs, cancel_on_signals};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
@@ -102,10 +103,17 @@ fn run(cli: &Cli) -> Result<()> {
     let model = cli.run.open(ModelParams::default())?;
     let params = cli.run.session_params(0);
     if cli.plan {
-        print(&plan_report::report(&cli.run, &model, &params)?);
+        print(&plan_report::report(&model, &params)?);
         return Ok(());
     }
     let session = cli.run.session(&model, &params)?;
+    if cli.stats {
+        let (device, plan) = (model.device().name, model.plan(&params)?);
+        let working = plan.total_bytes() - plan.kv_bytes();
+        let [weights, kv, working] =
+            [model.tensor_bytes(), plan.kv_bytes(), working].map(|n| DecimalBytes(n as u64));
+        eprintln!("{device}: {weights} of weights, {kv} of keys and values, {working} to work with");
+    }
     let (sampler, cancel) = (cli.sampler()?, cancel_on_signals()?);
     match question {
         Some(question) => answer_once(cli, session, sampler, &question, &cancel),
@@ -121,17 +129,19 @@ fn answer_once(
     question: &str,
     cancel: &Cancel,
 ) -> Result<()> {
-    let bar = prompt_bar();
-    let progress = &mut |done, all| show(&bar, done, all);
+    let bar = prompt_progress();
+    let progress = &mut |done, all| bar.show(done, all);
     let stats = if cli.raw {
         let prompt = session.model().tokenizer().encode(question, false, true)?;
         generate::answer(&mut session, &prompt, &mut sampler, cli.limit(), cancel, progress, &mut print)?
     } else {
         let mut conversation = Conversation::new(session, sampler, cli.system.clone())?;
-        conversation.say(question, cli.limit(), cancel, progress, &mut print)?
+        let stats = conversation.say(question, cli.limit(), cancel, progress, &mut print)?;
+        session = conversation.into_session();
+        stats
     };
     print("\n");
-    finish(cli, &stats);
+    finish(cli, &session, &stats);
     if stats.stop == Stop::Cancelled {
         bail!("stopped");
     }
@@ -172,12 +182,12 @@ fn chat(cli: &Cli, mut conversation: Conversation, cancel: &Cancel) -> Result<()
             command if command.starts_with('/') => eprintln!("{command}: no such command; /help lists them"),
             text => {
                 cancel.reset();
-                let bar = prompt_bar();
-                let progress = &mut |done, all| show(&bar, done, all);
+                let bar = prompt_progress();
+                let progress = &mut |done, all| bar.show(done, all);
                 match conversation.say(text, cli.limit(), cancel, progress, &mut print) {
                     Ok(stats) => {
                         print("\n");
-                        finish(cli, &stats);
+                        finish(cli, conversation.session(), &stats);
                     }
                     Err(error) => eprintln!("{error:#}"),
                 }
@@ -197,27 +207,12 @@ fn read_message(editor: &mut DefaultEditor) -> Result<String, ReadlineError> {
     Ok(text)
 }
 
-fn prompt_bar() -> ProgressBar {
-    if !stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("reading {pos} of {len} tokens, {per_sec}, {eta} left");
-    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-}
-
-/// Shows how far a prompt is, and takes it away when it is done.
-fn show(bar: &ProgressBar, done: usize, all: usize) {
-    match done < all {
-        true => {
-            bar.set_length(all as u64);
-            bar.set_position(done as u64);
-        }
-        false => bar.finish_and_clear(),
-    }
+fn prompt_progress() -> Progress {
+    Progress::new("reading {pos} of {len} tokens, {per_sec}, {eta} left")
 }
 
 /// Says why an answer ended early, and with --stats what it cost.
-fn finish(cli: &Cli, stats: &Stats) {
+fn finish(cli: &Cli, session: &Session, stats: &Stats) {
     match stats.stop {
         Stop::ContextFull => {
             eprintln!("(the context is full: -c takes a larger one, and in a chat /clear empties it)")
@@ -228,16 +223,32 @@ fn finish(cli: &Cli, stats: &Stats) {
     if cli.stats {
         let rate = |n: usize, time: std::time::Duration| n as f64 / time.as_secs_f64().max(1e-9);
         let computed = stats.n_prompt - stats.n_reused;
+        let per_second = rate(stats.n_generated, stats.generation);
+        let Stats { n_prompt, n_reused, n_generated, .. } = *stats;
         eprintln!(
-            "prompt {} tokens ({} reused, {:.0} ms, {:.1}/s), answer {} tokens ({:.0} ms, {:.1}/s)",
-            stats.n_prompt,
-            stats.n_reused,
+            "prompt {n_prompt} tokens ({n_reused} reused, {:.0} ms, {:.1}/s), \
+            answer {n_generated} tokens ({:.0} ms, {per_second:.1}/s, {})",
             stats.prompt.as_secs_f64() * 1e3,
             rate(computed, stats.prompt),
-            stats.n_generated,
             stats.generation.as_secs_f64() * 1e3,
-            rate(stats.n_generated, stats.generation),
+            bandwidth(session, n_generated, per_second, cli.run.kv_type()),
         );
+        if let Some(note) = session.decode_note() {
+            eprintln!("{note}");
+        }
+    }
+}
+
+/// What the tokens of an answer read per second, and the most that the device can deliver.
+fn bandwidth(session: &Session, n_generated: usize, tokens_per_second: f64, kv_type: KvType) -> String {
+    let model = session.model();
+    let middle = session.tokens().len().saturating_sub(n_generated.div_ceil(2));
+    let position = u32::try_from(middle).unwrap_or(u32::MAX);
+    let bytes = model.weight_bytes() + model.kv_read_bytes(position, kv_type);
+    let has = tokens_per_second * bytes as f64 / 1e9;
+    match model.device().bandwidth {
+        Some(most) => format!("{has:.1} of at most {:.0} GB/s read", most / 1e9),
+        None => format!("{has:.1} GB/s read"),
     }
 }
 

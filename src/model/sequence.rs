@@ -1,0 +1,236 @@
+//! One sequence of tokens on a backend: its cache, its working memory, and the steps that append to it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::alloc::HostBuf;
+use crate::backend::Backend;
+use crate::backend::args::{Precision, StepRows, TopArgs};
+use crate::cancel::Cancel;
+use crate::error::{Error, Result};
+use crate::kv::cache::KvCache;
+use crate::model::forward::{SeqStep, Step};
+use crate::model::network::{Parts, Sequence, Want};
+use crate::model::scratch::Activations;
+use crate::sampler::Candidate;
+use crate::session::Shape;
+
+/// What a step that repeats itself consists of: the first word of its key.
+mod repeated {
+    /// A token without its logits.
+    pub const TOKEN: u64 = 0;
+    /// A token and its logits.
+    pub const TOKEN_AND_LOGITS: u64 = 1;
+    /// A token of each of several sessions: the layers.
+    pub const BATCH_LAYERS: u64 = 2;
+    /// The same: what comes last.
+    pub const BATCH_RINGS: u64 = 3;
+}
+
+pub(super) struct NetworkSequence<B: Backend> {
+    network: Arc<Parts<B>>,
+    /// Another one for every sequence of the process.
+    id: u64,
+    kv: KvCache<B>,
+    acts: Activations<B>,
+    workspace: B::Workspace,
+    desc: B::Descriptor,
+    /// (logits_rows, n_vocab), where the caller reads them
+    logits: HostBuf,
+    /// Whether the last row's logits are there.
+    has_read_logits: bool,
+    logits_rows: usize,
+    max_rows: usize,
+    precision: Precision,
+}
+
+impl<B: Backend> NetworkSequence<B> {
+    /// Allocates a sequence.
+    pub fn new(network: &Arc<Parts<B>>, shape: &Shape) -> Result<Self> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        let Parts { backend, config, host, .. } = &**network;
+        let max_rows = shape.chunk_tokens as usize;
+        Ok(Self {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            kv: KvCache::new(backend, network.layouts(shape, &config.attention), &config.attention)?,
+            acts: Activations::new(backend, config, max_rows, shape.logits_rows)?,
+            workspace: backend.workspace(&network.workspace_shape(shape), shape.precision)?,
+            desc: backend.descriptor()?,
+            logits: HostBuf::new(Activations::<B>::logits_bytes(config, shape.logits_rows), host)?,
+            has_read_logits: false,
+            logits_rows: shape.logits_rows,
+            max_rows,
+            precision: shape.precision,
+            network: network.clone(),
+        })
+    }
+
+    /// Whether it is one of the network's.
+    pub fn is_of(&self, network: &Arc<Parts<B>>) -> bool {
+        Arc::ptr_eq(&self.network, network)
+    }
+
+    /// See [`Engine::decode_batch`](super::network::Engine::decode_batch). The first sequence lends its working memory.
+    pub fn decode_batch(batch: &mut [&mut Self], tokens: &[u32], cancel: &Cancel) -> Result<()> {
+        let key = |what: u64, batch: &[&mut Self]| -> Vec<u64> {
+            [what].into_iter().chain(batch.iter().map(|sequence| sequence.id)).collect()
+        };
+        let (layers, rings) = (key(repeated::BATCH_LAYERS, batch), key(repeated::BATCH_RINGS, batch));
+        let (n_rows, n_sessions) = (tokens.len(), batch.len());
+        let Some((leader, members)) = batch.split_first_mut().filter(|_| n_rows == n_sessions) else {
+            return Err(Error::invalid(format!("a batch of {n_sessions} sessions and {n_rows} tokens")));
+        };
+        leader.check_members(members)?;
+        let network = leader.network.clone();
+        let Parts { backend, config, weights, .. } = &*network;
+        let n_vocab = config.n_vocab;
+        backend.upload(&mut leader.acts.tokens, 0, tokens)?;
+        leader.describe(0, 1)?;
+        for (row, member) in (1..).zip(members.iter_mut()) {
+            member.describe(row, 1)?;
+        }
+
+        let logits_rows = leader.logits_rows;
+        let mut seqs = vec![SeqStep { desc: &leader.desc, kv: &mut leader.kv }];
+        let mut logits = Vec::new();
+        for member in members.iter_mut() {
+            seqs.push(SeqStep { desc: &member.desc, kv: &mut member.kv });
+            logits.push(&mut member.acts.logits);
+        }
+        let acts = &mut leader.acts;
+        backend.run(&mut leader.workspace, cancel, |ws| {
+            let mut step = Step { backend, config, weights, acts, seqs: &mut seqs, n_rows };
+            backend.repeat(ws, &layers, |ws| step.layers(ws))?;
+            backend.commit(ws);
+            // The leader's own logits are those of row 0 and stay where they were computed: that row comes last.
+            for first in (0..n_rows).step_by(logits_rows).rev() {
+                let n = logits_rows.min(n_rows - first);
+                step.logits(ws, first, n)?;
+                for row in first.max(1)..first + n {
+                    let from = (row - first) * n_vocab;
+                    backend.copy(logits[row - 1], &step.acts.logits, from..from + n_vocab)?;
+                }
+            }
+            backend.repeat(ws, &rings, |ws| step.fill_rings(ws))
+        })?;
+        for sequence in batch {
+            sequence.kv.advance(1);
+            sequence.has_read_logits = false;
+        }
+        Ok(())
+    }
+
+    /// Whether the others can be computed in this one's working memory.
+    fn check_members(&self, members: &[&mut Self]) -> Result<()> {
+        let n = members.len() + 1;
+        if n > self.max_rows {
+            let max = self.max_rows;
+            return Err(Error::invalid(format!(
+                "a batch of {n} sessions: the first one's chunks hold {max} tokens"
+            )));
+        }
+        let has = |sequence: &Self| (sequence.kv.shape(0).ty, sequence.precision);
+        match members.iter().find(|member| has(member) != has(self)) {
+            Some(other) => Err(Error::invalid(format!(
+                "a batch of sessions that differ in cache type or precision: {:?} and {:?}",
+                has(self),
+                has(other)
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Says that the coming `n_tokens` tokens are rows of the step from `row` on.
+    fn describe(&mut self, row: u32, n_tokens: u32) -> Result<()> {
+        let rows = StepRows { row, n_tokens, pos: self.kv.n_tokens() };
+        self.network.backend.describe(&mut self.desc, rows)
+    }
+}
+
+impl<B: Backend> Sequence for NetworkSequence<B> {
+    fn step(&mut self, tokens: &[u32], want: Want<'_>, cancel: &Cancel) -> Result<()> {
+        let network = self.network.clone();
+        let Parts { backend, config, weights, .. } = &*network;
+        let n_tokens =
+            u32::try_from(tokens.len()).map_err(|_| Error::invalid("a step of too many tokens"))?;
+        let (n_rows, n_vocab, logits_rows) = (tokens.len(), config.n_vocab, self.logits_rows);
+        self.describe(0, n_tokens)?;
+        backend.upload(&mut self.acts.tokens, 0, tokens)?;
+        let logits = self.logits.of_mut::<f32>();
+        let keeps_logits = matches!(want, Want::Nothing);
+        let (acts, desc, kv) = (&mut self.acts, &self.desc, &mut self.kv);
+        backend.run(&mut self.workspace, cancel, |ws| {
+            let seqs = &mut [SeqStep { desc, kv }];
+            let mut step = Step { backend, config, weights, acts, seqs, n_rows };
+            let is_last = match want {
+                Want::Nothing => false,
+                Want::Last => true,
+                Want::Each(hand_over) => {
+                    step.layers(ws)?;
+                    for first in (0..n_rows).step_by(logits_rows) {
+                        let n = logits_rows.min(n_rows - first);
+                        step.logits(ws, first, n)?;
+                        backend.download(&mut logits[..n * n_vocab], &step.acts.logits, 0)?;
+                        hand_over(first, &logits[..n * n_vocab])?;
+                    }
+                    backend.commit(ws);
+                    return step.fill_rings(ws);
+                }
+            };
+            let mut ops = |ws: &mut B::Workspace| {
+                step.layers(ws)?;
+                // The logits of the step before are given up only for those of one that counts.
+                backend.commit(ws);
+                if is_last {
+                    step.logits(ws, n_rows - 1, 1)?;
+                }
+                step.fill_rings(ws)
+            };
+            // Token after token is decoded by the same ops.
+            let key = if is_last { repeated::TOKEN_AND_LOGITS } else { repeated::TOKEN };
+            if n_rows == 1 { backend.repeat(ws, &[key], ops) } else { ops(ws) }
+        })?;
+        self.kv.advance(n_tokens);
+        self.has_read_logits &= keeps_logits;
+        Ok(())
+    }
+
+    fn logits(&mut self) -> Result<&[f32]> {
+        let logits = &mut self.logits.of_mut::<f32>()[..self.network.config.n_vocab];
+        if !self.has_read_logits {
+            self.network.backend.download(logits, &self.acts.logits, 0)?;
+            self.has_read_logits = true;
+        }
+        Ok(logits)
+    }
+
+    fn top(&mut self, n: usize) -> Result<Vec<Candidate>> {
+        let Parts { backend, config, .. } = &*self.network;
+        let Activations { logits, top_values, top_columns, .. } = &mut self.acts;
+        let (mut values, mut columns) = (vec![0.0; n], vec![0u32; n]);
+        backend.run(&mut self.workspace, &Cancel::default(), |ws| {
+            let args =
+                TopArgs { values: top_values, columns: top_columns, x: logits, width: config.n_vocab, n };
+            backend.top(ws, args)
+        })?;
+        backend.download(&mut values, top_values, 0)?;
+        backend.download(&mut columns, top_columns, 0)?;
+        Ok(columns.into_iter().zip(values).map(|(token, logit)| Candidate { token, logit }).collect())
+    }
+
+    fn repeat_note(&self) -> Option<String> {
+        self.network.backend.repeat_note(&self.workspace)
+    }
+
+    fn n_tokens(&self) -> u32 {
+        self.kv.n_tokens()
+    }
+
+    fn oldest_restorable(&self) -> u32 {
+        self.kv.oldest_restorable()
+    }
+
+    fn rewind(&mut self, n_tokens: u32) {
+        self.kv.rewind(n_tokens);
+    }
+}
