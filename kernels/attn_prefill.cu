@@ -2,8 +2,9 @@
 //
 // Both kinds of tiles begin at absolute multiples of their size, so that which tiles are visible does not depend on how
 // a prompt was cut, and with blocks of 64 tokens only the diagonal needs a mask. Four warps have 16 * ATOMS queries
-// each. Keys and values come in 16-bit floats through two stages of shared memory, whose rows are 16 bytes longer than a
-// head so that ldmatrix meets no bank twice. Sums are f32; probabilities are rounded to 16 bits for the second product.
+// each. Keys and values come as 16-bit floats, 8-bit ones widened, through two stages of shared memory, whose rows are 16
+// bytes longer than a head so that ldmatrix meets no bank twice. Sums are f32; probabilities are rounded to 16 bits for the
+// second product.
 #include "common/kv.cuh"
 #include "common/mma.cuh"
 
@@ -11,7 +12,7 @@ constexpr uint32_t TILE_KEYS = 64;
 constexpr uint32_t THREADS = 128;
 constexpr float LOG2_E = 1.4426950408889634f;
 
-template <typename T, int DIM, int ATOMS>
+template <typename T, int DIM, int ATOMS, bool IS_Q8>
 struct Prefill {
     static constexpr uint32_t TILE_QUERIES = 64 * ATOMS;
     static constexpr uint32_t PITCH = (DIM + 8) * 2;                    // bytes of a row in shared memory
@@ -71,11 +72,28 @@ struct Prefill {
         return block >= m.first_near_block(max(first_query, rows.pos)) || m.keeps(block, phase);
     }
 
+    // Copies eight elements of a row of a block into shared memory, in the background unless they are widened on the way.
+    __device__ __forceinline__ void copy8(uint32_t to, const uint8_t* block, uint32_t row, uint32_t chunk, bool is_there) const {
+        if constexpr (!IS_Q8) {
+            copy16(to, block + (uint64_t(row) * DIM + chunk * 8) * 2, is_there);
+        } else {
+            uint32_t packed[4] = {};
+            if (is_there) {
+                uint2 quants = __ldg(reinterpret_cast<const uint2*>(block + uint64_t(row) * DIM) + chunk);
+                const uint8_t* scales = block + uint64_t(2) * p.shape.block_size * DIM;
+                float scale = __half2float(__ldg(reinterpret_cast<const __half*>(scales) + row));
+                const char4 low = *reinterpret_cast<char4*>(&quants.x), high = *reinterpret_cast<char4*>(&quants.y);
+                packed[0] = T::pack(low.x * scale, low.y * scale), packed[1] = T::pack(low.z * scale, low.w * scale);
+                packed[2] = T::pack(high.x * scale, high.y * scale), packed[3] = T::pack(high.z * scale, high.w * scale);
+            }
+            store16(to, packed);
+        }
+    }
+
     // Starts copying the keys and values of a tile: a run of tokens that lie in one block at a time.
     __device__ __forceinline__ void fetch(uint32_t tile, uint32_t stage) const {
         constexpr uint32_t CHUNKS = DIM / 8;
         uint32_t block_size = p.shape.block_size, run = min(block_size, TILE_KEYS);
-        uint64_t block_bytes = uint64_t(4) * block_size * DIM;
         for (uint32_t first = tile * TILE_KEYS; first < (tile + 1) * TILE_KEYS; first += run) {
             uint32_t block = first / block_size, in_block = first % block_size, begin = 0;
             bool is_wanted = wants(block);
@@ -86,15 +104,16 @@ struct Prefill {
                 if (end > begin && (is_last || end > first) && begin < first + run) {
                     bool is_held = is_wanted && end > first;
                     uint64_t place = is_held ? segment.places.place(rows, block_size, kv_head, block) : 0;
-                    const uint8_t* from = segment.blocks + place * block_bytes + in_block * (DIM * 2);
+                    const uint8_t* from = segment.blocks + place * p.shape.block_bytes();
                     uint32_t to = keys_at(stage) + (first - tile * TILE_KEYS) * PITCH;
                     for (uint32_t i = threadIdx.x; i < run * CHUNKS; i += THREADS) {
-                        uint32_t token = i / CHUNKS, chunk = i % CHUNKS, key = first + token;
+                        uint32_t token = i / CHUNKS, chunk = i % CHUNKS, key = first + token, row = in_block + token;
                         // Keys that nobody wants or holds are zeros: a value that is no number would count.
                         if (key < begin || (key >= end && !is_last)) continue;
-                        const uint8_t* row = from + i * 16;
-                        copy16(to + token * PITCH + chunk * 16, row, is_held && key < end);
-                        copy16(to + token * PITCH + chunk * 16 + TILE_BYTES, row + block_bytes / 2, is_held && key < end);
+                        bool is_there = is_held && key < end;
+                        uint32_t at = to + token * PITCH + chunk * 16;
+                        copy8(at, from, row, chunk, is_there);
+                        copy8(at + TILE_BYTES, from, block_size + row, chunk, is_there);
                     }
                 }
                 begin = max(begin, end);
@@ -267,10 +286,10 @@ struct Prefill {
 };
 
 // Grid (tiles of queries, n_heads). The last tiles come first: they have the most to do.
-template <typename T, int DIM, int ATOMS>
+template <typename T, int DIM, int ATOMS, bool IS_Q8>
 __device__ __forceinline__ void attn_prefill(const AttnParams& p) {
     extern __shared__ uint4 memory[];
-    using Kernel = Prefill<T, DIM, ATOMS>;
+    using Kernel = Prefill<T, DIM, ATOMS, IS_Q8>;
     StepRows rows = *p.rows;
     uint32_t first_tile = rows.pos / Kernel::TILE_QUERIES, n_tiles = (rows.end() - 1) / Kernel::TILE_QUERIES + 1 - first_tile;
     if (blockIdx.x >= n_tiles) return;
@@ -279,11 +298,18 @@ __device__ __forceinline__ void attn_prefill(const AttnParams& p) {
     Kernel{p, rows, head, kv_head, p.phases[head], tile * Kernel::TILE_QUERIES, shared_address(memory)}.run();
 }
 
-#define LG_PREFILL(NAME, T, DIM, ATOMS)                                                                     \
+#define LG_PREFILL(NAME, T, DIM, ATOMS, IS_Q8)                                                              \
     extern "C" __global__ void __launch_bounds__(THREADS) attn_prefill_##NAME##_##DIM(const __grid_constant__ AttnParams p) { \
-        attn_prefill<T, DIM, ATOMS>(p);                                                                     \
+        attn_prefill<T, DIM, ATOMS, IS_Q8>(p);                                                              \
     }
-#define LG_PREFILL_OF(NAME, T) \
-    LG_PREFILL(NAME, T, 64, 2) LG_PREFILL(NAME, T, 96, 2) LG_PREFILL(NAME, T, 128, 2) LG_PREFILL(NAME, T, 256, 1)
-LG_PREFILL_OF(f16, HalfType)
-LG_PREFILL_OF(bf16, Bf16Type)
+#define LG_PREFILL_OF(NAME, T, IS_Q8)                                               \
+    LG_PREFILL(NAME, T, 64, 2, IS_Q8) LG_PREFILL(NAME, T, 96, 2, IS_Q8)             \
+    LG_PREFILL(NAME, T, 128, 2, IS_Q8) LG_PREFILL(NAME, T, 256, 1, IS_Q8)
+// One cache type a compilation, as in attn_rows.cu.
+#if defined(LG_KV_F16)
+LG_PREFILL_OF(f16, HalfType, false)
+#elif defined(LG_KV_BF16)
+LG_PREFILL_OF(bf16, Bf16Type, false)
+#else
+LG_PREFILL_OF(q8, HalfType, true)
+#endif

@@ -7,18 +7,39 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-/// What is compiled: the name of the result, its source, and what distinguishes it from others of the same source.
-const KERNELS: [(&str, &str, &str); 10] = [
-    ("attn_rows_f32", "attn_rows.cu", "-DLG_KV_F32"),
-    ("attn_rows_f16", "attn_rows.cu", "-DLG_KV_F16"),
-    ("attn_rows_bf16", "attn_rows.cu", "-DLG_KV_BF16"),
-    ("attn_rows_q8", "attn_rows.cu", "-DLG_KV_Q8"),
-    ("attn_prefill", "attn_prefill.cu", ""),
-    ("matvec", "matvec.cu", ""),
-    ("gemm", "gemm.cu", ""),
-    ("kv", "kv.cu", ""),
-    ("rowwise", "rowwise.cu", ""),
-    ("top", "top.cu", ""),
+/// A part of the kernels that is compiled for itself.
+struct Part {
+    /// Name of the result.
+    name: &'static str,
+    source: &'static str,
+    /// What distinguishes it from others of the same source.
+    define: Option<&'static str>,
+    /// Whether some of its kernels want more registers than there are. In all others that is an error.
+    may_spill: bool,
+}
+
+const fn part(name: &'static str, source: &'static str) -> Part {
+    Part { name, source, define: None, may_spill: false }
+}
+
+/// Attention with one type of the cache.
+const fn attn(name: &'static str, source: &'static str, define: &'static str, may_spill: bool) -> Part {
+    Part { name, source, define: Some(define), may_spill }
+}
+
+const PARTS: [Part; 12] = [
+    attn("attn_prefill_f16", "attn_prefill.cu", "-DLG_KV_F16", true),
+    attn("attn_prefill_bf16", "attn_prefill.cu", "-DLG_KV_BF16", true),
+    attn("attn_prefill_q8", "attn_prefill.cu", "-DLG_KV_Q8", true),
+    attn("attn_rows_f32", "attn_rows.cu", "-DLG_KV_F32", true),
+    attn("attn_rows_f16", "attn_rows.cu", "-DLG_KV_F16", true),
+    attn("attn_rows_bf16", "attn_rows.cu", "-DLG_KV_BF16", true),
+    attn("attn_rows_q8", "attn_rows.cu", "-DLG_KV_Q8", false),
+    part("gemm", "gemm.cu"),
+    part("kv", "kv.cu"),
+    part("matvec", "matvec.cu"),
+    part("rowwise", "rowwise.cu"),
+    part("top", "top.cu"),
 ];
 
 /// Machine code for Ampere and Ada, for Hopper, and portable code that the driver of a later card compiles.
@@ -58,8 +79,8 @@ fn find_nvcc(root: &Path) -> Option<PathBuf> {
 fn compile_all(nvcc: &Path, kernels: &Path, out: &Path) {
     let next = AtomicUsize::new(0);
     let work = || {
-        while let Some(kernel) = KERNELS.get(next.fetch_add(1, Ordering::Relaxed)) {
-            compile(nvcc, kernels, out, kernel);
+        while let Some(part) = PARTS.get(next.fetch_add(1, Ordering::Relaxed)) {
+            compile(nvcc, kernels, out, part);
         }
     };
     thread::scope(|scope| {
@@ -67,20 +88,23 @@ fn compile_all(nvcc: &Path, kernels: &Path, out: &Path) {
             scope.spawn(work);
         }
     });
-    let entry = |(name, _, _): &(&str, &str, &str)| {
-        format!("    include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}.fatbin\")),\n")
-    };
-    let list = format!("[\n{}]\n", KERNELS.iter().map(entry).collect::<String>());
+    let entry =
+        |part: &Part| format!("    include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{}.fatbin\")),\n", part.name);
+    let list = format!("[\n{}]\n", PARTS.iter().map(entry).collect::<String>());
     if let Err(error) = std::fs::write(out.join("kernels.rs"), list) {
         fail(&format!("{}: {error}", out.display()));
     }
 }
 
-fn compile(nvcc: &Path, kernels: &Path, out: &Path, &(name, source, define): &(&str, &str, &str)) {
+fn compile(nvcc: &Path, kernels: &Path, out: &Path, part: &Part) {
+    let Part { name, source, define, may_spill } = *part;
     let mut command = Command::new(nvcc);
     command.args(["-std=c++17", "-O3", "-fatbin", "-Werror", "all-warnings"]);
     command.args(TARGETS.iter().flat_map(|target| ["-gencode", target]));
-    command.args(Some(define).filter(|define| !define.is_empty()));
+    command.args(define);
+    if !may_spill {
+        command.args(["-Xptxas", "-warn-spills"]);
+    }
     command.arg("-o").arg(out.join(format!("{name}.fatbin"))).arg(kernels.join(source));
     match command.output() {
         Ok(output) if output.status.success() => {}

@@ -754,7 +754,7 @@ mod cuda {
                 let n_tokens = pick(&mut random, &[16, 63, 64, 65, 130, 300]);
                 let pos = pick(&mut random, &[0, 0, 1, 63, 64, 100, 500, 513, 1100, 2047]);
                 let mut context = random_context(&mut random, (pos + n_tokens) as usize);
-                context.shape.ty = pick(&mut random, &[KvType::F16, KvType::Bf16]);
+                context.shape.ty = pick(&mut random, &[KvType::F16, KvType::Bf16, KvType::Q8]);
                 let parts = random_parts(&mut random, pos, n_tokens);
                 let mut expected_rig = Rig::new(&oracle, Precision::Exact);
                 let expected = expected_rig.attend(&context, &whole(pos + n_tokens), pos, n_tokens);

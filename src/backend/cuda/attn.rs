@@ -112,6 +112,7 @@ fn tile(precision: Precision, shape: &KvShape) -> Option<Tile> {
     let ty = match (precision, shape.ty) {
         (Precision::Fast, KvType::F16) => "f16",
         (Precision::Fast, KvType::Bf16) => "bf16",
+        (Precision::Fast, KvType::Q8) => "q8",
         _ => return None,
     };
     // Queries, and two stages of 64 keys and values, in rows of 16 bytes more than a head.
