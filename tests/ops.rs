@@ -342,9 +342,15 @@ fn attention_over_any_context_is_the_oracles() {
     let tolerance = Tolerance { absolute: 1e-4, relative: 1e-4, angle: 1e-7 };
     on_every_backend!(|name, backend| {
         let mut random = Random::new(8);
-        for case in 0..40 {
+        // Contexts that end at the edges of blocks and of parts that are computed side by side.
+        let ends = [1, 63, 64, 65, 2047, 2048, 2049, 2112];
+        let mut steps: Vec<(u32, u32)> =
+            ends.iter().flat_map(|end| [1, 5.min(*end)].map(|n| (end - n, n))).collect();
+        for _ in 0..40 {
             let n_tokens = pick(&mut random, &[1, 1, 2, 4, 5, 17, 40, 70]);
-            let pos = pick(&mut random, &[0, 0, 1, 63, 64, 100, 500, 513, 1100]);
+            steps.push((pick(&mut random, &[0, 0, 1, 63, 64, 100, 500, 513, 1100]), n_tokens));
+        }
+        for (case, (pos, n_tokens)) in steps.into_iter().enumerate() {
             let context = random_context(&mut random, (pos + n_tokens) as usize);
             let parts = random_parts(&mut random, pos, n_tokens);
             let mut expected_rig = Rig::new(&oracle, Precision::Exact);

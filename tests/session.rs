@@ -200,10 +200,10 @@ fn sessions_that_are_decoded_together_get_what_each_gets_alone() {
                         assert_eq!(has.tokens(), expected.tokens());
                         let differs = distance(has.logits().unwrap(), expected.logits().unwrap());
                         // Of many rows a card rounds the inputs to 16 bits.
-                        let allowed = match device {
-                            Device::Cpu => 0.0,
-                            _ if precision == Precision::Exact => 1e-5,
-                            _ => 0.02,
+                        let allowed = match (device, precision) {
+                            (Device::Cpu, _) => 0.0,
+                            (_, Precision::Exact) => 1e-5,
+                            (_, Precision::Fast) => 0.05,
                         };
                         assert!(differs <= allowed, "{device:?} {ty} {n} sessions, token {i}: {differs}");
                     }

@@ -38,8 +38,8 @@ pub(super) struct Device {
     recorder: Arc<CudaStream>,
     /// Whether the running step is recorded instead of run.
     is_recording: AtomicBool,
-    /// Where memory is filled, also while a step runs.
-    copier: Arc<CudaStream>,
+    /// Where new memory is filled, also while a step runs.
+    filler: Arc<CudaStream>,
     modules: Vec<sys::CUmodule>,
     functions: Mutex<HashMap<String, Function>>,
     /// Name, and number of multiprocessors.
@@ -108,7 +108,7 @@ impl Device {
         // Kilohertz, bits, and two transfers per clock.
         let bandwidth = clock.zip(width).map(|(clock, width)| clock * 1e3 * width / 8.0 * 2.0);
         let new_stream = || context.new_stream().map_err(failed("cannot make a stream"));
-        let (stream, recorder, copier) = (new_stream()?, new_stream()?, new_stream()?);
+        let (stream, recorder, filler) = (new_stream()?, new_stream()?, new_stream()?);
         let (mut modules, mut kernels) = (Vec::new(), HashMap::new());
         for image in KERNELS {
             // SAFETY: the image is a fatbin, which says its own length.
@@ -124,7 +124,7 @@ impl Device {
             stream,
             recorder,
             is_recording: AtomicBool::new(false),
-            copier,
+            filler,
             modules,
             functions: Mutex::new(kernels),
             name,
@@ -181,13 +181,13 @@ impl Device {
             let address =
                 result::malloc_sync(n_bytes.max(1)).map_err(|error| self.out_of_memory(n_bytes, error))?;
             if n_bytes > 0 {
-                filled = result::memset_d8_async(address, fill, n_bytes, self.copier.cu_stream());
+                filled = result::memset_d8_async(address, fill, n_bytes, self.filler.cu_stream());
             }
             address
         };
         self.meter.add(n_bytes);
         let buf = DeviceBuf { address, n_bytes, device: self.clone() };
-        filled.and_then(|()| self.copier.synchronize()).map_err(failed("cannot fill memory"))?;
+        filled.and_then(|()| self.filler.synchronize()).map_err(failed("cannot fill memory"))?;
         Ok(buf)
     }
 
@@ -304,14 +304,13 @@ impl DeviceBuf {
         self.n_bytes
     }
 
-    /// Copies `src` to byte `at`, which no work that is under way uses.
+    /// Copies `src` to byte `at`, before the work that is queued later; `src` is free when this returns.
     pub(super) fn upload(&mut self, at: usize, src: &[u8]) -> Result<()> {
         self.check(at, src.len())?;
         self.device.bind()?;
-        let copier = &self.device.copier;
-        // SAFETY: the range was checked, and `src` is borrowed until the copy is done.
-        unsafe { result::memcpy_htod_async(self.address + at as u64, src, copier.cu_stream()) }
-            .and_then(|()| copier.synchronize())
+        let stream = self.device.stream.cu_stream();
+        // SAFETY: the range was checked; pageable memory is read before the call returns.
+        unsafe { result::memcpy_htod_async(self.address + at as u64, src, stream) }
             .map_err(failed("cannot copy to the device"))
     }
 
