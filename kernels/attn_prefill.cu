@@ -20,6 +20,7 @@ struct Prefill {
     static constexpr uint32_t SHARED_BYTES = TILE_QUERIES * PITCH + 4 * TILE_BYTES;
 
     const AttnParams& p;
+    const AttnSeq& seq;
     StepRows rows;
     uint32_t head, kv_head, phase, first_query, shared;
 
@@ -97,10 +98,10 @@ struct Prefill {
         for (uint32_t first = tile * TILE_KEYS; first < (tile + 1) * TILE_KEYS; first += run) {
             uint32_t block = first / block_size, in_block = first % block_size, begin = 0;
             bool is_wanted = wants(block);
-            for (uint32_t s = 0; s < p.n_segments; s++) {
-                const Segment& segment = p.segments[s];
+            for (uint32_t s = 0; s < seq.n_segments; s++) {
+                const Segment& segment = seq.segments[s];
                 uint32_t end = segment.end_position(rows);
-                bool is_last = s + 1 == p.n_segments;
+                bool is_last = s + 1 == seq.n_segments;
                 if (end > begin && (is_last || end > first) && begin < first + run) {
                     bool is_held = is_wanted && end > first;
                     uint64_t place = is_held ? segment.places.place(rows, block_size, kv_head, block) : 0;
@@ -285,17 +286,18 @@ struct Prefill {
     }
 };
 
-// Grid (tiles of queries, n_heads). The last tiles come first: they have the most to do.
+// Grid (tiles of queries, n_heads), for one session. The last tiles come first: they have the most to do.
 template <typename T, int DIM, int ATOMS, bool IS_Q8>
 __device__ __forceinline__ void attn_prefill(const AttnParams& p) {
     extern __shared__ uint4 memory[];
     using Kernel = Prefill<T, DIM, ATOMS, IS_Q8>;
-    StepRows rows = *p.rows;
+    const AttnSeq& seq = p.seqs[0];
+    StepRows rows = *seq.rows;
     uint32_t first_tile = rows.pos / Kernel::TILE_QUERIES, n_tiles = (rows.end() - 1) / Kernel::TILE_QUERIES + 1 - first_tile;
     if (blockIdx.x >= n_tiles) return;
     uint32_t head = blockIdx.y, tile = first_tile + n_tiles - 1 - blockIdx.x;
     uint32_t kv_head = head / (p.n_heads / p.shape.n_kv_heads);
-    Kernel{p, rows, head, kv_head, p.phases[head], tile * Kernel::TILE_QUERIES, shared_address(memory)}.run();
+    Kernel{p, seq, rows, head, kv_head, p.phases[head], tile * Kernel::TILE_QUERIES, shared_address(memory)}.run();
 }
 
 #define LG_PREFILL(NAME, T, DIM, ATOMS, IS_Q8)                                                              \

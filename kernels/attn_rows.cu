@@ -58,7 +58,7 @@ __device__ __forceinline__ void unpack(float* out, const Raw& raw) {
 // The state of one query over some keys: weighted values are relative to exp2(max).
 __device__ __forceinline__ float rescale(float from, float to) { return from == -INFINITY ? 0.0f : exp2f(from - to); }
 
-// Grid (n_splits, n_kv_heads * ceil(group / GROUP), n_tokens).
+// Grid (n_splits, n_kv_heads * ceil(group / GROUP), n_tokens of every session).
 template <int TYPE, int DIM, int GROUP>
 __device__ void attn_rows(const AttnParams& p) {
     constexpr uint32_t LANES = DIM / 8;            // of a key
@@ -69,11 +69,12 @@ __device__ void attn_rows(const AttnParams& p) {
     __shared__ uint32_t n_residues;
     __shared__ float merged[ROWS_WARPS][GROUP][DIM + 2];
 
-    StepRows rows = *p.rows;
+    const AttnSeq& seq = p.seqs[blockIdx.z / p.n_tokens];
+    StepRows rows = *seq.rows;
     uint32_t group = p.n_heads / p.shape.n_kv_heads, parts = (group + GROUP - 1) / GROUP;
     uint32_t kv_head = blockIdx.y / parts, first_head = kv_head * group + blockIdx.y % parts * GROUP;
     uint32_t n_heads = min(uint32_t(GROUP), kv_head * group + group - first_head);
-    uint32_t token = p.first_token + blockIdx.z, position = rows.pos + token, row = rows.row + token;
+    uint32_t token = p.first_token + blockIdx.z % p.n_tokens, position = rows.pos + token, row = rows.row + token;
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, part = lane % LANES, dim = p.shape.head_dim;
 
     // Sorted residues of the strided blocks that these query heads keep.
@@ -121,8 +122,8 @@ __device__ void attn_rows(const AttnParams& p) {
         Raw keys[STEPS], values[STEPS];
         float key_scale[STEPS], value_scale[STEPS];
         uint32_t begin = 0;
-        for (uint32_t s = 0; s < p.n_segments; s++) {
-            const Segment& segment = p.segments[s];
+        for (uint32_t s = 0; s < seq.n_segments; s++) {
+            const Segment& segment = seq.segments[s];
             uint32_t end = segment.end_position(rows);
             if (begin < first_key + RUN && end > first_key && end > begin) {
                 uint32_t place = segment.places.place(rows, p.shape.block_size, kv_head, block);
@@ -240,7 +241,7 @@ __device__ void attn_rows(const AttnParams& p) {
 }
 
 #define LG_ROWS(NAME, TYPE, DIM, GROUP)                                                                       \
-    extern "C" __global__ void __launch_bounds__(32 * ROWS_WARPS) attn_rows_##NAME##_##DIM##_##GROUP(AttnParams p) { \
+    extern "C" __global__ void __launch_bounds__(32 * ROWS_WARPS) attn_rows_##NAME##_##DIM##_##GROUP(const __grid_constant__ AttnParams p) { \
         attn_rows<TYPE, DIM, GROUP>(p);                                                                       \
     }
 #define LG_ROWS_OF(NAME, TYPE)                                                            \
@@ -256,8 +257,8 @@ LG_ROWS_OF(bf16, KV_BF16)
 #else
 LG_ROWS_OF(q8, KV_Q8)
 
-// Merges the splits of every query. Grid (n_heads, n_tokens).
-extern "C" __global__ void attn_merge(AttnParams p) {
+// Merges the splits of every query. Grid (n_heads, n_tokens of every session).
+extern "C" __global__ void attn_merge(const __grid_constant__ AttnParams p) {
     uint32_t head = blockIdx.x, dim = p.shape.head_dim;
     const float* states = p.partials + (uint64_t(blockIdx.y) * p.n_heads + head) * p.n_splits * (dim + 2);
     float sink = p.sink_logits ? p.sink_logits[head] * LOG2_E : -INFINITY;
@@ -268,7 +269,8 @@ extern "C" __global__ void attn_merge(AttnParams p) {
         const float* state = states + uint64_t(s) * (dim + 2);
         total += state[dim + 1] * rescale(state[dim], all);
     }
-    float* out = p.out + (uint64_t(p.rows->row + p.first_token + blockIdx.y) * p.n_heads + head) * dim;
+    uint32_t row = p.seqs[blockIdx.y / p.n_tokens].rows->row + p.first_token + blockIdx.y % p.n_tokens;
+    float* out = p.out + (uint64_t(row) * p.n_heads + head) * dim;
     for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) {
         float x = 0.0f;
         for (uint32_t s = 0; s < p.n_splits; s++) {

@@ -1,12 +1,14 @@
 // Keys and values on their way into the cache.
 #include "common/kv.cuh"
 
-// Grid (n_tokens, n_heads + n_kv_heads): turns one head of queries in place, or turns a head of keys and appends it and
+// Grid (n_tokens, n_heads + n_kv_heads, sessions): turns one head of queries in place, or turns a head of keys and appends it and
 // its values. `head_dim` floats of shared memory.
-extern "C" __global__ void rope_append(RopeAppendParams p) {
+extern "C" __global__ void rope_append(const __grid_constant__ RopeAppendParams p) {
     extern __shared__ float head[];
     __shared__ float max_of[32];
-    StepRows rows = *p.rows;
+    const AppendSeq& seq = p.seqs[blockIdx.z];
+    StepRows rows = *seq.rows;
+    if (blockIdx.x >= rows.n_tokens) return;
     uint32_t dim = p.shape.head_dim, row = rows.row + blockIdx.x, position = rows.pos + blockIdx.x;
     bool is_query = blockIdx.y < p.n_heads;
     uint32_t kv_head = blockIdx.y - p.n_heads;
@@ -30,16 +32,18 @@ extern "C" __global__ void rope_append(RopeAppendParams p) {
         for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) q[i] = head[i];
         return;
     }
-    KvBlock block(p.shape, p.blocks, p.places.place(rows, p.shape.block_size, kv_head, position / p.shape.block_size));
+    KvBlock block(p.shape, seq.blocks, seq.places.place(rows, p.shape.block_size, kv_head, position / p.shape.block_size));
     uint32_t in_block = position % p.shape.block_size;
     store_row(block, false, in_block, [&](uint32_t i) { return head[i]; }, max_of);
     const float* v = p.v + (uint64_t(row) * p.shape.n_kv_heads + kv_head) * dim;
     store_row(block, true, in_block, [&](uint32_t i) { return v[i]; }, max_of);
 }
 
-// Grid (n_tokens, n_kv_heads). Rows are copied in words of 16 bits, or of 8 if they are odd.
-extern "C" __global__ void copy_blocks(CopyBlocksParams p) {
+// Grid (n_tokens, n_kv_heads, copies). Rows are copied in words of 16 bits, or of 8 if they are odd.
+extern "C" __global__ void copy_blocks(const __grid_constant__ CopyBlocksParams params) {
+    const CopyPart& p = params.parts[blockIdx.z];
     StepRows rows = *p.rows;
+    if (blockIdx.x >= rows.n_tokens || blockIdx.y >= p.shape.n_kv_heads) return;
     uint32_t position = rows.pos + blockIdx.x, kv_head = blockIdx.y;
     uint32_t block_size = p.shape.block_size, block = position / block_size;
     bool is_pinned = p.slots->is_pinned(kv_head, block);

@@ -35,9 +35,10 @@ extern "C" __global__ void norm_rms(NormParams p) {
     for (uint32_t i = threadIdx.x; i < p.width; i += blockDim.x) out[i] = x[i] * factor * p.weight[i];
 }
 
-// Grid (n_tokens). The angle is rounded to f32 as the models were trained; its sine and cosine are exact to f32.
-extern "C" __global__ void rope_table(RopeTableParams p) {
-    StepRows rows = *p.rows;
+// Grid (n_tokens, sessions). The angle is rounded to f32 as the models were trained; its sine and cosine are exact to f32.
+extern "C" __global__ void rope_table(const __grid_constant__ RopeTableParams p) {
+    StepRows rows = *p.rows[blockIdx.y];
+    if (blockIdx.x >= rows.n_tokens) return;
     float* out = p.out + uint64_t(rows.row + blockIdx.x) * p.n_pairs * 2;
     float position = static_cast<float>(rows.pos + blockIdx.x);
     for (uint32_t i = threadIdx.x; i < p.n_pairs; i += blockDim.x) {

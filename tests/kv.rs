@@ -182,7 +182,7 @@ fn check<B: Backend>(backend: &B, case: &Case) {
                         seqs,
                     };
                     backend.attn(ws, attend)?;
-                    kv.stage(backend, ws, layer, &desc)
+                    backend.copy_blocks(ws, CopyBlocksArgs { parts: &mut kv.stage(layer, &desc) })
                 })
                 .unwrap();
             let mut result = vec![0.0f32; stamps.len() * n_heads * HEAD_DIM];
@@ -211,7 +211,11 @@ fn check<B: Backend>(backend: &B, case: &Case) {
         if cancelled {
             assert_eq!((kv.n_tokens(), kv.oldest_restorable()), (begin, restorable));
         } else {
-            backend.run(&mut workspace, &Cancel::default(), |ws| kv.fill_rings(backend, ws, &desc)).unwrap();
+            backend
+                .run(&mut workspace, &Cancel::default(), |ws| {
+                    backend.copy_blocks(ws, CopyBlocksArgs { parts: &mut kv.fill_rings(&desc) })
+                })
+                .unwrap();
             kv.advance(n_tokens);
             held = tokens;
             furthest = furthest.max(kv.n_tokens());

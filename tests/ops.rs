@@ -662,7 +662,7 @@ fn a_cancelled_step_ends_in_the_op_that_runs() {
         let slots = backend.slots(&SlotMap::new(&Mask::Full, &[0], 1, 16)).unwrap();
         rig.run(|backend, ws| {
             let places = BlockPlaces::Step { n_blocks: 1 };
-            let copy = CopyBlocksArgs {
+            let part = CopyPart {
                 to: &mut to,
                 to_places: places,
                 from: &from,
@@ -673,7 +673,7 @@ fn a_cancelled_step_ends_in_the_op_that_runs() {
                 slots: &slots,
             };
             backend.commit(ws);
-            backend.copy_blocks(ws, copy)
+            backend.copy_blocks(ws, CopyBlocksArgs { parts: &mut [part] })
         })
         .unwrap();
         assert_same_bits(&name, &rig.read(&to, 128), &rig.read(&from, 128));

@@ -47,32 +47,39 @@ struct NormParams {
 };
 static_assert(sizeof(NormParams) == 32);
 
+// Sessions, or copies, of one launch.
+constexpr uint32_t MAX_PARTS = 16;
+
 struct RopeTableParams {
     float* out;
     const float* inv_freq;
-    const StepRows* rows;
     uint32_t n_pairs;
     float attention_factor;
+    const StepRows* rows[MAX_PARTS];  // of every session
 };
-static_assert(sizeof(RopeTableParams) == 32);
+static_assert(sizeof(RopeTableParams) == 152);
+
+struct AppendSeq {
+    const StepRows* rows;
+    uint8_t* blocks;
+    BlockPlaces places;
+};
 
 struct RopeAppendParams {
     float* q;
     const float* k;
     const float* v;
     const float* table;  // null: nothing is turned
-    const StepRows* rows;
-    uint8_t* blocks;
-    BlockPlaces places;
     KvShape shape;
     uint32_t n_heads;
     uint32_t n_pairs;
     uint32_t pairing;
     uint32_t unused;
+    AppendSeq seqs[MAX_PARTS];
 };
-static_assert(sizeof(RopeAppendParams) == 96);
+static_assert(sizeof(RopeAppendParams) == 576);
 
-struct CopyBlocksParams {
+struct CopyPart {
     uint8_t* to;
     const uint8_t* from;
     BlockPlaces to_places;
@@ -83,7 +90,11 @@ struct CopyBlocksParams {
     uint32_t pinned;     // whether pinned blocks are copied, or those of the rings
     uint32_t unused;
 };
-static_assert(sizeof(CopyBlocksParams) == 88);
+
+struct CopyBlocksParams {
+    CopyPart parts[MAX_PARTS];
+};
+static_assert(sizeof(CopyBlocksParams) == 1408);
 
 enum SegmentEnd : uint32_t { END_FIXED = 0, END_BEFORE_STEP = 1, END_STEP = 2 };
 
@@ -98,25 +109,31 @@ struct Segment {
     }
 };
 
+struct AttnSeq {
+    const StepRows* rows;
+    Segment segments[3];
+    uint32_t n_segments;
+    uint32_t unused;
+};
+
 struct AttnParams {
     float* out;
     const float* q;
-    const StepRows* rows;
     const float* sink_logits;   // null: none
     const uint32_t* phases;     // (n_heads)
-    float* partials;            // (tokens of the launch, n_heads, n_splits, head_dim + 2)
-    Segment segments[3];
+    float* partials;            // (rows of the launch, n_heads, n_splits, head_dim + 2)
     KvShape shape;
     Mask mask;
-    uint32_t n_segments;
     uint32_t n_heads;
     uint32_t n_splits;
     float scale;
     float softcap;
-    uint32_t first_token;       // of the step that this launch computes
+    uint32_t first_token;       // of each session's tokens that this launch computes
+    uint32_t n_tokens;          // tokens of each session that it computes
     uint32_t unused;
+    AttnSeq seqs[MAX_PARTS];
 };
-static_assert(sizeof(AttnParams) == 216);
+static_assert(sizeof(AttnParams) == 1904);
 
 // The n largest elements of x (width) and their columns.
 struct TopParams {

@@ -397,8 +397,8 @@ impl StepBlocks {
     }
 }
 
-/// Copies keys and values of a step's tokens between buffers of cache blocks.
-pub struct CopyBlocksArgs<'a, B: Backend> {
+/// One copy of a [`CopyBlocksArgs`].
+pub struct CopyPart<'a, B: Backend> {
     /// Destination.
     pub to: &'a mut B::Buf,
     /// Where in it each block lies.
@@ -415,6 +415,12 @@ pub struct CopyBlocksArgs<'a, B: Backend> {
     pub blocks: StepBlocks,
     /// The slots of the layer, which say what is pinned.
     pub slots: &'a B::Slots,
+}
+
+/// Copies keys and values of a step's tokens between buffers of cache blocks.
+pub struct CopyBlocksArgs<'a, 'p, B: Backend> {
+    /// The copies, of any layers and sessions: none reads what another one writes.
+    pub parts: &'p mut [CopyPart<'a, B>],
 }
 
 /// Most elements that [`TopArgs`] can ask for.

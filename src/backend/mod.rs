@@ -151,7 +151,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// See [`AttnArgs`].
     fn attn(&self, ws: &mut Self::Workspace, args: AttnArgs<'_, Self>) -> Result<()>;
     /// See [`CopyBlocksArgs`].
-    fn copy_blocks(&self, ws: &mut Self::Workspace, args: CopyBlocksArgs<'_, Self>) -> Result<()>;
+    fn copy_blocks(&self, ws: &mut Self::Workspace, args: CopyBlocksArgs<'_, '_, Self>) -> Result<()>;
     /// See [`GluArgs`].
     fn glu(&self, ws: &mut Self::Workspace, args: GluArgs<'_, Self>) -> Result<()>;
     /// See [`TopArgs`].

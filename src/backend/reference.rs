@@ -310,19 +310,20 @@ impl Backend for ReferenceBackend {
         Ok(())
     }
 
-    fn copy_blocks(&self, _: &mut ReferenceWorkspace, args: CopyBlocksArgs<'_, Self>) -> Result<()> {
-        let (rows, block_size) = (args.desc, index(args.shape.block_size)?);
-        for (kv_head, position) in
-            (0..index(args.shape.n_kv_heads)?).flat_map(|h| (rows.pos..rows.end()).map(move |p| (h, p)))
-        {
-            let (block, in_block) = (position / block_size, (position % block_size) as usize);
-            if args.blocks.contains(args.slots, rows, block_size, kv_head, block) {
-                let from = args.from_places.place(rows, block_size, kv_head, block);
-                let to = args.to_places.place(rows, block_size, kv_head, block);
-                for is_value in [false, true] {
-                    let from = &args.from.of::<f32>()[kv_row(&args.shape, from, is_value, in_block)];
-                    args.to.of_mut::<f32>()[kv_row(&args.shape, to, is_value, in_block)]
-                        .copy_from_slice(from);
+    fn copy_blocks(&self, _: &mut ReferenceWorkspace, args: CopyBlocksArgs<'_, '_, Self>) -> Result<()> {
+        for CopyPart { to, to_places, from, from_places, shape, desc, blocks, slots } in args.parts {
+            let (block_size, n_kv_heads) = (index(shape.block_size)?, index(shape.n_kv_heads)?);
+            for (kv_head, position) in
+                (0..n_kv_heads).flat_map(|h| (desc.pos..desc.end()).map(move |p| (h, p)))
+            {
+                let (block, in_block) = (position / block_size, (position % block_size) as usize);
+                if blocks.contains(slots, desc, block_size, kv_head, block) {
+                    let from_place = from_places.place(desc, block_size, kv_head, block);
+                    let to_place = to_places.place(desc, block_size, kv_head, block);
+                    for is_value in [false, true] {
+                        let from = &from.of::<f32>()[kv_row(shape, from_place, is_value, in_block)];
+                        to.of_mut::<f32>()[kv_row(shape, to_place, is_value, in_block)].copy_from_slice(from);
+                    }
                 }
             }
         }

@@ -142,66 +142,42 @@ impl<B: Backend> KvCache<B> {
         }
     }
 
-    /// Takes what must outlive the scratch from it, once the layer has attended to the step's tokens.
-    pub fn stage(
-        &mut self,
-        backend: &B,
-        ws: &mut B::Workspace,
-        layer: usize,
-        desc: &B::Descriptor,
-    ) -> Result<()> {
+    /// The copies that take what must outlive the scratch from it, once the layer has attended to the step's tokens.
+    pub fn stage<'a>(&'a mut self, layer: usize, desc: &'a B::Descriptor) -> Vec<CopyPart<'a, B>> {
         let LayerCache { layout, slots, blocks, staged, .. } = &mut self.layers[layer];
-        let LayerLayout { shape, stage_blocks, scratch_blocks, .. } = &*layout;
-        if *scratch_blocks == 0 {
-            return Ok(());
+        let LayerLayout { shape, stage_blocks, scratch_blocks, .. } = *layout;
+        if scratch_blocks == 0 {
+            return Vec::new();
         }
-        let pinned = CopyBlocksArgs {
-            to: blocks,
-            to_places: BlockPlaces::Slots(slots),
-            from: &self.scratch,
-            from_places: BlockPlaces::Step { n_blocks: *scratch_blocks },
-            shape: *shape,
-            desc,
-            blocks: StepBlocks::Pinned,
-            slots,
-        };
-        backend.copy_blocks(ws, pinned)?;
-        let ring = CopyBlocksArgs {
-            to: staged,
-            to_places: BlockPlaces::Step { n_blocks: *stage_blocks },
-            from: &self.scratch,
-            from_places: BlockPlaces::Step { n_blocks: *scratch_blocks },
-            shape: *shape,
-            desc,
-            blocks: StepBlocks::Ring,
-            slots,
-        };
-        backend.copy_blocks(ws, ring)
+        let (slots, from) = (&*slots, &self.scratch);
+        let from_places = BlockPlaces::Step { n_blocks: scratch_blocks };
+        let part =
+            |to, to_places, blocks| CopyPart { to, to_places, from, from_places, shape, desc, blocks, slots };
+        vec![
+            part(blocks, BlockPlaces::Slots(slots), StepBlocks::Pinned),
+            part(staged, BlockPlaces::Step { n_blocks: stage_blocks }, StepBlocks::Ring),
+        ]
     }
 
-    /// Moves the step's staged blocks into the rings: what the step's queries no longer see is overwritten.
-    ///
-    /// # Errors
-    /// Only those of a device that fails for good; the cache is unusable then.
-    pub fn fill_rings(&mut self, backend: &B, ws: &mut B::Workspace, desc: &B::Descriptor) -> Result<()> {
-        for LayerCache { layout, slots, blocks, staged, .. } in &mut self.layers {
-            let LayerLayout { shape, stage_blocks, scratch_blocks, .. } = &*layout;
-            if *scratch_blocks == 0 {
-                continue;
-            }
-            let copy = CopyBlocksArgs {
+    /// The copies that move the step's staged blocks into the rings: what the step's queries no longer see is
+    /// overwritten.
+    pub fn fill_rings<'a>(&'a mut self, desc: &'a B::Descriptor) -> Vec<CopyPart<'a, B>> {
+        let with_ring = self.layers.iter_mut().filter(|layer| layer.layout.scratch_blocks > 0);
+        let part = |layer: &'a mut LayerCache<B>| {
+            let LayerCache { layout, slots, blocks, staged, .. } = layer;
+            let LayerLayout { shape, stage_blocks, .. } = *layout;
+            CopyPart {
                 to: blocks,
                 to_places: BlockPlaces::Slots(slots),
                 from: staged,
-                from_places: BlockPlaces::Step { n_blocks: *stage_blocks },
-                shape: *shape,
+                from_places: BlockPlaces::Step { n_blocks: stage_blocks },
+                shape,
                 desc,
                 blocks: StepBlocks::Ring,
                 slots,
-            };
-            backend.copy_blocks(ws, copy)?;
-        }
-        Ok(())
+            }
+        };
+        with_ring.map(part).collect()
     }
 
     /// Makes the step of `n_tokens` tokens count, once the rings are filled.

@@ -114,9 +114,9 @@ impl<B: Backend> Step<'_, '_, B> {
             seqs: &views,
         };
         backend.attn(ws, attend)?;
-        for seq in self.seqs.iter_mut() {
-            seq.kv.stage(backend, ws, i_layer, seq.desc)?;
-        }
+        let mut parts: Vec<_> =
+            self.seqs.iter_mut().flat_map(|seq| seq.kv.stage(i_layer, seq.desc)).collect();
+        backend.copy_blocks(ws, CopyBlocksArgs { parts: &mut parts })?;
 
         let parts = &mut [MatmulPart { out: x, w: &layer.o, bias: layer.o_bias.as_ref() }];
         backend.matmul(ws, MatmulArgs { parts, x: attn, n_rows, add: true })
@@ -159,6 +159,7 @@ impl<B: Backend> Step<'_, '_, B> {
 
     /// Puts the step's keys and values where the sessions keep them. The last of its ops.
     pub fn fill_rings(&mut self, ws: &mut B::Workspace) -> Result<()> {
-        self.seqs.iter_mut().try_for_each(|seq| seq.kv.fill_rings(self.backend, ws, seq.desc))
+        let mut parts: Vec<_> = self.seqs.iter_mut().flat_map(|seq| seq.kv.fill_rings(seq.desc)).collect();
+        self.backend.copy_blocks(ws, CopyBlocksArgs { parts: &mut parts })
     }
 }

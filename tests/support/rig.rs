@@ -298,7 +298,7 @@ impl<'b, B: Backend> Rig<'b, B> {
         let middle = tokens.start + (tokens.end - tokens.start) / 3;
         for (pos, end) in [(middle, tokens.end), (tokens.start, middle)] {
             let desc = self.rows(0, end - pos, pos);
-            let copy = CopyBlocksArgs {
+            let part = CopyPart {
                 to: &mut to,
                 to_places: BlockPlaces::Slots(slots),
                 from,
@@ -309,7 +309,8 @@ impl<'b, B: Backend> Rig<'b, B> {
                 slots,
             };
             if pos < end {
-                self.run(|backend, ws| backend.copy_blocks(ws, copy)).unwrap();
+                self.run(|backend, ws| backend.copy_blocks(ws, CopyBlocksArgs { parts: &mut [part] }))
+                    .unwrap();
             }
         }
         to

@@ -238,9 +238,9 @@ fn put_scale(scales: &mut [u8], token: usize, scale: f16) {
     }
 }
 
-pub(super) fn copy_blocks(crew: Crew<'_>, args: CopyBlocksArgs<'_, CpuBackend>) -> Result<()> {
-    let CopyBlocksArgs { to, to_places, from, from_places, shape, desc, blocks, slots } = args;
-    let (to, from, block_bytes) = (to.bytes_mut(), from.bytes(), block_bytes(&shape));
+pub(super) fn copy_blocks(crew: Crew<'_>, part: &mut CopyPart<'_, CpuBackend>) -> Result<()> {
+    let CopyPart { to, to_places, from, from_places, shape, desc, blocks, slots } = part;
+    let (to, from, block_bytes) = (to.bytes_mut(), from.bytes(), block_bytes(shape));
     let (n_to, n_from) = (to.len() / block_bytes, from.len() / block_bytes);
     let number = |i: usize| u32::try_from(i).unwrap_or(u32::MAX);
     let block_size = number(shape.block_size);
@@ -268,7 +268,7 @@ pub(super) fn copy_blocks(crew: Crew<'_>, args: CopyBlocksArgs<'_, CpuBackend>) 
         for copy in copies().filter(|copy| copy.to / places_a_part == i) {
             let at = (copy.to - i * places_a_part) * block_bytes;
             let from = &from[copy.from * block_bytes..(copy.from + 1) * block_bytes];
-            copy_tokens(&mut part[at..at + block_bytes], from, &shape, copy.tokens);
+            copy_tokens(&mut part[at..at + block_bytes], from, shape, copy.tokens);
         }
     })
 }

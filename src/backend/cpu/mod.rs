@@ -199,8 +199,8 @@ impl Backend for CpuBackend {
         attn::attn(self.simd, self.crew(&cancel), ws, args)
     }
 
-    fn copy_blocks(&self, ws: &mut Workspace, args: CopyBlocksArgs<'_, Self>) -> Result<()> {
-        kv::copy_blocks(self.crew(&ws.cancel), args)
+    fn copy_blocks(&self, ws: &mut Workspace, args: CopyBlocksArgs<'_, '_, Self>) -> Result<()> {
+        args.parts.iter_mut().try_for_each(|part| kv::copy_blocks(self.crew(&ws.cancel), part))
     }
 
     fn glu(&self, ws: &mut Workspace, args: GluArgs<'_, Self>) -> Result<()> {

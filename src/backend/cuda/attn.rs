@@ -1,6 +1,6 @@
 //! Attention: which kernel, how it is split, and what it is told of the cache.
 
-use super::params::{self, word};
+use super::params::{self, MAX_PARTS, filled, word};
 use super::workspace::Workspace;
 use super::{CudaBackend, Slots};
 use crate::backend::args::*;
@@ -13,7 +13,7 @@ const MANY_TOKENS: usize = 16;
 const MAX_SPLITS: usize = 64;
 
 /// Partial results of a head that there is room for.
-const PARTIALS: usize = 1024;
+const PARTIALS: usize = MAX_SPLITS * MAX_PARTS;
 
 /// Blocks of the kernel that a multiprocessor has at a time.
 const BLOCKS_PER_MULTIPROCESSOR: usize = 4;
@@ -64,35 +64,43 @@ pub(super) fn attn(
         if n_segments == 0 || n_segments > 3 || seq.desc.rows.n_tokens == 0 {
             return Err(Error::invalid(format!("{n_segments} segments for {:?}", seq.desc.rows)));
         }
-        let mut segments = [segment(&seq.segments[0]); 3];
-        for (to, from) in segments.iter_mut().zip(seq.segments) {
-            *to = segment(from);
-        }
+    }
+    // Sessions with a token each, as in decoding, are computed together.
+    let at_once = if seqs.iter().all(|seq| seq.desc.rows.n_tokens == 1) { MAX_PARTS } else { 1 };
+    for seqs in seqs.chunks(at_once) {
         let params = params::Attn {
             out: out.address(),
             q: q.address(),
-            rows: seq.desc.address(),
             sink_logits: sink_logits.map_or(0, |sinks| sinks.address()),
             phases: phases.address(),
             partials: ws.partials.address(),
-            segments,
             shape: shape.into(),
             mask: mask.into(),
-            n_segments: word(n_segments),
             n_heads: word(n_heads),
             n_splits: 1,
             scale: *scale,
             softcap: *softcap,
             first_token: 0,
+            n_tokens: seqs[0].desc.rows.n_tokens,
             unused: 0,
+            seqs: filled(&seqs.iter().map(of_seq).collect::<Vec<_>>()),
         };
-        let n_tokens = seq.desc.rows.n_tokens as usize;
-        match tile(ws.precision, shape).filter(|_| n_tokens >= MANY_TOKENS) {
-            Some(tile) => tiles(backend, &tile, n_tokens, &params)?,
-            None => rows(backend, n_tokens, shape, &params)?,
+        match tile(ws.precision, shape).filter(|_| params.n_tokens as usize >= MANY_TOKENS) {
+            Some(tile) => tiles(backend, &tile, &params)?,
+            None => rows(backend, seqs.len(), shape, &params)?,
         }
     }
     Ok(())
+}
+
+/// One session, as kernels take it.
+fn of_seq(seq: &AttnSeq<'_, CudaBackend>) -> params::AttnSeq {
+    let mut segments = [segment(&seq.segments[0]); 3];
+    for (to, from) in segments.iter_mut().zip(seq.segments) {
+        *to = segment(from);
+    }
+    let n_segments = word(seq.segments.len());
+    params::AttnSeq { rows: seq.desc.address(), segments, n_segments, unused: 0 }
 }
 
 /// A tiled kernel: its name, and how many queries it takes at once.
@@ -120,13 +128,14 @@ fn tile(precision: Precision, shape: &KvShape) -> Option<Tile> {
     Some(Tile { kernel: format!("attn_prefill_{ty}_{}", shape.head_dim), queries, shared_bytes })
 }
 
-fn tiles(backend: &CudaBackend, tile: &Tile, n_tokens: usize, params: &params::Attn) -> Result<()> {
+fn tiles(backend: &CudaBackend, tile: &Tile, params: &params::Attn) -> Result<()> {
     // One more than the tokens fill: they may begin within a tile.
-    let grid = [n_tokens.div_ceil(tile.queries) + 1, params.n_heads as usize, 1];
+    let n_tiles = (params.n_tokens as usize).div_ceil(tile.queries) + 1;
+    let grid = [n_tiles, params.n_heads as usize, 1];
     backend.device.launch(&tile.kernel, grid, 128, tile.shared_bytes, params)
 }
 
-fn rows(backend: &CudaBackend, n_tokens: usize, shape: &KvShape, params: &params::Attn) -> Result<()> {
+fn rows(backend: &CudaBackend, n_seqs: usize, shape: &KvShape, params: &params::Attn) -> Result<()> {
     let dim = [64, 128, 256].into_iter().find(|&dim| dim >= shape.head_dim);
     let Some(dim) = dim else {
         return Err(Error::unsupported(format!("attention heads of {}: at most 256 work", shape.head_dim)));
@@ -137,18 +146,21 @@ fn rows(backend: &CudaBackend, n_tokens: usize, shape: &KvShape, params: &params
         KvType::Bf16 => "bf16",
         KvType::Q8 => "q8",
     };
+    let n_tokens = params.n_tokens as usize;
     let group = params.n_heads as usize / shape.n_kv_heads;
     let heads_at_once = if group == 1 { 1 } else { 4 };
     let n_parts = shape.n_kv_heads * group.div_ceil(heads_at_once);
     let wanted = BLOCKS_PER_MULTIPROCESSOR * backend.device.n_multiprocessors as usize;
-    let n_splits = wanted.div_ceil(n_parts * n_tokens).clamp(1, MAX_SPLITS);
-    let tokens_at_once = PARTIALS / n_splits;
+    let n_splits = wanted.div_ceil(n_parts * n_tokens * n_seqs).clamp(1, MAX_SPLITS);
+    // Several sessions have one token each.
+    let tokens_at_once = PARTIALS / (n_splits * n_seqs);
     for first in (0..n_tokens).step_by(tokens_at_once) {
         let n = tokens_at_once.min(n_tokens - first);
-        let params = params::Attn { n_splits: word(n_splits), first_token: word(first), ..*params };
+        let params =
+            params::Attn { n_splits: word(n_splits), first_token: word(first), n_tokens: word(n), ..*params };
         let kernel = format!("attn_rows_{ty}_{dim}_{heads_at_once}");
-        backend.device.launch(&kernel, [n_splits, n_parts, n], 128, 0, &params)?;
-        backend.device.launch("attn_merge", [params.n_heads as usize, n, 1], 128, 0, &params)?;
+        backend.device.launch(&kernel, [n_splits, n_parts, n * n_seqs], 128, 0, &params)?;
+        backend.device.launch("attn_merge", [params.n_heads as usize, n * n_seqs, 1], 128, 0, &params)?;
     }
     Ok(())
 }

@@ -25,7 +25,7 @@ use device::Device;
 pub use device::DeviceBuf;
 use graph::{Graph, Recording};
 use matmul::{blocks_of, type_name};
-use params::word;
+use params::{MAX_PARTS, filled, word};
 pub use weight::Weight;
 pub use workspace::Workspace;
 
@@ -58,6 +58,11 @@ impl Descriptor {
     fn address(&self) -> params::Address {
         self.on_device.address()
     }
+}
+
+/// Tokens of the session with most of them.
+fn most_tokens<'a>(descs: impl Iterator<Item = &'a Descriptor>) -> usize {
+    descs.map(|desc| desc.rows.n_tokens as usize).max().unwrap_or(0)
 }
 
 /// [`SlotMap::words`] on the device.
@@ -271,15 +276,17 @@ impl Backend for CudaBackend {
     fn rope_table(&self, ws: &mut Workspace, args: RopeTableArgs<'_, Self>) -> Result<()> {
         ws.check()?;
         let RopeTableArgs { out, inv_freq, n_pairs, attention_factor, seqs } = args;
-        for desc in seqs {
+        for seqs in seqs.chunks(MAX_PARTS) {
+            let rows: Vec<_> = seqs.iter().map(|desc| desc.address()).collect();
             let params = params::RopeTable {
                 out: out.address(),
                 inv_freq: inv_freq.address(),
-                rows: desc.address(),
                 n_pairs: word(n_pairs),
                 attention_factor,
+                rows: filled(&rows),
             };
-            self.device.launch("rope_table", [desc.rows.n_tokens as usize, 1, 1], 64, 0, &params)?;
+            let grid = [most_tokens(seqs.iter().copied()), seqs.len(), 1];
+            self.device.launch("rope_table", grid, 64, 0, &params)?;
         }
         Ok(())
     }
@@ -290,15 +297,17 @@ impl Backend for CudaBackend {
         if 2 * n_pairs > shape.head_dim || n_pairs == 0 && table.is_some() {
             return Err(Error::invalid(format!("{n_pairs} pairs in a head of {}", shape.head_dim)));
         }
-        for AppendSeq { desc, blocks, places } in seqs {
+        for seqs in seqs.chunks(MAX_PARTS) {
+            let of_seq = |seq: &AppendSeq<'_, Self>| params::AppendSeq {
+                rows: seq.desc.address(),
+                blocks: seq.blocks.address(),
+                places: attn::places(&seq.places),
+            };
             let params = params::RopeAppend {
                 q: q.address(),
                 k: k.address(),
                 v: v.address(),
                 table: table.map_or(0, DeviceBuf::address),
-                rows: desc.address(),
-                blocks: blocks.address(),
-                places: attn::places(places),
                 shape: (&shape).into(),
                 n_heads: word(n_heads),
                 n_pairs: word(n_pairs),
@@ -307,8 +316,10 @@ impl Backend for CudaBackend {
                     RopePairing::Halves => 1,
                 },
                 unused: 0,
+                seqs: filled(&seqs.iter().map(of_seq).collect::<Vec<_>>()),
             };
-            let grid = [desc.rows.n_tokens as usize, n_heads + shape.n_kv_heads, 1];
+            let n_tokens = most_tokens(seqs.iter().map(|seq| seq.desc));
+            let grid = [n_tokens, n_heads + shape.n_kv_heads, seqs.len()];
             let shared_bytes = word(shape.head_dim * size_of::<f32>());
             self.device.launch("rope_append", grid, 64, shared_bytes, &params)?;
         }
@@ -321,22 +332,26 @@ impl Backend for CudaBackend {
         ws.keep_pace()
     }
 
-    fn copy_blocks(&self, ws: &mut Workspace, args: CopyBlocksArgs<'_, Self>) -> Result<()> {
+    fn copy_blocks(&self, ws: &mut Workspace, args: CopyBlocksArgs<'_, '_, Self>) -> Result<()> {
         ws.check()?;
-        let CopyBlocksArgs { to, to_places, from, from_places, shape, desc, blocks, slots } = args;
-        let params = params::CopyBlocks {
-            to: to.address(),
-            from: from.address(),
-            to_places: attn::places(&to_places),
-            from_places: attn::places(&from_places),
-            rows: desc.address(),
-            slots: slots.0.address(),
-            shape: (&shape).into(),
-            pinned: u32::from(blocks == StepBlocks::Pinned),
-            unused: 0,
-        };
-        let grid = [desc.rows.n_tokens as usize, shape.n_kv_heads, 1];
-        self.device.launch("copy_blocks", grid, 32, 0, &params)
+        for parts in args.parts.chunks(MAX_PARTS) {
+            let of_part = |part: &CopyPart<'_, Self>| params::CopyPart {
+                to: part.to.address(),
+                from: part.from.address(),
+                to_places: attn::places(&part.to_places),
+                from_places: attn::places(&part.from_places),
+                rows: part.desc.address(),
+                slots: part.slots.0.address(),
+                shape: (&part.shape).into(),
+                pinned: u32::from(part.blocks == StepBlocks::Pinned),
+                unused: 0,
+            };
+            let params = params::CopyBlocks { parts: filled(&parts.iter().map(of_part).collect::<Vec<_>>()) };
+            let n_kv_heads = parts.iter().map(|part| part.shape.n_kv_heads).max().unwrap_or(0);
+            let grid = [most_tokens(parts.iter().map(|part| part.desc)), n_kv_heads, parts.len()];
+            self.device.launch("copy_blocks", grid, 32, 0, &params)?;
+        }
+        Ok(())
     }
 
     fn glu(&self, ws: &mut Workspace, args: GluArgs<'_, Self>) -> Result<()> {

@@ -3,6 +3,14 @@
 use crate::attention::mask::Mask;
 use crate::backend::args::{KvShape, KvType};
 
+/// Sessions, or copies, of one launch.
+pub(super) const MAX_PARTS: usize = 16;
+
+/// `parts`, at most [`MAX_PARTS`] and at least one, as kernels take them: whatever fills the rest is not looked at.
+pub(super) fn filled<T: Copy>(parts: &[T]) -> [T; MAX_PARTS] {
+    std::array::from_fn(|i| parts[i.min(parts.len() - 1)])
+}
+
 /// An address in device memory.
 pub(super) type Address = u64;
 
@@ -34,19 +42,24 @@ params! {
     Segment = 32 { blocks: Address, places: BlockPlaces, end_kind: u32, end: u32 }
     Embed = 48 { out: Address, table: Weight, tokens: Address, scale: f32, unused: u32 }
     Norm = 32 { out: Address, x: Address, weight: Address, width: u32, eps: f32 }
-    RopeTable = 32 { out: Address, inv_freq: Address, rows: Address, n_pairs: u32, attention_factor: f32 }
-    RopeAppend = 96 {
-        q: Address, k: Address, v: Address, table: Address, rows: Address, blocks: Address, places: BlockPlaces,
-        shape: Shape, n_heads: u32, n_pairs: u32, pairing: u32, unused: u32,
+    RopeTable = 152 {
+        out: Address, inv_freq: Address, n_pairs: u32, attention_factor: f32, rows: [Address; MAX_PARTS],
     }
-    CopyBlocks = 88 {
+    AppendSeq = 32 { rows: Address, blocks: Address, places: BlockPlaces }
+    RopeAppend = 576 {
+        q: Address, k: Address, v: Address, table: Address, shape: Shape, n_heads: u32, n_pairs: u32, pairing: u32,
+        unused: u32, seqs: [AppendSeq; MAX_PARTS],
+    }
+    CopyPart = 88 {
         to: Address, from: Address, to_places: BlockPlaces, from_places: BlockPlaces, rows: Address, slots: Address,
         shape: Shape, pinned: u32, unused: u32,
     }
-    Attn = 216 {
-        out: Address, q: Address, rows: Address, sink_logits: Address, phases: Address, partials: Address,
-        segments: [Segment; 3], shape: Shape, mask: MaskParams, n_segments: u32, n_heads: u32, n_splits: u32,
-        scale: f32, softcap: f32, first_token: u32, unused: u32,
+    CopyBlocks = 1408 { parts: [CopyPart; MAX_PARTS] }
+    AttnSeq = 112 { rows: Address, segments: [Segment; 3], n_segments: u32, unused: u32 }
+    Attn = 1904 {
+        out: Address, q: Address, sink_logits: Address, phases: Address, partials: Address, shape: Shape,
+        mask: MaskParams, n_heads: u32, n_splits: u32, scale: f32, softcap: f32, first_token: u32, n_tokens: u32,
+        unused: u32, seqs: [AttnSeq; MAX_PARTS],
     }
     Top = 32 { values: Address, columns: Address, x: Address, width: u32, n: u32 }
     Glu = 24 { gate: Address, up: Address, n_elems: u64 }
