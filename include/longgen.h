@@ -199,7 +199,8 @@ typedef struct lg_session_params {
     size_t struct_size;
     // Longest context in tokens; 0 means the one that the model was trained for.
     uint32_t n_ctx;
-    // Most tokens that run through the layers together; 0 means 2048. More need more memory; results do not change.
+    // Most tokens that run through the layers together; 0 means 2048. More need more memory. On the
+    // processor results do not change; on a card they change by rounding.
     uint32_t chunk_tokens;
     // Element type of the cache: one of `LG_KV_TYPE_*`.
     uint32_t kv_type;
@@ -357,7 +358,7 @@ lg_status lg_model_token_bytes(const struct lg_model *model,
 // `params` may be NULL: all defaults. `*out` is the caller's and is freed by `lg_session_free`; the model may be freed
 // before.
 //
-// Errors: `LG_ERR_INVALID`, `LG_ERR_OUT_OF_MEMORY`.
+// Errors: `LG_ERR_INVALID`, `LG_ERR_OUT_OF_MEMORY`, `LG_ERR_DEVICE`.
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.
@@ -409,7 +410,7 @@ lg_status lg_session_decode(struct lg_session *session,
 // must not be written to, and is valid until the session is next appended to, rewound or freed.
 //
 // Errors: `LG_ERR_INVALID` if nothing was computed behind the last token: the session is empty, was rewound, or
-// `lg_session_prefill` stopped between two chunks; `LG_ERR_POISONED`.
+// `lg_session_prefill` stopped between two chunks; `LG_ERR_DEVICE`, `LG_ERR_POISONED`.
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.
@@ -460,7 +461,7 @@ lg_status lg_sampler_new(const struct lg_sampler_params *params,
 // Chooses the token that follows the last one of `session`; appending it is the caller's, with `lg_session_decode`. Of
 // equally likely tokens the lowest id is taken.
 //
-// Errors: `LG_ERR_INVALID` if the session has no logits, `LG_ERR_OUT_OF_MEMORY`, `LG_ERR_POISONED`.
+// Errors: `LG_ERR_INVALID` if the session has no logits, `LG_ERR_OUT_OF_MEMORY`, `LG_ERR_DEVICE`, `LG_ERR_POISONED`.
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.

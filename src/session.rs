@@ -19,7 +19,8 @@ const DEFAULT_CHUNK_TOKENS: u32 = 2048;
 pub struct SessionParams {
     /// Longest context in tokens; 0 means the one that the model was trained for.
     pub n_ctx: u32,
-    /// Most tokens that run through the layers together; 0 means 2048. Never changes a result.
+    /// Most tokens that run through the layers together; 0 means 2048. Never changes a result on the
+    /// processor.
     pub chunk_tokens: u32,
     /// Element type of the cache.
     pub kv_type: KvType,
@@ -212,7 +213,7 @@ impl Session {
     /// # Errors
     /// Those of [`decode`](Self::decode) for any of them, and `Invalid` for no sessions, sessions of several models, more
     /// of them than a chunk of the first has tokens, or different types of cache or precisions. All of them stand where
-    /// they stood then.
+    /// they stood then, but for their logits after an error of the device.
     pub fn decode_batch(batch: &mut [(&mut Session, u32)], cancel: &Cancel) -> Result<()> {
         let Some((first, _)) = batch.first() else { return Err(Error::invalid("a batch of no sessions")) };
         let model = first.model.clone();
@@ -226,12 +227,17 @@ impl Session {
         let tokens: Vec<u32> = batch.iter().map(|(_, token)| *token).collect();
         let mut sequences: Vec<&mut dyn Sequence> =
             batch.iter_mut().map(|(session, _)| &mut *session.sequence as &mut dyn Sequence).collect();
-        model.decode_batch(&mut sequences, &tokens, cancel)?;
+        let result = model.decode_batch(&mut sequences, &tokens, cancel);
         for (session, token) in batch {
-            session.tokens.push(*token);
-            session.has_logits = true;
+            match &result {
+                Ok(()) => {
+                    session.tokens.push(*token);
+                    session.has_logits = true;
+                }
+                Err(error) => session.has_logits &= leaves_logits(error),
+            }
         }
-        Ok(())
+        result
     }
 
     /// Logits behind the last token: (n_vocab).
@@ -328,9 +334,16 @@ impl Session {
 
     fn step(&mut self, tokens: &[u32], want: Want<'_>, cancel: &Cancel) -> Result<()> {
         self.reserve(tokens.len())?;
-        self.sequence.step(tokens, want, cancel)?;
+        let result = self.sequence.step(tokens, want, cancel);
+        self.has_logits &= result.as_ref().is_err_and(leaves_logits);
+        result?;
         self.tokens.extend_from_slice(tokens);
-        self.has_logits = false;
         Ok(())
     }
+}
+
+/// Whether a step that ended like this has not touched the logits of the one before. Where the device itself fails, they
+/// may be half-way between the two.
+fn leaves_logits(error: &Error) -> bool {
+    !matches!(error.kind(), ErrorKind::Device | ErrorKind::Internal)
 }

@@ -46,6 +46,7 @@ step() {
     else
         failed=$((failed + 1))
         printf '%-40s FAILED %4d s\n' "$name" $((SECONDS - started))
+        grep SKIPPED "$log" | sort -u
         grep -v '^$' "$log" | tail -n 15 | cut -c1-300 | sed 's/^/    /'
     fi
 }

@@ -75,7 +75,7 @@ pub unsafe extern "C" fn lg_sampler_new(
 /// Chooses the token that follows the last one of `session`; appending it is the caller's, with `lg_session_decode`. Of
 /// equally likely tokens the lowest id is taken.
 ///
-/// Errors: `LG_ERR_INVALID` if the session has no logits, `LG_ERR_OUT_OF_MEMORY`, `LG_ERR_POISONED`.
+/// Errors: `LG_ERR_INVALID` if the session has no logits, `LG_ERR_OUT_OF_MEMORY`, `LG_ERR_DEVICE`, `LG_ERR_POISONED`.
 ///
 /// # Safety
 /// The caller must pass pointers as the conventions ask.

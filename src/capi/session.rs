@@ -51,7 +51,8 @@ pub struct lg_session_params {
     pub struct_size: usize,
     /// Longest context in tokens; 0 means the one that the model was trained for.
     pub n_ctx: u32,
-    /// Most tokens that run through the layers together; 0 means 2048. More need more memory; results do not change.
+    /// Most tokens that run through the layers together; 0 means 2048. More need more memory. On the
+    /// processor results do not change; on a card they change by rounding.
     pub chunk_tokens: u32,
     /// Element type of the cache: one of `LG_KV_TYPE_*`.
     pub kv_type: u32,
@@ -96,7 +97,7 @@ pub type lg_progress = Option<unsafe extern "C" fn(user: *mut c_void, n_done: us
 /// `params` may be NULL: all defaults. `*out` is the caller's and is freed by `lg_session_free`; the model may be freed
 /// before.
 ///
-/// Errors: `LG_ERR_INVALID`, `LG_ERR_OUT_OF_MEMORY`.
+/// Errors: `LG_ERR_INVALID`, `LG_ERR_OUT_OF_MEMORY`, `LG_ERR_DEVICE`.
 ///
 /// # Safety
 /// The caller must pass pointers as the conventions ask.
@@ -198,7 +199,7 @@ pub unsafe extern "C" fn lg_session_decode(
 /// must not be written to, and is valid until the session is next appended to, rewound or freed.
 ///
 /// Errors: `LG_ERR_INVALID` if nothing was computed behind the last token: the session is empty, was rewound, or
-/// `lg_session_prefill` stopped between two chunks; `LG_ERR_POISONED`.
+/// `lg_session_prefill` stopped between two chunks; `LG_ERR_DEVICE`, `LG_ERR_POISONED`.
 ///
 /// # Safety
 /// The caller must pass pointers as the conventions ask.

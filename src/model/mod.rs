@@ -208,8 +208,8 @@ impl Model {
         self.engine.session_bytes()
     }
 
-    /// The longest context, in tokens, that a session with otherwise these parameters can have within `n_bytes`; `None`
-    /// if not even one token fits.
+    /// The longest context, in tokens and at most that of `params`, that a session can have within `n_bytes` with otherwise
+    /// these parameters; `None` if not even one token fits.
     ///
     /// # Errors
     /// Those of [`plan`](Self::plan).

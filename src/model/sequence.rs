@@ -157,7 +157,6 @@ impl<B: Backend> Sequence for NetworkSequence<B> {
         self.describe(0, n_tokens)?;
         backend.upload(&mut self.acts.tokens, 0, tokens)?;
         let logits = self.logits.of_mut::<f32>();
-        let keeps_logits = matches!(want, Want::Nothing);
         let (acts, desc, kv) = (&mut self.acts, &self.desc, &mut self.kv);
         backend.run(&mut self.workspace, cancel, |ws| {
             let seqs = &mut [SeqStep { desc, kv }];
@@ -191,7 +190,7 @@ impl<B: Backend> Sequence for NetworkSequence<B> {
             if n_rows == 1 { backend.repeat(ws, &[key], ops) } else { ops(ws) }
         })?;
         self.kv.advance(n_tokens);
-        self.has_read_logits &= keeps_logits;
+        self.has_read_logits = false;
         Ok(())
     }
 

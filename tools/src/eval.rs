@@ -190,14 +190,16 @@ pub struct Bench {
 /// Those of the session.
 pub fn bench(args: &RunArgs, model: &Arc<Model>, bench: Bench, cancel: &Cancel) -> Result<Vec<Speed>> {
     let Bench { n_prompt, n_generate, depth, repeat, n_sessions } = bench;
-    let n_ctx = u32::try_from(depth + n_prompt.max(n_generate))?;
+    let n_tokens = depth + n_prompt.max(n_generate);
+    // A batch fits in the working memory of the first session.
+    let n_ctx = u32::try_from(n_tokens.max(n_sessions))?;
     let params = SessionParams { logits_rows: u32::try_from(n_sessions)?, ..args.session_params(n_ctx) };
     let sessions = (0..n_sessions).map(|_| args.session(model, &params));
     let mut sessions = sessions.collect::<Result<Vec<_>>>()?;
     let n_vocab = u64::try_from(model.config().n_vocab)?;
     // Ids all over the vocabulary, the same in every run.
     let id = |i: usize| u32::try_from((i as u64 * 7919 + 13) % n_vocab).unwrap_or(0);
-    let ids: Vec<u32> = (0..n_ctx as usize).map(id).collect();
+    let ids: Vec<u32> = (0..n_tokens).map(id).collect();
     let suffix = if depth > 0 { format!(" @ d{depth}") } else { String::new() };
     let mut speeds = Vec::new();
     if n_prompt > 0 {
