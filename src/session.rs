@@ -174,8 +174,8 @@ impl Session {
     }
 
     /// The same, handing over the logits behind every token: the number of the first token among `tokens`, and one row
-    /// of the vocabulary's size per token. An error that `each` returns ends the call like a cancel. Leaves no
-    /// [`logits`](Self::logits) behind.
+    /// of the vocabulary's size per token. An error that `each` returns ends the call like a cancel. It runs
+    /// within a step and must not compute in this model's sessions itself. Leaves no [`logits`](Self::logits) behind.
     ///
     /// # Errors
     /// Those of [`prefill`](Self::prefill), and those of `each`.

@@ -53,12 +53,13 @@ impl SlotMap {
             }
             Mask::Blocks { local_blocks, .. } => local_blocks.saturating_add(1),
         };
-        let mut first = 0;
+        // More slots than can be counted are more than can be allocated: whoever asks for them is refused.
+        let mut first = 0u32;
         let heads = (0..n_kv_heads as usize)
             .map(|head| {
                 let phases = &phases[head * group..(head + 1) * group];
                 let slots = HeadSlots::new(first, mask.sink_blocks(), ring, stride, phases, n_blocks);
-                first += slots.n_slots;
+                first = first.saturating_add(slots.n_slots);
                 slots
             })
             .collect();
@@ -178,6 +179,13 @@ mod tests {
     use super::*;
     use crate::attention::mask::tests::any_mask;
     use proptest::prelude::*;
+
+    #[test]
+    fn more_slots_than_can_be_counted_do_not_become_few() {
+        // 2^26 blocks in each of 64 heads: 2^32 slots.
+        let mask = Mask::Blocks { block_size: 16, local_blocks: 1, sink_blocks: 0, stride: 1 };
+        assert_eq!(SlotMap::new(&mask, &[0; 64], 64, 1 << 30).n_slots(), u32::MAX);
+    }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(3000))]

@@ -42,8 +42,9 @@ const MAX_RECORDINGS: usize = 16;
 ///
 /// A cache block holds `block_size` keys as (block_size, head_dim), then as many values.
 pub struct CudaBackend {
-    device: Arc<Device>,
+    /// Dropped before the device, which it needs.
     blas: Option<Blas>,
+    device: Arc<Device>,
     /// Held by the running step.
     step: Mutex<()>,
 }
