@@ -1,23 +1,21 @@
-// Attention of many rows on the tensor cores: tiles of 64 or 128 queries of one head over tiles of 64 keys.
+// Attention of many rows on the tensor cores: tiles of 64 or 128 queries of one head over tiles of 64 or 32 keys.
 //
-// Both kinds of tiles begin at absolute multiples of their size, so that which tiles are visible does not depend on how
-// a prompt was cut, and with blocks of 64 tokens only the diagonal needs a mask. Four warps have 16 * ATOMS queries
-// each. Keys and values come as 16-bit floats, 8-bit ones widened, through two stages of shared memory, whose rows are 16
-// bytes longer than a head so that ldmatrix meets no bank twice. Sums are f32; probabilities are rounded to 16 bits for the
-// second product.
+// Both kinds of tiles begin at absolute multiples of their size, so that with blocks of 64 tokens only the diagonal needs
+// a mask. Four warps have 16 * ATOMS queries each. Keys and values come as 16-bit floats, 8-bit ones widened, through two
+// stages of shared memory, whose rows are 16 bytes longer than a head so that ldmatrix meets no bank twice. Sums are f32;
+// probabilities are rounded to 16 bits for the second product, in which unseen values weigh nothing: one that is not
+// finite still spoils all queries of a tile.
 #include "common/kv.cuh"
 #include "common/mma.cuh"
 
-constexpr uint32_t TILE_KEYS = 64;
 constexpr uint32_t THREADS = 128;
-constexpr float LOG2_E = 1.4426950408889634f;
 
-template <typename T, int DIM, int ATOMS, bool IS_Q8>
+template <typename T, int DIM, int ATOMS, int KEYS, bool IS_Q8>
 struct Prefill {
     static constexpr uint32_t TILE_QUERIES = 64 * ATOMS;
+    static constexpr uint32_t TILE_KEYS = KEYS;
     static constexpr uint32_t PITCH = (DIM + 8) * 2;                    // bytes of a row in shared memory
     static constexpr uint32_t TILE_BYTES = TILE_KEYS * PITCH;
-    static constexpr uint32_t SHARED_BYTES = TILE_QUERIES * PITCH + 4 * TILE_BYTES;
 
     const AttnParams& p;
     const AttnSeq& seq;
@@ -287,10 +285,10 @@ struct Prefill {
 };
 
 // Grid (tiles of queries, n_heads), for one session. The last tiles come first: they have the most to do.
-template <typename T, int DIM, int ATOMS, bool IS_Q8>
+template <typename T, int DIM, int ATOMS, int KEYS, bool IS_Q8>
 __device__ __forceinline__ void attn_prefill(const AttnParams& p) {
     extern __shared__ uint4 memory[];
-    using Kernel = Prefill<T, DIM, ATOMS, IS_Q8>;
+    using Kernel = Prefill<T, DIM, ATOMS, KEYS, IS_Q8>;
     const AttnSeq& seq = p.seqs[0];
     StepRows rows = *seq.rows;
     uint32_t first_tile = rows.pos / Kernel::TILE_QUERIES, n_tiles = (rows.end() - 1) / Kernel::TILE_QUERIES + 1 - first_tile;
@@ -300,13 +298,16 @@ __device__ __forceinline__ void attn_prefill(const AttnParams& p) {
     Kernel{p, seq, rows, head, kv_head, p.phases[head], tile * Kernel::TILE_QUERIES, shared_address(memory)}.run();
 }
 
-#define LG_PREFILL(NAME, T, DIM, ATOMS, IS_Q8)                                                              \
-    extern "C" __global__ void __launch_bounds__(THREADS) attn_prefill_##NAME##_##DIM(const __grid_constant__ AttnParams p) { \
-        attn_prefill<T, DIM, ATOMS, IS_Q8>(p);                                                              \
+#define LG_PREFILL(NAME, T, DIM, QUERIES, KEYS, IS_Q8)                                        \
+    extern "C" __global__ void __launch_bounds__(THREADS)                                    \
+        attn_prefill_##NAME##_##DIM##_##QUERIES(const __grid_constant__ AttnParams p) {      \
+        attn_prefill<T, DIM, QUERIES / 64, KEYS, IS_Q8>(p);                                  \
     }
-#define LG_PREFILL_OF(NAME, T, IS_Q8)                                               \
-    LG_PREFILL(NAME, T, 64, 2, IS_Q8) LG_PREFILL(NAME, T, 96, 2, IS_Q8)             \
-    LG_PREFILL(NAME, T, 128, 2, IS_Q8) LG_PREFILL(NAME, T, 256, 1, IS_Q8)
+// Heads of 128 twice: cards with 100 KB of shared memory a block have no room for 128 queries.
+#define LG_PREFILL_OF(NAME, T, IS_Q8)                                                         \
+    LG_PREFILL(NAME, T, 64, 128, 64, IS_Q8) LG_PREFILL(NAME, T, 96, 128, 64, IS_Q8)          \
+    LG_PREFILL(NAME, T, 128, 128, 64, IS_Q8) LG_PREFILL(NAME, T, 128, 64, 64, IS_Q8)         \
+    LG_PREFILL(NAME, T, 256, 64, 32, IS_Q8)
 // One cache type a compilation, as in attn_rows.cu.
 #if defined(LG_KV_F16)
 LG_PREFILL_OF(f16, HalfType, false)

@@ -8,8 +8,6 @@
 #include "common/kv.cuh"
 
 constexpr uint32_t ROWS_WARPS = 4;
-constexpr uint32_t MAX_GROUP = 64;
-constexpr float LOG2_E = 1.4426950408889634f;
 
 // Eight elements of a row of the cache, as they were read.
 struct Raw {
@@ -65,7 +63,7 @@ __device__ void attn_rows(const AttnParams& p) {
     constexpr uint32_t KEYS = 32 / LANES;          // of a warp at a time
     constexpr uint32_t RUN = DIM > 128 || TYPE == KV_F32 ? 8 : 16;
     constexpr uint32_t STEPS = RUN / KEYS;
-    __shared__ uint32_t residues[MAX_GROUP];
+    __shared__ uint32_t residues[GROUP];
     __shared__ uint32_t n_residues;
     __shared__ float merged[ROWS_WARPS][GROUP][DIM + 2];
 

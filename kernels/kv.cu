@@ -1,8 +1,8 @@
 // Keys and values on their way into the cache.
 #include "common/kv.cuh"
 
-// Grid (n_tokens, n_heads + n_kv_heads, sessions): turns one head of queries in place, or turns a head of keys and appends it and
-// its values. `head_dim` floats of shared memory.
+// Grid (n_tokens, n_heads + n_kv_heads, sessions): turns one head of queries in place, or turns a head of keys and
+// appends it and its values. `head_dim` floats of shared memory.
 extern "C" __global__ void rope_append(const __grid_constant__ RopeAppendParams p) {
     extern __shared__ float head[];
     __shared__ float max_of[32];
@@ -39,7 +39,7 @@ extern "C" __global__ void rope_append(const __grid_constant__ RopeAppendParams 
     store_row(block, true, in_block, [&](uint32_t i) { return v[i]; }, max_of);
 }
 
-// Grid (n_tokens, n_kv_heads, copies). Rows are copied in words of 16 bits, or of 8 if they are odd.
+// Grid (n_tokens, n_kv_heads, copies). Rows are copied 16 bytes at a time, or byte by byte where they are not so long.
 extern "C" __global__ void copy_blocks(const __grid_constant__ CopyBlocksParams params) {
     const CopyPart& p = params.parts[blockIdx.z];
     StepRows rows = *p.rows;

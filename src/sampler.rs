@@ -133,7 +133,7 @@ impl Sampler {
 fn likeliest(logits: impl Iterator<Item = (u32, f32)>) -> Result<u32> {
     let mut best: Option<(u32, f32)> = None;
     for (token, logit) in logits {
-        if !logit.is_nan() && best.is_none_or(|(_, highest)| logit > highest) {
+        if !logit.is_nan() && best.is_none_or(|(_, highest)| logit.total_cmp(&highest).is_gt()) {
             best = Some((token, logit));
         }
     }
@@ -178,6 +178,7 @@ mod tests {
     fn zero_temperature_takes_the_first_of_the_likeliest() {
         let mut sampler = Sampler::new(&SamplerParams::default()).unwrap();
         assert_eq!(sampler.sample(&[1.0, f32::NAN, 3.0, 3.0]).unwrap(), 2);
+        assert_eq!(sampler.sample(&[-0.0, 0.0]).unwrap(), 1, "as Session::top orders them");
         assert!(sampler.sample(&[]).is_err());
         assert!(sampler.sample(&[f32::NAN]).is_err());
     }

@@ -397,7 +397,7 @@ fn only_values<B: Backend>(backend: &B, context: &Context) -> Vec<f32> {
 #[test]
 fn a_value_comes_back_as_near_as_its_type_can_hold_it() {
     let oracle = ReferenceBackend::default();
-    for (name, backend) in backends() {
+    on_every_backend!(|name, backend| {
         let mut random = Random::new(14);
         for case in 0..60 {
             for ty in KV_TYPES {
@@ -433,14 +433,14 @@ fn a_value_comes_back_as_near_as_its_type_can_hold_it() {
                 }
             }
         }
-    }
+    });
 }
 
 #[test]
 fn bf16_keeps_numbers_of_any_kind() {
     let special = [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, 1e-40, 3e38];
     let nans = [0x7f80_0001, 0xff80_0001, 0x7fff_ffff, 0xffff_ffff, 0x7fbf_8000].map(f32::from_bits);
-    for (name, backend) in backends() {
+    on_every_backend!(|name, backend| {
         let mut random = Random::new(15);
         let mut context = plain_context(&mut random, KvType::Bf16, 1);
         for _ in 0..50 {
@@ -458,7 +458,7 @@ fn bf16_keeps_numbers_of_any_kind() {
                 );
             }
         }
-    }
+    });
 }
 
 fn assert_only_some_are_finite<B: Backend>(name: &str, backend: &B) {
@@ -489,9 +489,9 @@ fn assert_only_some_are_finite<B: Backend>(name: &str, backend: &B) {
 #[test]
 fn a_row_that_8_bits_cannot_hold_spoils_those_who_see_it_only() {
     assert_only_some_are_finite("oracle", &ReferenceBackend::default());
-    for (name, backend) in backends() {
+    on_every_backend!(|name, backend| {
         assert_only_some_are_finite(&name, &backend);
-    }
+    });
 }
 
 #[test]
@@ -698,12 +698,12 @@ mod cuda {
     use super::*;
     use longgen::backend::cuda::CudaBackend;
 
-    /// The first device with cuBLASLt and without, or nothing, said loudly, where there is none.
+    /// The first device with all it has and with the least, or nothing, said loudly, where there is none.
     pub fn backends() -> Vec<(String, CudaBackend)> {
         match CudaBackend::new(0) {
             Ok(backend) => {
-                let own = CudaBackend::without_blas(0).unwrap();
-                [backend, own].map(|backend| (backend.info().name, backend)).into()
+                let least = CudaBackend::with_the_least(0).unwrap();
+                [backend, least].map(|backend| (backend.info().name, backend)).into()
             }
             Err(error) => {
                 eprintln!("SKIPPED on CUDA devices: {error}");

@@ -5,6 +5,7 @@
 mod support;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use longgen::{
     Cancel, Device, ErrorKind, KvType, Model, ModelParams, Precision, Sampler, SamplerParams, Session,
@@ -168,11 +169,13 @@ fn a_cache_of_any_type_costs_what_the_type_rounds_away() {
     }
 }
 
-/// Sessions of different lengths, and for each the tokens that come next.
+/// Sessions of different lengths, every third with a longer context, and for each the tokens that come next.
 fn batch(model: &Arc<Model>, params: &SessionParams, n: usize) -> Vec<(Session, Vec<u32>)> {
     let session = |i: usize| {
-        let mut session = Session::new(model, params).unwrap();
-        let text = tokens(1 + i * 37 % 211, 40 + i as u64);
+        let longer = if i % 3 == 1 { 800 } else { 0 };
+        let params = SessionParams { n_ctx: params.n_ctx + longer, ..params.clone() };
+        let mut session = Session::new(model, &params).unwrap();
+        let text = tokens(1 + i * 37 % 211 + longer as usize, 40 + i as u64);
         session.prefill(&text, &Cancel::default(), &mut |_, _| {}).unwrap();
         (session, tokens(6, 90 + i as u64))
     };
@@ -188,7 +191,7 @@ fn sessions_that_are_decoded_together_get_what_each_gets_alone() {
             (TensorType::BF16, Precision::Fast),
         ] {
             let model = File::new(&tiny_model::bytes(ty)).open(device, 2);
-            for n in [1, 2, 7, 16] {
+            for n in [1, 2, 7, 16, 20] {
                 let params = params(64, precision, KvType::F16);
                 let (mut together, mut alone) = (batch(&model, &params, n), batch(&model, &params, n));
                 for i in 0..6 {
@@ -242,8 +245,6 @@ fn a_batch_that_fails_leaves_no_trace() {
         let params = params(64, Precision::Exact, KvType::F16);
         let mut sessions = batch(&model, &params, 3);
         let before: Vec<_> = sessions.iter().map(|(session, _)| session.tokens().to_vec()).collect();
-        let logits: Vec<_> =
-            sessions.iter_mut().map(|(session, _)| session.logits().unwrap().to_vec()).collect();
         let other_model = File::new(&tiny_model::bytes(TensorType::F32)).open(device, 1);
         let mut other = batch(&other_model, &params, 1);
         let mut rounded = batch(&model, &SessionParams { kv_type: KvType::Bf16, ..params.clone() }, 1);
@@ -271,18 +272,49 @@ fn a_batch_that_fails_leaves_no_trace() {
         assert!(error.to_string().contains("4 sessions"), "{error}");
         assert_eq!(Session::decode_batch(&mut [], &never).unwrap_err().kind(), ErrorKind::Invalid);
 
-        for (((session, _), tokens), logits) in sessions.iter_mut().zip(&before).zip(&logits) {
-            assert_eq!(session.tokens(), tokens);
-            assert_eq!(session.logits().unwrap(), logits);
-        }
+        // Nobody has read the logits yet: they are where they were computed.
         let mut fresh = batch(&model, &params, 3);
-        for sessions in [&mut sessions, &mut fresh] {
-            let mut step: Vec<_> = sessions.iter_mut().map(|(session, next)| (session, next[0])).collect();
-            Session::decode_batch(&mut step, &never).unwrap();
+        for (((has, _), tokens), (expected, _)) in sessions.iter_mut().zip(&before).zip(&mut fresh) {
+            assert_eq!(has.tokens(), tokens);
+            assert_eq!(has.top(256).unwrap(), expected.top(256).unwrap());
         }
-        for ((has, _), (expected, _)) in sessions.iter_mut().zip(&mut fresh) {
-            assert_eq!(has.logits().unwrap(), expected.logits().unwrap());
+        // Stopped from another thread at whatever moment.
+        let mut n_cancelled = 0;
+        for i in 0..40 {
+            let cancel = Cancel::default();
+            let has_begun = AtomicBool::new(false);
+            let stop = || {
+                while !has_begun.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+                for _ in 0..i * 500 {
+                    std::hint::black_box(&cancel);
+                }
+                cancel.cancel();
+            };
+            let step = |sessions: &mut [(Session, Vec<u32>)], cancel: &Cancel| {
+                let mut step: Vec<_> =
+                    sessions.iter_mut().map(|(session, next)| (session, next[0])).collect();
+                Session::decode_batch(&mut step, cancel)
+            };
+            let result = std::thread::scope(|scope| {
+                scope.spawn(stop);
+                has_begun.store(true, Ordering::Relaxed);
+                step(&mut sessions, &cancel)
+            });
+            match result {
+                Ok(()) => step(&mut fresh, &never).unwrap(),
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::Cancelled);
+                    n_cancelled += 1;
+                }
+            }
+            for ((has, _), (expected, _)) in sessions.iter_mut().zip(&mut fresh) {
+                assert_eq!(has.tokens(), expected.tokens());
+                assert_eq!(has.top(256).unwrap(), expected.top(256).unwrap(), "{device:?}: moment {i}");
+            }
         }
+        assert!(n_cancelled > 0);
     }
 }
 

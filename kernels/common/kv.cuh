@@ -2,6 +2,9 @@
 #pragma once
 #include "weights.cuh"
 
+// Exponentials are taken in base 2.
+constexpr float LOG2_E = 1.4426950408889634f;
+
 // One cache block: keys as rows, values as rows, and for 8 bits the scales of both.
 struct KvBlock {
     KvShape shape;
@@ -22,7 +25,7 @@ struct KvBlock {
 };
 
 // Rounds a row to the cache's type; all threads of the block take part. An 8-bit row has one scale, max |x| / 127 as
-// f16; a row with a number that is not finite gets a scale that is not, and spoils what sees it.
+// f16; if that is not finite, it is not a number, and spoils what sees it.
 template <typename F>
 __device__ void store_row(const KvBlock& block, bool is_value, uint32_t token, F x, float* max_of) {
     uint32_t dim = block.shape.head_dim;
@@ -50,6 +53,7 @@ __device__ void store_row(const KvBlock& block, bool is_value, uint32_t token, F
         __syncthreads();
         for (uint32_t warp = 0; warp < blockDim.x / 32; warp++) most = larger(max_of[warp], most);
         __half scale = __float2half_rn(most / 127.0f);
+        if (__hisinf(scale)) scale = __float2half_rn(NAN);
         float s = __half2float(scale);
         for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) {
             float quant = s > 0.0f ? rintf(x(i) / s) : 0.0f;

@@ -75,13 +75,12 @@ struct Q4 {
     static __device__ __forceinline__ void load8(float* out, const Weight& w, uint32_t row, uint32_t i) {
         uint64_t block = uint64_t(row) * (w.cols / QUANT_BLOCK) + i / 4;
         uint2 bytes = __ldg(static_cast<const uint2*>(w.data) + block * 2 + i % 2);
-        float d, m;
+        float d, m = 0.0f;
         if (HAS_MINIMUM) {
             float2 scale = __half22float2(__ldg(static_cast<const __half2*>(w.scales) + block));
             d = scale.x, m = scale.y;
         } else {
             d = __half2float(__ldg(static_cast<const __half*>(w.scales) + block));
-            m = -8.0f * d;
         }
         uint32_t shift = i % 4 / 2 * 4;
         uint32_t low = bytes.x >> shift, high = bytes.y >> shift;

@@ -10,6 +10,7 @@ pub use longgen_format::TensorType;
 
 use super::Backend;
 use crate::attention::mask::Mask;
+use crate::error::{Error, Result};
 use crate::kv::slots::SlotMap;
 
 /// How precisely an op must compute.
@@ -181,7 +182,8 @@ pub struct MatmulPart<'a, B: Backend> {
 
 /// `out = x * transpose(w) + bias` for one or several matrices with the same input, or `out += ...` if `add`.
 ///
-/// Every output element is accumulated in one canonical order that does not depend on `n_rows` nor on threads.
+/// On the processor, every output element is accumulated in one canonical order that does not depend on `n_rows` nor on
+/// threads; devices take the way that is fastest for that many rows.
 pub struct MatmulArgs<'a, 'p, B: Backend> {
     /// The products.
     pub parts: &'p mut [MatmulPart<'a, B>],
@@ -345,7 +347,9 @@ pub struct AttnSeq<'a, B: Backend> {
 /// `cap(s) = softcap * tanh(s / softcap)`, and `exp(sink_logit)` added to the softmax's denominator if there is one.
 ///
 /// Vaswani et al., "Attention Is All You Need", 2017; grouped heads: Ainslie et al., 2023. The result of a row does
-/// not depend on the other rows of the step, nor on how its keys are spread over segments.
+/// not depend on the other rows of the step, nor on how its keys are spread over segments: on the processor to the bit,
+/// on devices but for rounding. Keys and values that are not finite reach nobody who does not see them; only where a
+/// device computes many rows at once in [`Precision::Fast`] may values also reach earlier rows.
 pub struct AttnArgs<'a, B: Backend> {
     /// (n_rows, n_heads, head_dim)
     pub out: &'a mut B::Buf,
@@ -363,7 +367,7 @@ pub struct AttnArgs<'a, B: Backend> {
     pub sink_logits: Option<&'a B::Buf>,
     /// Who may look at whom.
     pub mask: Mask,
-    /// (n_heads), as `u32`; read only where the mask has a stride
+    /// (n_heads), as `u32`: which of the strided blocks each head sees, if the mask has any
     pub phases: &'a B::Buf,
     /// The sessions of the step.
     pub seqs: &'a [AttnSeq<'a, B>],
@@ -439,6 +443,20 @@ pub struct TopArgs<'a, B: Backend> {
     pub width: usize,
     /// Elements that are wanted: at most [`MAX_TOP`] and `width`.
     pub n: usize,
+}
+
+impl<B: Backend> TopArgs<'_, B> {
+    /// Refuses a number of elements that is out of range.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    pub fn check(&self) -> Result<()> {
+        let (n, width) = (self.n, self.width);
+        match n <= MAX_TOP.min(width) {
+            true => Ok(()),
+            false => Err(Error::invalid(format!("the {n} largest of {width} elements: at most {MAX_TOP}"))),
+        }
+    }
 }
 
 /// The function of a gated unit.

@@ -41,6 +41,11 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// What it runs on.
     fn info(&self) -> DeviceInfo;
 
+    /// Largest heads that it can compute attention of.
+    fn max_head_dim(&self) -> usize {
+        usize::MAX
+    }
+
     /// Bytes that can still be allocated, where the device knows it.
     fn free_bytes(&self) -> Option<usize> {
         None

@@ -340,6 +340,7 @@ impl Backend for ReferenceBackend {
     }
 
     fn top(&self, _: &mut ReferenceWorkspace, args: TopArgs<'_, Self>) -> Result<()> {
+        args.check()?;
         let TopArgs { values, columns, x, width, n } = args;
         let x = &x.of::<f32>()[..width];
         let mut order: Vec<usize> = (0..width).collect();

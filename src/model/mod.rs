@@ -13,10 +13,12 @@ use std::sync::Arc;
 use longgen_format::Directory;
 
 use crate::attention::plan::LayerAttention;
-use crate::backend::DeviceInfo;
 use crate::backend::args::{KvType, SharedBytes};
 use crate::backend::cpu::CpuBackend;
+#[cfg(feature = "cuda")]
+use crate::backend::cuda::CudaBackend;
 use crate::backend::reference::ReferenceBackend;
+use crate::backend::{Backend, DeviceInfo};
 use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::config::Config;
@@ -29,7 +31,7 @@ use crate::weights::{Load, WeightFile, open};
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    /// The first CUDA device if this build and this machine can use one, else the processor.
+    /// The first CUDA device if this build and this machine can use one and the model fits, else the processor.
     Auto,
     /// The processor, with everything that makes it fast.
     #[default]
@@ -123,14 +125,7 @@ impl Model {
         let config = Arc::new(config);
         let tokenizer = Tokenizer::from_metadata(&file.directory.metadata)?;
         let chat_template = ChatTemplate::from_metadata(&file.directory.metadata)?;
-        let (device, device_note) = match params.device {
-            Device::Auto => match cuda_note() {
-                None => (Device::Cuda(0), None),
-                Some(note) => (Device::Cpu, note),
-            },
-            device => (device, None),
-        };
-        let engine = engine(device, params.n_threads, file, &config, cancel, progress)?;
+        let (engine, device_note) = engine(params, file, &config, cancel, progress)?;
         let has_output = file.has("output.weight");
         let is_read = |name: &str| !has_output || name != "token_embd.weight";
         let tensors = file.directory.tensors().iter().filter(|tensor| is_read(tensor.name()));
@@ -230,10 +225,13 @@ impl Model {
             Err(error) if error.kind() == ErrorKind::OutOfMemory => error,
             result => return result,
         };
-        let needed = self.plan(params)?.total_bytes();
+        let plan = self.plan(params)?;
+        let needed = plan.total_bytes();
         // Devices hand out memory in pages; a little is lost at every buffer's end.
         let free = self.engine.free_bytes().map(|free| free - free / 64);
-        let fits = match free.map(|free| self.longest_context(params, free)).transpose()?.flatten() {
+        let longest = free.map(|free| self.longest_context(params, free)).transpose()?.flatten();
+        // What is free now may have been freed since.
+        let fits = match longest.filter(|&n_ctx| n_ctx < plan.n_ctx) {
             Some(n_ctx) => format!("; a context of {n_ctx} tokens would fit"),
             None => String::new(),
         };
@@ -250,38 +248,50 @@ impl Model {
     }
 }
 
-/// The model on a device.
+/// The model on a device, and why not on one that was preferred.
 fn engine(
-    device: Device,
-    n_threads: usize,
+    params: &ModelParams,
     file: &WeightFile<'_>,
     config: &Arc<Config>,
     cancel: &Cancel,
     progress: LoadProgress<'_>,
-) -> Result<Box<dyn Engine>> {
-    let config = config.clone();
-    Ok(match device {
-        Device::Auto | Device::Cpu => {
-            let n_threads = match n_threads {
-                0 => std::thread::available_parallelism().map_or(1, usize::from),
-                n => n,
-            };
-            Box::new(Network::load(CpuBackend::new(n_threads)?, file, config, cancel, progress)?)
-        }
-        Device::Reference => {
-            Box::new(Network::load(ReferenceBackend::default(), file, config, cancel, progress)?)
-        }
+) -> Result<(Box<dyn Engine>, Option<String>)> {
+    fn on<B: Backend>(
+        backend: B,
+        file: &WeightFile<'_>,
+        config: &Arc<Config>,
+        cancel: &Cancel,
+        progress: LoadProgress<'_>,
+    ) -> Result<Box<dyn Engine>> {
+        Ok(Box::new(Network::load(backend, file, config.clone(), cancel, progress)?))
+    }
+    let n_threads = match params.n_threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    };
+    let engine = match params.device {
+        Device::Cpu => on(CpuBackend::new(n_threads)?, file, config, cancel, progress)?,
+        Device::Reference => on(ReferenceBackend::default(), file, config, cancel, progress)?,
         #[cfg(feature = "cuda")]
-        Device::Cuda(ordinal) => {
-            let backend = crate::backend::cuda::CudaBackend::new(ordinal)?;
-            Box::new(Network::load(backend, file, config, cancel, progress)?)
-        }
+        Device::Cuda(ordinal) => on(CudaBackend::new(ordinal)?, file, config, cancel, progress)?,
         #[cfg(not(feature = "cuda"))]
         Device::Cuda(_) => {
             let message = "this build cannot use CUDA devices: it was built without the feature `cuda`";
             return Err(Error::unsupported(message));
         }
-    })
+        #[cfg(feature = "cuda")]
+        Device::Auto => match CudaBackend::new(0).and_then(|b| on(b, file, config, cancel, progress)) {
+            Ok(engine) => engine,
+            Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
+            Err(error) => {
+                let engine = on(CpuBackend::new(n_threads)?, file, config, cancel, progress)?;
+                return Ok((engine, Some(error.to_string())));
+            }
+        },
+        #[cfg(not(feature = "cuda"))]
+        Device::Auto => on(CpuBackend::new(n_threads)?, file, config, cancel, progress)?,
+    };
+    Ok((engine, None))
 }
 
 fn check_attention(config: &Config, attention: &[LayerAttention]) -> Result<()> {
@@ -290,12 +300,4 @@ fn check_attention(config: &Config, attention: &[LayerAttention]) -> Result<()> 
         return Err(Error::invalid(format!("attention plan of {has} layers for a model of {expected}")));
     }
     attention.iter().try_for_each(|layer| layer.check(config.n_heads))
-}
-
-/// `None` if the first CUDA device can be used; else why not, where it is this machine that cannot.
-fn cuda_note() -> Option<Option<String>> {
-    #[cfg(feature = "cuda")]
-    return crate::backend::cuda::CudaBackend::new(0).err().map(|error| Some(error.to_string()));
-    #[cfg(not(feature = "cuda"))]
-    Some(None)
 }

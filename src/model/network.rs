@@ -84,7 +84,7 @@ impl<B: Backend> Network<B> {
     /// Finds the matrices in the file.
     ///
     /// # Errors
-    /// Those of [`Weights::load`].
+    /// Those of [`Weights::load`], and `Unsupported` for heads that the backend cannot compute.
     pub fn load(
         backend: B,
         file: &WeightFile<'_>,
@@ -92,6 +92,13 @@ impl<B: Backend> Network<B> {
         cancel: &Cancel,
         progress: LoadProgress<'_>,
     ) -> Result<Self> {
+        let (has, max) = (config.head_dim, backend.max_head_dim());
+        if has > max {
+            let device = backend.info().name;
+            return Err(Error::unsupported(format!(
+                "attention heads of {has} elements: {device} can use at most {max}, the CPU any number"
+            )));
+        }
         let weights = Weights::load(&backend, file, &config, cancel, progress)?;
         let weight_bytes = backend.allocated_bytes();
         Ok(Self(Arc::new(Parts { backend, config, weights, weight_bytes, host: Meter::default() })))

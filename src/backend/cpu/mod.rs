@@ -208,6 +208,7 @@ impl Backend for CpuBackend {
     }
 
     fn top(&self, _: &mut Workspace, args: TopArgs<'_, Self>) -> Result<()> {
+        args.check()?;
         rowwise::top(args);
         Ok(())
     }

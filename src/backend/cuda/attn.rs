@@ -2,12 +2,18 @@
 
 use super::params::{self, MAX_PARTS, filled, word};
 use super::workspace::Workspace;
-use super::{CudaBackend, Slots};
+use super::{CudaBackend, Slots, rows_of};
 use crate::backend::args::*;
 use crate::error::{Error, Result};
 
 /// Tokens of a step from which on queries are computed in tiles.
 const MANY_TOKENS: usize = 16;
+
+/// Head sizes that the kernels of single rows are made for; smaller ones take the next.
+const ROW_HEADS: [usize; 3] = [64, 128, 256];
+
+/// Largest head.
+pub(super) const MAX_HEAD_DIM: usize = ROW_HEADS[ROW_HEADS.len() - 1];
 
 /// Parts of the keys of a query, at most.
 const MAX_SPLITS: usize = 64;
@@ -65,14 +71,15 @@ pub(super) fn attn(
             return Err(Error::invalid(format!("{n_segments} segments for {:?}", seq.desc.rows)));
         }
     }
+    let n_rows = rows_of(seqs.iter().map(|seq| seq.desc));
     // Sessions with a token each, as in decoding, are computed together.
     let at_once = if seqs.iter().all(|seq| seq.desc.rows.n_tokens == 1) { MAX_PARTS } else { 1 };
     for seqs in seqs.chunks(at_once) {
         let params = params::Attn {
-            out: out.address(),
-            q: q.address(),
-            sink_logits: sink_logits.map_or(0, |sinks| sinks.address()),
-            phases: phases.address(),
+            out: out.f32s(n_rows * n_heads * head_dim)?,
+            q: q.f32s(n_rows * n_heads * head_dim)?,
+            sink_logits: sink_logits.map_or(Ok(0), |sinks| sinks.f32s(n_heads))?,
+            phases: phases.f32s(n_heads)?,
             partials: ws.partials.address(),
             shape: shape.into(),
             mask: mask.into(),
@@ -85,7 +92,8 @@ pub(super) fn attn(
             unused: 0,
             seqs: filled(&seqs.iter().map(of_seq).collect::<Vec<_>>()),
         };
-        match tile(ws.precision, shape).filter(|_| params.n_tokens as usize >= MANY_TOKENS) {
+        let tile = tile(ws.precision, shape, backend.max_shared_bytes);
+        match tile.filter(|_| params.n_tokens as usize >= MANY_TOKENS) {
             Some(tile) => tiles(backend, &tile, &params)?,
             None => rows(backend, seqs.len(), shape, &params)?,
         }
@@ -110,22 +118,26 @@ struct Tile {
     shared_bytes: u32,
 }
 
+/// The tiled kernels: head size, queries and keys of a tile. Of several for a head, those that need less memory come
+/// last; the last ones are content with what any card has.
+const TILES: [(usize, usize, usize); 5] =
+    [(64, 128, 64), (96, 128, 64), (128, 128, 64), (128, 64, 64), (256, 64, 32)];
+
 /// The tiled kernel for this shape, if there is one.
-fn tile(precision: Precision, shape: &KvShape) -> Option<Tile> {
-    let queries = match shape.head_dim {
-        64 | 96 | 128 => 128,
-        256 => 64,
-        _ => return None,
-    };
+fn tile(precision: Precision, shape: &KvShape, max_shared_bytes: u32) -> Option<Tile> {
     let ty = match (precision, shape.ty) {
         (Precision::Fast, KvType::F16) => "f16",
         (Precision::Fast, KvType::Bf16) => "bf16",
         (Precision::Fast, KvType::Q8) => "q8",
         _ => return None,
     };
-    // Queries, and two stages of 64 keys and values, in rows of 16 bytes more than a head.
-    let shared_bytes = word((queries + 4 * 64) * (shape.head_dim + 8) * 2);
-    Some(Tile { kernel: format!("attn_prefill_{ty}_{}", shape.head_dim), queries, shared_bytes })
+    // Queries, and two stages of keys and values, in rows of 16 bytes more than a head.
+    let shared_bytes = |queries, keys| word((queries + 4 * keys) * (shape.head_dim + 8) * 2);
+    TILES.into_iter().filter(|&(head_dim, ..)| head_dim == shape.head_dim).find_map(|(dim, queries, keys)| {
+        let kernel = format!("attn_prefill_{ty}_{dim}_{queries}");
+        let tile = Tile { kernel, queries, shared_bytes: shared_bytes(queries, keys) };
+        Some(tile).filter(|tile| tile.shared_bytes <= max_shared_bytes)
+    })
 }
 
 fn tiles(backend: &CudaBackend, tile: &Tile, params: &params::Attn) -> Result<()> {
@@ -136,9 +148,10 @@ fn tiles(backend: &CudaBackend, tile: &Tile, params: &params::Attn) -> Result<()
 }
 
 fn rows(backend: &CudaBackend, n_seqs: usize, shape: &KvShape, params: &params::Attn) -> Result<()> {
-    let dim = [64, 128, 256].into_iter().find(|&dim| dim >= shape.head_dim);
+    let dim = ROW_HEADS.into_iter().find(|&dim| dim >= shape.head_dim);
     let Some(dim) = dim else {
-        return Err(Error::unsupported(format!("attention heads of {}: at most 256 work", shape.head_dim)));
+        let (has, max) = (shape.head_dim, MAX_HEAD_DIM);
+        return Err(Error::unsupported(format!("attention heads of {has}: at most {max} work")));
     };
     let ty = match shape.ty {
         KvType::F32 => "f32",

@@ -45,6 +45,8 @@ pub(super) struct Device {
     /// Name, and number of multiprocessors.
     pub name: String,
     pub n_multiprocessors: u32,
+    /// Most shared memory of one block of threads.
+    pub max_shared_bytes: u32,
     /// Most bytes per second of its memory, if the driver says what it takes.
     pub bandwidth: Option<f64>,
     pub meter: Meter,
@@ -98,15 +100,17 @@ impl Device {
         if major < 8 {
             return Err(unusable(format!("{name} has compute capability {major}.{minor}, 8.0 is needed")));
         }
-        let n_multiprocessors = context
-            .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
-            .map_err(failed("cannot count multiprocessors"))?;
-        let attribute =
-            |attribute| context.attribute(attribute).ok().filter(|&value| value > 0).map(f64::from);
-        let clock = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE);
-        let width = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH);
+        let attribute = |attribute| {
+            let value = context.attribute(attribute).map_err(failed("cannot ask what it has"))?;
+            Ok::<_, Error>(u32::try_from(value).unwrap_or(0))
+        };
+        let n_multiprocessors = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let max_shared_bytes =
+            attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let clock = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
+        let width = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?;
         // Kilohertz, bits, and two transfers per clock.
-        let bandwidth = clock.zip(width).map(|(clock, width)| clock * 1e3 * width / 8.0 * 2.0);
+        let bandwidth = f64::from(clock) * 1e3 * f64::from(width) / 8.0 * 2.0;
         let new_stream = || context.new_stream().map_err(failed("cannot make a stream"));
         let (stream, recorder, filler) = (new_stream()?, new_stream()?, new_stream()?);
         let (mut modules, mut kernels) = (Vec::new(), HashMap::new());
@@ -128,8 +132,9 @@ impl Device {
             modules,
             functions: Mutex::new(kernels),
             name,
-            n_multiprocessors: u32::try_from(n_multiprocessors).unwrap_or(1),
-            bandwidth,
+            n_multiprocessors,
+            max_shared_bytes,
+            bandwidth: Some(bandwidth).filter(|&bandwidth| bandwidth > 0.0),
             meter: Meter::default(),
         }))
     }
@@ -141,18 +146,29 @@ impl Device {
 
     /// The stream of the running step's work.
     pub fn stream(&self) -> sys::CUstream {
-        match self.is_recording.load(Ordering::Relaxed) {
+        match self.is_recording() {
             true => self.recorder.cu_stream(),
             false => self.stream.cu_stream(),
         }
     }
 
+    /// Whether the running step is recorded.
+    pub fn is_recording(&self) -> bool {
+        self.is_recording.load(Ordering::Relaxed)
+    }
+
     /// Lets the running step's `ops` go to a stream that does not run them, while `record` turns them into something.
     pub fn while_recording<T>(&self, record: impl FnOnce(sys::CUstream) -> T) -> T {
+        // Also when an op panics, the next step runs.
+        struct Ends<'a>(&'a AtomicBool);
+        impl Drop for Ends<'_> {
+            fn drop(&mut self) {
+                self.0.store(false, Ordering::Relaxed);
+            }
+        }
         self.is_recording.store(true, Ordering::Relaxed);
-        let result = record(self.recorder.cu_stream());
-        self.is_recording.store(false, Ordering::Relaxed);
-        result
+        let _ends = Ends(&self.is_recording);
+        record(self.recorder.cu_stream())
     }
 
     /// Bytes of the device that are free, and all of them.
@@ -297,6 +313,12 @@ impl DeviceBuf {
     /// Where it begins.
     pub(super) fn address(&self) -> Address {
         self.address
+    }
+
+    /// Where it begins, if it holds `n` numbers of 32 bits.
+    pub(super) fn f32s(&self, n: usize) -> Result<Address> {
+        self.check(0, n.saturating_mul(size_of::<f32>()))?;
+        Ok(self.address)
     }
 
     /// Length in bytes.

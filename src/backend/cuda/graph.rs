@@ -44,18 +44,18 @@ impl Graph {
             // SAFETY: as above; ends what was begun, also where an op failed.
             (recorded, unsafe { result::stream::end_capture(stream) })
         });
-        recorded?;
-        let graph = graph.map_err(failed("cannot record a step"))?;
         let mut n_nodes = 0;
         // SAFETY: the graph was just made; the executable one does not need it any more.
-        let exec = unsafe {
+        let exec = graph.and_then(|graph| unsafe {
             let counted = sys::cuGraphGetNodes(graph, std::ptr::null_mut(), &mut n_nodes).result();
             let exec = counted.and_then(|()| result::graph::instantiate(graph, CUgraphInstantiate_flags(0)));
             let _ = result::graph::destroy(graph);
             exec
-        };
-        let exec = exec.map_err(failed("cannot make a graph of a step"))?;
-        Ok(Self { device: device.clone(), exec, n_nodes })
+        });
+        let graph = exec.map(|exec| Self { device: device.clone(), exec, n_nodes });
+        // What an op failed with says more than what became of the recording.
+        recorded?;
+        graph.map_err(failed("cannot record a step"))
     }
 
     /// Launches and copies of the step.
@@ -65,7 +65,8 @@ impl Graph {
 
     /// Runs the step again.
     pub fn launch(&self) -> Result<()> {
-        // SAFETY: what the step's kernels point to lives as long as the session that owns this recording.
+        // SAFETY: what the kernels point to belongs to the session that owns this recording, or to the other sessions
+        // of the batch that its key names: numbers that are never given twice, so those sessions are here again.
         unsafe { result::graph::launch(self.exec, self.device.stream()) }
             .map_err(failed("cannot replay a step"))
     }

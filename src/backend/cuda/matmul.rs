@@ -53,7 +53,8 @@ pub(super) fn matmul(
         ws.precision == Precision::Fast && n_rows > few && cols % 8 == 0
     };
     let (mut fast, mut slow): (Vec<_>, Vec<_>) = parts.iter_mut().partition(|part| is_fast(part.w));
-    slow.iter_mut().try_for_each(|part| matvec(backend, part, x.address(), n_rows, add))?;
+    let x = x.f32s(n_rows * cols)?;
+    slow.iter_mut().try_for_each(|part| matvec(backend, part, x, n_rows, add))?;
     if fast.is_empty() {
         return Ok(());
     }
@@ -65,7 +66,7 @@ pub(super) fn matmul(
     for part in &mut fast {
         let is_bf16 = part.w.ty == TensorType::BF16;
         if converted != Some(is_bf16) {
-            convert(backend, ws, x.address(), n_rows * cols, is_bf16)?;
+            convert(backend, ws, x, n_rows * cols, is_bf16)?;
             converted = Some(is_bf16);
         }
         many_rows(backend, ws, part, n_rows, is_bf16, add)?;
@@ -90,10 +91,10 @@ fn matvec(
     let name = format!("matvec{at_once}_{}", type_name(part.w)?);
     let grid = [part.w.rows.div_ceil(MATVEC_ROWS), n_rows.div_ceil(at_once), 1];
     let params = params::Matvec {
-        out: part.out.address(),
+        out: part.out.f32s(n_rows * part.w.rows)?,
         w: part.w.params(),
         x,
-        bias: part.bias.map_or(0, |bias| bias.address()),
+        bias: part.bias.map_or(Ok(0), |bias| bias.f32s(part.w.rows))?,
         n_rows: word(n_rows),
         add: u32::from(add),
     };
@@ -139,18 +140,21 @@ fn many_rows(
             backend.device.launch(&name, blocks_of(n * cols / 8), ELEMENT_THREADS, 0, &params)?;
             w.data = ws.dequantized.address();
         }
-        let out = part.out.address() + (first * size_of::<f32>()) as u64;
+        let out = part.out.f32s(n_rows * rows)? + (first * size_of::<f32>()) as u64;
         let product = Product { n: n_rows, m: n, k: cols, out_width: rows, is_bf16, add };
         let x = ws.activations.address();
-        match &backend.blas {
-            Some(blas) => blas.run(&backend.device, product, out, x, w.data, &ws.blas)?,
-            None => own(backend, product, out, x, w.data)?,
+        let is_done = match &backend.blas {
+            Some(blas) => blas.run(product, out, x, w.data, &ws.blas)?,
+            None => false,
+        };
+        if !is_done {
+            own(backend, product, out, x, w.data)?;
         }
     }
     match part.bias {
         None => Ok(()),
         Some(bias) => {
-            let (out, bias) = (part.out.address(), bias.address());
+            let (out, bias) = (part.out.f32s(n_rows * rows)?, bias.f32s(rows)?);
             let params = params::Bias { out, bias, n_rows: word(n_rows), width: word(rows) };
             backend.device.launch("add_bias", blocks_of(n_rows * rows), ELEMENT_THREADS, 0, &params)
         }

@@ -35,6 +35,9 @@ const ROW_THREADS: u32 = 256;
 /// Threads of the kernel that finds the largest elements.
 const TOP_THREADS: u32 = 1024;
 
+/// Shared memory that a block of threads can have on every card from compute capability 8.0 on.
+const LEAST_SHARED_BYTES: u32 = 99 * 1024;
+
 /// Recorded steps that a session keeps.
 const MAX_RECORDINGS: usize = 16;
 
@@ -42,9 +45,10 @@ const MAX_RECORDINGS: usize = 16;
 ///
 /// A cache block holds `block_size` keys as (block_size, head_dim), then as many values.
 pub struct CudaBackend {
-    /// Dropped before the device, which it needs.
-    blas: Option<Blas>,
     device: Arc<Device>,
+    blas: Option<Blas>,
+    /// Shared memory that a block of threads may have.
+    max_shared_bytes: u32,
     /// Held by the running step.
     step: Mutex<()>,
 }
@@ -59,6 +63,11 @@ impl Descriptor {
     fn address(&self) -> params::Address {
         self.on_device.address()
     }
+}
+
+/// Rows of all sessions.
+fn rows_of<'a>(descs: impl Iterator<Item = &'a Descriptor>) -> usize {
+    descs.map(|desc| (desc.rows.row + desc.rows.n_tokens) as usize).max().unwrap_or(0)
 }
 
 /// Tokens of the session with most of them.
@@ -76,15 +85,17 @@ impl CudaBackend {
     /// `Device`: no driver, one too old, no such device, or a device too old for the kernels.
     pub fn new(ordinal: usize) -> Result<Self> {
         let device = Device::open(ordinal)?;
-        Ok(Self { blas: Blas::load(), device, step: Mutex::default() })
+        let max_shared_bytes = device.max_shared_bytes;
+        Ok(Self { blas: Blas::load(&device), device, max_shared_bytes, step: Mutex::default() })
     }
 
-    /// The same with our own products of many rows, whether or not cuBLASLt is installed.
+    /// The same with what is there on every card, whatever this one has: without cuBLASLt, products of many rows are
+    /// our own, and the least shared memory makes attention take smaller tiles.
     ///
     /// # Errors
     /// Those of [`new`](Self::new).
-    pub fn without_blas(ordinal: usize) -> Result<Self> {
-        Ok(Self { blas: None, ..Self::new(ordinal)? })
+    pub fn with_the_least(ordinal: usize) -> Result<Self> {
+        Ok(Self { blas: None, max_shared_bytes: LEAST_SHARED_BYTES, ..Self::new(ordinal)? })
     }
 }
 
@@ -98,6 +109,10 @@ impl Backend for CudaBackend {
     fn info(&self) -> DeviceInfo {
         let blas = if self.blas.is_some() { "" } else { ", without cuBLASLt" };
         DeviceInfo { name: format!("{}{blas}", self.device.name), bandwidth: self.device.bandwidth }
+    }
+
+    fn max_head_dim(&self) -> usize {
+        attn::MAX_HEAD_DIM
     }
 
     fn free_bytes(&self) -> Option<usize> {
@@ -206,21 +221,16 @@ impl Backend for CudaBackend {
                 ops(workspace)?;
                 Recording::Seen
             }
-            Some(Recording::Seen) => {
-                workspace.is_recording = true;
-                let graph = Graph::record(&self.device, || ops(workspace));
-                workspace.is_recording = false;
-                match graph {
-                    Ok(graph) => {
-                        graph.launch()?;
-                        Recording::Graph(graph)
-                    }
-                    Err(error) => {
-                        ops(workspace)?;
-                        Recording::Failed(error.to_string())
-                    }
+            Some(Recording::Seen) => match Graph::record(&self.device, || ops(workspace)) {
+                Ok(graph) => {
+                    graph.launch()?;
+                    Recording::Graph(graph)
                 }
-            }
+                Err(error) => {
+                    ops(workspace)?;
+                    Recording::Failed(error.to_string())
+                }
+            },
         };
         // Batches come and go; what they left is not worth finding out one by one.
         if workspace.recordings.len() >= MAX_RECORDINGS {
@@ -246,9 +256,9 @@ impl Backend for CudaBackend {
         ws.check()?;
         let EmbedArgs { out, table, tokens, n_tokens, scale } = args;
         let params = params::Embed {
-            out: out.address(),
+            out: out.f32s(n_tokens * table.cols)?,
             table: table.params(),
-            tokens: tokens.address(),
+            tokens: tokens.f32s(n_tokens)?,
             scale,
             unused: 0,
         };
@@ -260,9 +270,9 @@ impl Backend for CudaBackend {
         ws.check()?;
         let NormArgs { out, x, first_row, weight, n_rows, width, eps } = args;
         let params = params::Norm {
-            out: out.address(),
-            x: x.address() + (first_row * width * size_of::<f32>()) as u64,
-            weight: weight.address(),
+            out: out.f32s(n_rows * width)?,
+            x: x.f32s((first_row + n_rows) * width)? + (first_row * width * size_of::<f32>()) as u64,
+            weight: weight.f32s(width)?,
             width: word(width),
             eps,
         };
@@ -277,11 +287,12 @@ impl Backend for CudaBackend {
     fn rope_table(&self, ws: &mut Workspace, args: RopeTableArgs<'_, Self>) -> Result<()> {
         ws.check()?;
         let RopeTableArgs { out, inv_freq, n_pairs, attention_factor, seqs } = args;
+        let out = out.f32s(rows_of(seqs.iter().copied()) * n_pairs * 2)?;
         for seqs in seqs.chunks(MAX_PARTS) {
             let rows: Vec<_> = seqs.iter().map(|desc| desc.address()).collect();
             let params = params::RopeTable {
-                out: out.address(),
-                inv_freq: inv_freq.address(),
+                out,
+                inv_freq: inv_freq.f32s(n_pairs)?,
                 n_pairs: word(n_pairs),
                 attention_factor,
                 rows: filled(&rows),
@@ -298,6 +309,8 @@ impl Backend for CudaBackend {
         if 2 * n_pairs > shape.head_dim || n_pairs == 0 && table.is_some() {
             return Err(Error::invalid(format!("{n_pairs} pairs in a head of {}", shape.head_dim)));
         }
+        let n_rows = rows_of(seqs.iter().map(|seq| seq.desc));
+        let kv_width = shape.n_kv_heads * shape.head_dim;
         for seqs in seqs.chunks(MAX_PARTS) {
             let of_seq = |seq: &AppendSeq<'_, Self>| params::AppendSeq {
                 rows: seq.desc.address(),
@@ -305,10 +318,10 @@ impl Backend for CudaBackend {
                 places: attn::places(&seq.places),
             };
             let params = params::RopeAppend {
-                q: q.address(),
-                k: k.address(),
-                v: v.address(),
-                table: table.map_or(0, DeviceBuf::address),
+                q: q.f32s(n_rows * n_heads * shape.head_dim)?,
+                k: k.f32s(n_rows * kv_width)?,
+                v: v.f32s(n_rows * kv_width)?,
+                table: table.map_or(Ok(0), |table| table.f32s(n_rows * n_pairs * 2))?,
                 shape: (&shape).into(),
                 n_heads: word(n_heads),
                 n_pairs: word(n_pairs),
@@ -358,20 +371,19 @@ impl Backend for CudaBackend {
     fn glu(&self, ws: &mut Workspace, args: GluArgs<'_, Self>) -> Result<()> {
         ws.check()?;
         let GluArgs { gate, up, activation: Activation::Silu, n_elems } = args;
-        let params = params::Glu { gate: gate.address(), up: up.address(), n_elems: n_elems as u64 };
+        let params =
+            params::Glu { gate: gate.f32s(n_elems)?, up: up.f32s(n_elems)?, n_elems: n_elems as u64 };
         self.device.launch("glu_silu", blocks_of(n_elems), ROW_THREADS, 0, &params)
     }
 
     fn top(&self, ws: &mut Workspace, args: TopArgs<'_, Self>) -> Result<()> {
         ws.check()?;
+        args.check()?;
         let TopArgs { values, columns, x, width, n } = args;
-        if n > MAX_TOP.min(width) {
-            return Err(Error::invalid(format!("the {n} largest of {width} elements")));
-        }
         let params = params::Top {
-            values: values.address(),
-            columns: columns.address(),
-            x: x.address(),
+            values: values.f32s(n)?,
+            columns: columns.f32s(n)?,
+            x: x.f32s(width)?,
             width: word(width),
             n: word(n),
         };

@@ -27,8 +27,6 @@ pub struct Workspace {
     pub(super) blas: DeviceBuf,
     /// Attention over parts of the keys, before they are merged
     pub(super) partials: DeviceBuf,
-    /// Whether ops are recorded instead of run.
-    pub(super) is_recording: bool,
     /// What repeated steps launch.
     pub(super) recordings: HashMap<Box<[u64]>, Recording>,
     pace: Pace,
@@ -68,7 +66,6 @@ impl Workspace {
             dequantized: device.alloc(dequantized)?,
             blas: device.alloc(blas)?,
             partials: device.alloc(partials)?,
-            is_recording: false,
             recordings: HashMap::new(),
             pace: Pace::new(device)?,
         })
@@ -76,12 +73,12 @@ impl Workspace {
 
     /// `Ok` unless the step was cancelled; one that is recorded is not stopped half-way.
     pub(super) fn check(&self) -> Result<()> {
-        if self.is_recording { Ok(()) } else { self.cancel.check() }
+        if self.pace.device.is_recording() { Ok(()) } else { self.cancel.check() }
     }
 
     /// Keeps the host from running more than a layer ahead of the device, so that a cancelled step soon ends.
     pub(super) fn keep_pace(&mut self) -> Result<()> {
-        if self.is_recording { Ok(()) } else { self.pace.step() }
+        if self.pace.device.is_recording() { Ok(()) } else { self.pace.step() }
     }
 }
 
@@ -98,11 +95,12 @@ unsafe impl Send for Pace {}
 impl Pace {
     fn new(device: &Arc<Device>) -> Result<Self> {
         device.bind()?;
-        let event = || {
-            result::event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING)
-                .map_err(failed("cannot make an event"))
-        };
-        Ok(Self { device: device.clone(), events: [event()?, event()?], next: 0 })
+        let mut pace = Self { device: device.clone(), events: [std::ptr::null_mut(); 2], next: 0 };
+        for event in &mut pace.events {
+            *event = result::event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING)
+                .map_err(failed("cannot make an event"))?;
+        }
+        Ok(pace)
     }
 
     fn step(&mut self) -> Result<()> {
@@ -119,7 +117,7 @@ impl Pace {
 impl Drop for Pace {
     fn drop(&mut self) {
         if self.device.bind().is_ok() {
-            for event in self.events {
+            for event in self.events.into_iter().filter(|event| !event.is_null()) {
                 // SAFETY: nobody waits for it any more. An error here has nobody to be told to.
                 let _ = unsafe { result::event::destroy(event) };
             }
