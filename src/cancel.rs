@@ -1,28 +1,52 @@
 //! A flag that stops a long call from any thread.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
 
+/// Looks that are left while nobody has asked to stop.
+const NEVER: u64 = u64::MAX;
+
 /// Asks a running call to stop. Clones share the flag; setting it is safe from any thread.
-#[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+#[derive(Clone, Debug)]
+pub struct Cancel {
+    /// How often the flag may still be looked at before it counts as set.
+    looks_left: Arc<AtomicU64>,
+}
+
+impl Default for Cancel {
+    fn default() -> Self {
+        Self::after(NEVER)
+    }
+}
 
 impl Cancel {
+    /// A flag that is set once it has been looked at `n_looks` times: with one number after the other, a test stops a
+    /// call at every moment at which it can be stopped.
+    pub fn after(n_looks: u64) -> Self {
+        Self { looks_left: Arc::new(AtomicU64::new(n_looks)) }
+    }
+
     /// Asks whatever looks at this flag to stop soon.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.looks_left.store(0, Ordering::Relaxed);
     }
 
     /// Makes the flag usable for the next call.
     pub fn reset(&self) {
-        self.0.store(false, Ordering::Relaxed);
+        self.looks_left.store(NEVER, Ordering::Relaxed);
     }
 
     /// Whether somebody asked to stop.
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        match self.looks_left.load(Ordering::Relaxed) {
+            NEVER => false,
+            _ => {
+                let one_less = |left: u64| left.checked_sub(1);
+                self.looks_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_err()
+            }
+        }
     }
 
     /// `Ok` unless somebody asked to stop.
