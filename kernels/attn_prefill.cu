@@ -6,6 +6,7 @@
 // probabilities are rounded to 16 bits for the second product, in which unseen values weigh nothing: one that is not
 // finite still spoils all queries of a tile.
 #include "common/kv.cuh"
+#include "common/launch.cuh"
 #include "common/mma.cuh"
 
 constexpr uint32_t THREADS = 128;
@@ -287,6 +288,7 @@ struct Prefill {
 // Grid (tiles of queries, n_heads), for one session. The last tiles come first: they have the most to do.
 template <typename T, int DIM, int ATOMS, int KEYS, bool IS_Q8>
 __device__ __forceinline__ void attn_prefill(const AttnParams& p) {
+    begin();
     extern __shared__ uint4 memory[];
     using Kernel = Prefill<T, DIM, ATOMS, KEYS, IS_Q8>;
     const AttnSeq& seq = p.seqs[0];

@@ -4,8 +4,9 @@
 // A block of four warps takes one token, one KV head, up to GROUP of its query heads and one of n_splits equal parts of
 // the visible blocks. Its warps take runs of 8 or 16 keys in turn; in a warp, head_dim / 8 lanes share a key, so that
 // 16 bytes a lane are read at once and all loads of a run are in flight together. Each warp keeps (max, sum, weighted
-// values) of its keys in base 2; they are merged in shared memory, and over the splits by attn_merge.
+// values) of its keys in base 2; they are merged in shared memory, and over the splits by the block that ends last.
 #include "common/kv.cuh"
+#include "common/launch.cuh"
 
 constexpr uint32_t ROWS_WARPS = 4;
 
@@ -56,15 +57,22 @@ __device__ __forceinline__ void unpack(float* out, const Raw& raw) {
 // The state of one query over some keys: weighted values are relative to exp2(max).
 __device__ __forceinline__ float rescale(float from, float to) { return from == -INFINITY ? 0.0f : exp2f(from - to); }
 
+// A learned sink: a score that has no value.
+__device__ __forceinline__ float sink_of(const AttnParams& p, uint32_t head) {
+    return p.sink_logits ? p.sink_logits[head] * LOG2_E : -INFINITY;
+}
+
 // Grid (n_splits, n_kv_heads * ceil(group / GROUP), n_tokens of every session).
 template <int TYPE, int DIM, int GROUP>
 __device__ void attn_rows(const AttnParams& p) {
+    begin();
     constexpr uint32_t LANES = DIM / 8;            // of a key
     constexpr uint32_t KEYS = 32 / LANES;          // of a warp at a time
     constexpr uint32_t RUN = DIM > 128 || TYPE == KV_F32 ? 8 : 16;
     constexpr uint32_t STEPS = RUN / KEYS;
     __shared__ uint32_t residues[GROUP];
     __shared__ uint32_t n_residues;
+    __shared__ bool is_last;
     __shared__ float merged[ROWS_WARPS][GROUP][DIM + 2];
 
     const AttnSeq& seq = p.seqs[blockIdx.z / p.n_tokens];
@@ -217,24 +225,84 @@ __device__ void attn_rows(const AttnParams& p) {
     }
     __syncthreads();
     for (uint32_t g = 0; g < n_heads; g++) {
-        float all = -INFINITY, total = 0.0f;
+        uint32_t head = first_head + g;
+        float all = p.n_splits == 1 ? sink_of(p, head) : -INFINITY, total = 0.0f, factors[ROWS_WARPS];
 #pragma unroll
         for (uint32_t w = 0; w < ROWS_WARPS; w++) all = fmaxf(all, merged[w][g][DIM]);
-        float factors[ROWS_WARPS];
 #pragma unroll
         for (uint32_t w = 0; w < ROWS_WARPS; w++) {
             factors[w] = rescale(merged[w][g][DIM], all);
             total += merged[w][g][DIM + 1] * factors[w];
         }
-        uint64_t state = (uint64_t(blockIdx.z) * p.n_heads + first_head + g) * p.n_splits + blockIdx.x;
-        float* to = p.partials + state * (dim + 2);
-        for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) {
+        auto value = [&](uint32_t i) {
             float x = 0.0f;
 #pragma unroll
             for (uint32_t w = 0; w < ROWS_WARPS; w++) x += merged[w][g][i] * factors[w];
-            to[i] = x;
+            return x;
+        };
+        if (p.n_splits == 1) {
+            total += rescale(sink_of(p, head), all);
+            float* out = p.out + (uint64_t(row) * p.n_heads + head) * dim;
+            for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) out[i] = value(i) / total;
+        } else {
+            float* to = p.partials + ((uint64_t(blockIdx.z) * p.n_heads + head) * p.n_splits + blockIdx.x) * (dim + 2);
+            for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) to[i] = value(i);
+            if (threadIdx.x == 0) to[dim] = all, to[dim + 1] = total;
         }
-        if (threadIdx.x == 0) to[dim] = all, to[dim + 1] = total;
+    }
+    if (p.n_splits == 1) return;
+
+    // The last one of a query's blocks merges what all have left.
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        uint32_t* arrivals = p.arrivals + blockIdx.z * gridDim.y + blockIdx.y;
+        is_last = atomicAdd(arrivals, 1) == p.n_splits - 1;
+        if (is_last) *arrivals = 0;
+    }
+    __syncthreads();
+    if (!is_last) return;
+    __threadfence();
+    for (uint32_t g = 0; g < n_heads; g++) {
+        uint32_t head = first_head + g;
+        const float* states = p.partials + (uint64_t(blockIdx.z) * p.n_heads + head) * p.n_splits * (dim + 2);
+        // Every warp finds the factors of all splits, two a lane, and adds a quarter of them.
+        float of_lane[2], sums[2], all = sink_of(p, head);
+#pragma unroll
+        for (uint32_t i = 0; i < 2; i++) {
+            uint32_t s = lane + 32 * i;
+            const float* state = states + uint64_t(s) * (dim + 2);
+            of_lane[i] = s < p.n_splits ? __ldcg(state + dim) : -INFINITY;
+            sums[i] = s < p.n_splits ? __ldcg(state + dim + 1) : 0.0f;
+            all = fmaxf(all, of_lane[i]);
+        }
+#pragma unroll
+        for (int other = 16; other > 0; other /= 2) all = fmaxf(all, __shfl_xor_sync(~0u, all, other));
+#pragma unroll
+        for (uint32_t i = 0; i < 2; i++) of_lane[i] = rescale(of_lane[i], all);
+        float total = sums[0] * of_lane[0] + sums[1] * of_lane[1], values[DIM / 32] = {};
+#pragma unroll
+        for (int other = 16; other > 0; other /= 2) total += __shfl_xor_sync(~0u, total, other);
+        total += rescale(sink_of(p, head), all);
+#pragma unroll 4
+        for (uint32_t s = warp; s < p.n_splits; s += ROWS_WARPS) {
+            float factor = __shfl_sync(~0u, s < 32 ? of_lane[0] : of_lane[1], s % 32);
+#pragma unroll
+            for (uint32_t i = 0; i < DIM / 32; i++) {
+                if (lane + 32 * i < dim) values[i] += __ldcg(states + uint64_t(s) * (dim + 2) + lane + 32 * i) * factor;
+            }
+        }
+        __syncthreads();
+#pragma unroll
+        for (uint32_t i = 0; i < DIM / 32; i++) merged[warp][0][lane + 32 * i] = values[i];
+        __syncthreads();
+        float* out = p.out + (uint64_t(row) * p.n_heads + head) * dim;
+        for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) {
+            float x = 0.0f;
+#pragma unroll
+            for (uint32_t w = 0; w < ROWS_WARPS; w++) x += merged[w][0][i];
+            out[i] = x / total;
+        }
     }
 }
 
@@ -254,28 +322,4 @@ LG_ROWS_OF(f16, KV_F16)
 LG_ROWS_OF(bf16, KV_BF16)
 #else
 LG_ROWS_OF(q8, KV_Q8)
-
-// Merges the splits of every query. Grid (n_heads, n_tokens of every session).
-extern "C" __global__ void attn_merge(const __grid_constant__ AttnParams p) {
-    uint32_t head = blockIdx.x, dim = p.shape.head_dim;
-    const float* states = p.partials + (uint64_t(blockIdx.y) * p.n_heads + head) * p.n_splits * (dim + 2);
-    float sink = p.sink_logits ? p.sink_logits[head] * LOG2_E : -INFINITY;
-    float all = sink;
-    for (uint32_t s = 0; s < p.n_splits; s++) all = fmaxf(all, states[uint64_t(s) * (dim + 2) + dim]);
-    float total = rescale(sink, all);
-    for (uint32_t s = 0; s < p.n_splits; s++) {
-        const float* state = states + uint64_t(s) * (dim + 2);
-        total += state[dim + 1] * rescale(state[dim], all);
-    }
-    uint32_t row = p.seqs[blockIdx.y / p.n_tokens].rows->row + p.first_token + blockIdx.y % p.n_tokens;
-    float* out = p.out + (uint64_t(row) * p.n_heads + head) * dim;
-    for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) {
-        float x = 0.0f;
-        for (uint32_t s = 0; s < p.n_splits; s++) {
-            const float* state = states + uint64_t(s) * (dim + 2);
-            x += state[i] * rescale(state[dim], all);
-        }
-        out[i] = x / total;
-    }
-}
 #endif

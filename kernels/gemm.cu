@@ -3,6 +3,7 @@
 // A block of eight warps computes a tile of 128 x 128 outputs, a warp 64 x 32 of it. 32 columns of x and w at a time
 // come through three stages of shared memory, whose rows are 16 bytes longer than that so that ldmatrix meets no bank
 // twice. k is a multiple of 8.
+#include "common/launch.cuh"
 #include "common/mma.cuh"
 #include "common/params.cuh"
 
@@ -26,6 +27,7 @@ fetch(uint32_t to, const void* from, uint32_t first, uint32_t n_rows, uint32_t k
 
 template <typename T>
 __device__ __forceinline__ void gemm(const GemmParams& p) {
+    begin();
     extern __shared__ uint4 memory[];
     uint32_t shared = shared_address(memory);
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;

@@ -1,9 +1,11 @@
 // Keys and values on their way into the cache.
 #include "common/kv.cuh"
+#include "common/launch.cuh"
 
 // Grid (n_tokens, n_heads + n_kv_heads, sessions): turns one head of queries in place, or turns a head of keys and
 // appends it and its values. `head_dim` floats of shared memory.
 extern "C" __global__ void rope_append(const __grid_constant__ RopeAppendParams p) {
+    begin();
     extern __shared__ float head[];
     __shared__ float max_of[32];
     const AppendSeq& seq = p.seqs[blockIdx.z];
@@ -41,6 +43,7 @@ extern "C" __global__ void rope_append(const __grid_constant__ RopeAppendParams 
 
 // Grid (n_tokens, n_kv_heads, copies). Rows are copied 16 bytes at a time, or byte by byte where they are not so long.
 extern "C" __global__ void copy_blocks(const __grid_constant__ CopyBlocksParams params) {
+    begin();
     const CopyPart& p = params.parts[blockIdx.z];
     StepRows rows = *p.rows;
     if (blockIdx.x >= rows.n_tokens || blockIdx.y >= p.shape.n_kv_heads) return;

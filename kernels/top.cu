@@ -3,6 +3,7 @@
 // An element's key holds its rank among floats above its column turned round, so that all keys differ and the larger key
 // comes first. One block finds, digit by digit from the top, how the n-th largest key begins; whatever is not below it is
 // gathered and sorted.
+#include "common/launch.cuh"
 #include "common/params.cuh"
 
 constexpr uint32_t THREADS = 1024;
@@ -23,6 +24,7 @@ __device__ __forceinline__ uint64_t key(const TopParams& p, uint32_t column) {
 
 // Grid (1), 1024 threads.
 extern "C" __global__ void __launch_bounds__(THREADS) top(TopParams p) {
+    begin();
     __shared__ uint32_t counts[DIGITS];
     __shared__ uint32_t left, chosen, n_found;
     __shared__ uint64_t found[MAX_TOP];

@@ -122,10 +122,11 @@ struct AttnParams {
     const float* sink_logits;   // null: none
     const uint32_t* phases;     // (n_heads)
     float* partials;            // (rows of the launch, n_heads, n_splits, head_dim + 2)
+    uint32_t* arrivals;         // (rows of the launch, parts of the heads), zeros between launches
     KvShape shape;
     Mask mask;
     uint32_t n_heads;
-    uint32_t n_splits;
+    uint32_t n_splits;          // at most 64
     float scale;
     float softcap;
     uint32_t first_token;       // of each session's tokens that this launch computes
@@ -133,7 +134,19 @@ struct AttnParams {
     uint32_t unused;
     AttnSeq seqs[MAX_PARTS];
 };
-static_assert(sizeof(AttnParams) == 1904);
+static_assert(sizeof(AttnParams) == 1912);
+
+// How the copy engine reads a segment's rows of head_dim elements; the driver makes it.
+struct alignas(128) TensorMap {
+    uint64_t opaque[16];
+};
+
+struct AttnTiledParams {
+    TensorMap maps[3];          // of the segments
+    AttnParams attn;
+    uint32_t heads_at_once;     // of n_heads
+};
+static_assert(sizeof(AttnTiledParams) == 2304);
 
 // The n largest elements of x (width) and their columns.
 struct TopParams {
@@ -152,15 +165,33 @@ struct GluParams {
 };
 static_assert(sizeof(GluParams) == 24);
 
-struct MatvecParams {
+// Matrices that are multiplied with the same rows by one launch.
+constexpr uint32_t MAX_PRODUCTS = 3;
+
+struct MatvecPart {
     float* out;
     Weight w;
+    const float* bias;     // null: none
+    uint32_t first_block;  // of the grid's, along x
+    uint32_t unused;
+};
+
+struct MatvecParams {
+    MatvecPart parts[MAX_PRODUCTS];
     const float* x;
-    const float* bias;   // null: none
+    uint32_t n_parts;
     uint32_t n_rows;
     uint32_t add;
+    uint32_t unused;
+
+    // The part that a block of the grid works on.
+    LG_FN const MatvecPart& part(uint32_t block) const {
+        uint32_t i = n_parts - 1;
+        while (block < parts[i].first_block) i--;
+        return parts[i];
+    }
 };
-static_assert(sizeof(MatvecParams) == 56);
+static_assert(sizeof(MatvecParams) == 168);
 
 // Turns n elements of 32 bits, or a matrix, into 16-bit floats.
 struct ConvertParams {

@@ -20,6 +20,11 @@ __device__ __forceinline__ void from_bf16x2(float* out, uint32_t pair) {
     out[1] = __uint_as_float(pair & 0xffff0000u);
 }
 
+// Finite numbers stay finite: what is too large for f16 becomes its largest number.
+__device__ __forceinline__ __half to_f16(float x) {
+    return __float2half_rn(fabsf(x) <= 3.4e38f ? fminf(fmaxf(x, -65504.0f), 65504.0f) : x);
+}
+
 // Element types. load8 reads elements 8 * i .. 8 * i + 7 of a row of `cols`, a multiple of 8; bytes(cols) is a row's.
 struct F32 {
     static __device__ __forceinline__ void load8(float* out, const Weight& w, uint32_t row, uint32_t i) {

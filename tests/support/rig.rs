@@ -26,7 +26,7 @@ pub struct Rig<'b, B: Backend> {
 /// Large enough for all tests.
 pub const SHAPE: WorkspaceShape = WorkspaceShape {
     max_rows: 300,
-    max_cols: 640,
+    max_cols: 5120,
     max_weight_elems: 640 * 640,
     n_heads: 12,
     head_dim: 256,

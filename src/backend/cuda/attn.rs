@@ -21,12 +21,17 @@ const MAX_SPLITS: usize = 64;
 /// Partial results of a head that there is room for.
 const PARTIALS: usize = MAX_SPLITS * MAX_PARTS;
 
-/// Blocks of the kernel that a multiprocessor has at a time.
-const BLOCKS_PER_MULTIPROCESSOR: usize = 4;
+/// Threads of the kernels of single rows.
+const ROW_THREADS: u32 = 128;
 
 /// Elements of the partial results: of every query head, the weighted values, the largest score and the sum.
 pub(super) fn partials_len(shape: &WorkspaceShape) -> usize {
     shape.n_heads.saturating_mul(shape.head_dim + 2).saturating_mul(PARTIALS)
+}
+
+/// Counters of the blocks that have left partial results: of every query head, and zero between launches.
+pub(super) fn arrivals_len(shape: &WorkspaceShape) -> usize {
+    shape.n_heads.saturating_mul(PARTIALS)
 }
 
 /// Where blocks lie, as kernels take it.
@@ -81,6 +86,7 @@ pub(super) fn attn(
             sink_logits: sink_logits.map_or(Ok(0), |sinks| sinks.f32s(n_heads))?,
             phases: phases.f32s(n_heads)?,
             partials: ws.partials.address(),
+            arrivals: ws.arrivals.address(),
             shape: shape.into(),
             mask: mask.into(),
             n_heads: word(n_heads),
@@ -92,10 +98,13 @@ pub(super) fn attn(
             unused: 0,
             seqs: filled(&seqs.iter().map(of_seq).collect::<Vec<_>>()),
         };
-        let tile = tile(ws.precision, shape, backend.max_shared_bytes);
-        match tile.filter(|_| params.n_tokens as usize >= MANY_TOKENS) {
-            Some(tile) => tiles(backend, &tile, &params)?,
-            None => rows(backend, seqs.len(), shape, &params)?,
+        let is_tiled = params.n_tokens as usize >= MANY_TOKENS;
+        if let Some(tile) = hopper_tile(backend, ws.precision, shape, *softcap).filter(|_| is_tiled) {
+            hopper_tiles(backend, &tile, shape, &seqs[0], &params)?;
+        } else if let Some(tile) = tile(ws.precision, shape, backend.max_shared_bytes).filter(|_| is_tiled) {
+            tiles(backend, &tile, &params)?;
+        } else {
+            rows(backend, seqs.len(), shape, &params)?;
         }
     }
     Ok(())
@@ -140,6 +149,49 @@ fn tile(precision: Precision, shape: &KvShape, max_shared_bytes: u32) -> Option<
     })
 }
 
+/// The kernel of `kernels/sm90`, if it serves this shape.
+fn hopper_tile(backend: &CudaBackend, precision: Precision, shape: &KvShape, softcap: f32) -> Option<Tile> {
+    let ty = match (precision, shape.ty) {
+        (Precision::Fast, KvType::F16) => "f16",
+        (Precision::Fast, KvType::Bf16) => "bf16",
+        _ => return None,
+    };
+    let queries = match shape.head_dim {
+        64 => 192,
+        128 => 128,
+        _ => return None,
+    };
+    let is_served = backend.uses_hopper && shape.block_size.is_multiple_of(64) && softcap == 0.0;
+    // Queries, two stages of 128 keys and values, barriers, and what aligning it takes.
+    let shared_bytes = word((queries + 4 * 128) * shape.head_dim * 2 + 2048);
+    let kernel = format!("attn_prefill_sm90_{ty}_{}", shape.head_dim);
+    is_served.then_some(Tile { kernel, queries, shared_bytes })
+}
+
+fn hopper_tiles(
+    backend: &CudaBackend,
+    tile: &Tile,
+    shape: &KvShape,
+    seq: &AttnSeq<'_, CudaBackend>,
+    params: &params::Attn,
+) -> Result<()> {
+    let mut maps = [params::TensorMap { opaque: [0; 16] }; 3];
+    for (map, segment) in maps.iter_mut().zip(seq.segments) {
+        *map = segment.blocks.tensor_map(shape.head_dim, shape.ty == KvType::Bf16)?;
+    }
+    let n_heads = params.n_heads as usize;
+    // Heads that share keys, and as many more as leave room for the rest of what is read.
+    let rows = seq.desc.rows;
+    let kv_bytes = (rows.pos + rows.n_tokens) as usize * 2 * shape.ty.row_bytes(shape.head_dim);
+    let kv_heads_at_once = (backend.device.cache_bytes / 3 / kv_bytes).max(1);
+    let heads_at_once = (n_heads / shape.n_kv_heads * kv_heads_at_once).min(n_heads);
+    let params = params::AttnTiled { maps, attn: *params, heads_at_once: word(heads_at_once) };
+    // One more than the tokens fill: they may begin within a tile.
+    let n_tiles = (params.attn.n_tokens as usize).div_ceil(tile.queries) + 1;
+    let n_threads = 128 * (1 + word(tile.queries) / 64);
+    backend.device.launch(&tile.kernel, [n_tiles * n_heads, 1, 1], n_threads, tile.shared_bytes, &params)
+}
+
 fn tiles(backend: &CudaBackend, tile: &Tile, params: &params::Attn) -> Result<()> {
     // One more than the tokens fill: they may begin within a tile.
     let n_tiles = (params.n_tokens as usize).div_ceil(tile.queries) + 1;
@@ -163,17 +215,17 @@ fn rows(backend: &CudaBackend, n_seqs: usize, shape: &KvShape, params: &params::
     let group = params.n_heads as usize / shape.n_kv_heads;
     let heads_at_once = if group == 1 { 1 } else { 4 };
     let n_parts = shape.n_kv_heads * group.div_ceil(heads_at_once);
-    let wanted = BLOCKS_PER_MULTIPROCESSOR * backend.device.n_multiprocessors as usize;
-    let n_splits = wanted.div_ceil(n_parts * n_tokens * n_seqs).clamp(1, MAX_SPLITS);
+    let kernel = format!("attn_rows_{ty}_{dim}_{heads_at_once}");
+    // As many parts as run at once: one more, and the device would be half idle while it runs.
+    let n_blocks = backend.device.blocks_at_once(&kernel, ROW_THREADS)?;
+    let n_splits = (n_blocks / (n_parts * n_tokens * n_seqs)).clamp(1, MAX_SPLITS);
     // Several sessions have one token each.
     let tokens_at_once = PARTIALS / (n_splits * n_seqs);
     for first in (0..n_tokens).step_by(tokens_at_once) {
         let n = tokens_at_once.min(n_tokens - first);
         let params =
             params::Attn { n_splits: word(n_splits), first_token: word(first), n_tokens: word(n), ..*params };
-        let kernel = format!("attn_rows_{ty}_{dim}_{heads_at_once}");
-        backend.device.launch(&kernel, [n_splits, n_parts, n * n_seqs], 128, 0, &params)?;
-        backend.device.launch("attn_merge", [params.n_heads as usize, n * n_seqs, 1], 128, 0, &params)?;
+        backend.device.launch(&kernel, [n_splits, n_parts, n * n_seqs], ROW_THREADS, 0, &params)?;
     }
     Ok(())
 }

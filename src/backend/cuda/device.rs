@@ -6,15 +6,15 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute, CUresult};
+use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute, CUlaunchAttributeID, CUresult};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
 
-use super::params::{Address, Params};
+use super::params::{Address, Params, TensorMap};
 use crate::alloc::Meter;
 use crate::error::{Error, ErrorKind, Result};
 
-/// The kernels, for all cards; see `kernels/build.rs`.
-const KERNELS: &[&[u8]] = &include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+/// The kernels, and whether they are for Hopper alone; see `kernels/build.rs`.
+const KERNELS: &[(bool, &[u8])] = &include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 /// The CUDA version that the kernels were compiled with, as the driver numbers versions.
 const CUDA_VERSION: i32 = 13_000;
@@ -42,11 +42,15 @@ pub(super) struct Device {
     filler: Arc<CudaStream>,
     modules: Vec<sys::CUmodule>,
     functions: Mutex<HashMap<String, Function>>,
-    /// Name, and number of multiprocessors.
+    /// What people call it.
     pub name: String,
-    pub n_multiprocessors: u32,
+    n_multiprocessors: u32,
     /// Most shared memory of one block of threads.
     pub max_shared_bytes: u32,
+    /// Bytes of the second-level cache.
+    pub cache_bytes: usize,
+    /// Whether it runs the kernels that are for Hopper alone.
+    pub is_hopper: bool,
     /// Most bytes per second of its memory, if the driver says what it takes.
     pub bandwidth: Option<f64>,
     pub meter: Meter,
@@ -107,6 +111,7 @@ impl Device {
         let n_multiprocessors = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let max_shared_bytes =
             attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let cache_bytes = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize;
         let clock = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
         let width = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?;
         // Kilohertz, bits, and two transfers per clock.
@@ -114,7 +119,11 @@ impl Device {
         let new_stream = || context.new_stream().map_err(failed("cannot make a stream"));
         let (stream, recorder, filler) = (new_stream()?, new_stream()?, new_stream()?);
         let (mut modules, mut kernels) = (Vec::new(), HashMap::new());
-        for image in KERNELS {
+        let is_hopper = (major, minor) == (9, 0);
+        for (for_hopper, image) in KERNELS {
+            if *for_hopper && !is_hopper {
+                continue;
+            }
             // SAFETY: the image is a fatbin, which says its own length.
             let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
             let module = module.map_err(failed("cannot load the kernels"))?;
@@ -134,6 +143,8 @@ impl Device {
             name,
             n_multiprocessors,
             max_shared_bytes,
+            cache_bytes,
+            is_hopper,
             bandwidth: Some(bandwidth).filter(|&bandwidth| bandwidth > 0.0),
             meter: Meter::default(),
         }))
@@ -236,19 +247,40 @@ impl Device {
         }
         let function = self.function(name, shared_bytes)?;
         let mut pointers = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
+        // The kernels of a recorded step may begin before the ones before them have ended; see launch.cuh.
+        let mut begins_early = sys::CUlaunchAttribute {
+            id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared_bytes,
+            hStream: self.stream(),
+            attrs: &mut begins_early,
+            numAttrs: u32::from(self.is_recording()),
+        };
         // SAFETY: `P` is what the kernel takes, and the driver copies it during the call. That the addresses in it
         // are of living buffers that are large enough is the duty of the op's wrapper.
-        unsafe {
-            result::launch_kernel(
-                function,
-                (x, y, z),
-                (block, 1, 1),
-                shared_bytes,
-                self.stream(),
-                &mut pointers,
-            )
-        }
-        .map_err(|error| failed(&format!("cannot launch {name} over {x} x {y} x {z} blocks"))(error))
+        unsafe { sys::cuLaunchKernelEx(&config, function, pointers.as_mut_ptr(), std::ptr::null_mut()) }
+            .result()
+            .map_err(|error| failed(&format!("cannot launch {name} over {x} x {y} x {z} blocks"))(error))
+    }
+
+    /// How many blocks of `block` threads of the kernel `name` the device runs at a time.
+    pub fn blocks_at_once(&self, name: &str, block: u32) -> Result<usize> {
+        let (function, mut n) = (self.function(name, 0)?, 0);
+        let block = i32::try_from(block).unwrap_or(i32::MAX);
+        // SAFETY: the handle is of a loaded module.
+        unsafe { sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut n, function, block, 0) }
+            .result()
+            .map_err(failed("cannot ask how many blocks fit"))?;
+        Ok(usize::try_from(n).unwrap_or(1).max(1) * self.n_multiprocessors as usize)
     }
 
     fn function(&self, name: &str, shared_bytes: u32) -> Result<sys::CUfunction> {
@@ -319,6 +351,39 @@ impl DeviceBuf {
     pub(super) fn f32s(&self, n: usize) -> Result<Address> {
         self.check(0, n.saturating_mul(size_of::<f32>()))?;
         Ok(self.address)
+    }
+
+    /// How Hopper's copy engine reads boxes of it: 64 rows of 64 elements of a matrix of `width` 16-bit floats a row, in
+    /// the order in which its tensor cores want them.
+    pub(super) fn tensor_map(&self, width: usize, is_bf16: bool) -> Result<TensorMap> {
+        let ty = match is_bf16 {
+            true => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            false => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        };
+        let row_bytes = 2 * width;
+        let (sizes, strides) = ([width as u64, (self.n_bytes / row_bytes) as u64], [row_bytes as u64]);
+        let (box_sizes, steps) = ([64, 64], [1, 1]);
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        // SAFETY: every array has as many entries as the map has dimensions, and the map is only written.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut map,
+                ty,
+                2,
+                self.address as *mut c_void,
+                sizes.as_ptr(),
+                strides.as_ptr(),
+                box_sizes.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+            .result()
+        }
+        .map_err(failed("cannot describe a cache to the copy engine"))?;
+        Ok(TensorMap { opaque: map.opaque })
     }
 
     /// Length in bytes.

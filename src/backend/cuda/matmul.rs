@@ -1,13 +1,13 @@
 //! Products of matrices and activations.
 //!
-//! A few rows, and all rows in `exact` precision, are multiplied in f32, every warp one output. Many rows go through the
-//! tensor cores in 16 bits: bf16 where the matrix is, f16 elsewhere. Other matrices are converted on the way, so many
-//! rows at a time that their copy fits in the workspace.
+//! A few rows, and all rows in `exact` precision, are multiplied in f32, every warp one output; quantised matrices with a
+//! few rows in f16, unless exactly. Many rows go through the tensor cores in 16 bits: bf16 where the matrix is, f16
+//! elsewhere. Other matrices are converted on the way, so many rows at a time that their copy fits in the workspace.
 
 use super::CudaBackend;
 use super::blas::Product;
-use super::params::{self, word};
-use super::weight::{Weight, kernel_name};
+use super::params::{self, MAX_PRODUCTS, filled, word};
+use super::weight::{QUANT_BLOCK, Weight, kernel_name};
 use super::workspace::Workspace;
 use crate::backend::args::*;
 use crate::error::{Error, Result};
@@ -27,6 +27,12 @@ const FEW_ROWS_CONVERTED: usize = 16;
 /// Rows of a matrix that one block of the kernel multiplies; rows of x that it multiplies with.
 const MATVEC_ROWS: usize = 4;
 const MATVEC_X_ROWS: [usize; 3] = [1, 4, 8];
+
+/// Rows of a quantised matrix that one block multiplies on the tensor cores, with how many warps; rows of x that it
+/// multiplies with.
+const QUANT_ROWS: usize = 16;
+const QUANT_WARPS: usize = 8;
+const QUANT_X_ROWS: usize = 8;
 
 /// Threads of the kernels that go through elements one by one.
 const ELEMENT_THREADS: u32 = 256;
@@ -54,7 +60,12 @@ pub(super) fn matmul(
     };
     let (mut fast, mut slow): (Vec<_>, Vec<_>) = parts.iter_mut().partition(|part| is_fast(part.w));
     let x = x.f32s(n_rows * cols)?;
-    slow.iter_mut().try_for_each(|part| matvec(backend, part, x, n_rows, add))?;
+    // One launch for neighbours of a type.
+    for parts in slow.chunk_by_mut(|a, b| a.w.ty == b.w.ty) {
+        for parts in parts.chunks_mut(MAX_PRODUCTS) {
+            matvec(backend, ws.precision, parts, x, n_rows, add)?;
+        }
+    }
     if fast.is_empty() {
         return Ok(());
     }
@@ -79,26 +90,57 @@ fn is_16_bit(w: &Weight) -> bool {
     matches!(w.ty, TensorType::BF16 | TensorType::F16)
 }
 
+/// Products of matrices of one type, at most [`MAX_PRODUCTS`], with a few rows.
 fn matvec(
     backend: &CudaBackend,
-    part: &mut MatmulPart<'_, CudaBackend>,
+    precision: Precision,
+    parts: &mut [&mut MatmulPart<'_, CudaBackend>],
     x: params::Address,
     n_rows: usize,
     add: bool,
 ) -> Result<()> {
-    let largest = MATVEC_X_ROWS[MATVEC_X_ROWS.len() - 1];
-    let at_once = MATVEC_X_ROWS.into_iter().find(|&n| n >= n_rows).unwrap_or(largest);
-    let name = format!("matvec{at_once}_{}", type_name(part.w)?);
-    let grid = [part.w.rows.div_ceil(MATVEC_ROWS), n_rows.div_ceil(at_once), 1];
+    let name = type_name(parts[0].w)?;
+    let is_quant = precision == Precision::Fast && parts[0].w.is_quantized();
+    let rows_at_once = if is_quant { QUANT_ROWS } else { MATVEC_ROWS };
+    let mut n_blocks = 0;
+    let mut of_part = |part: &mut &mut MatmulPart<'_, CudaBackend>| {
+        let first_block = word(n_blocks);
+        n_blocks += part.w.rows.div_ceil(rows_at_once);
+        Ok(params::MatvecPart {
+            out: part.out.f32s(n_rows * part.w.rows)?,
+            w: part.w.params(),
+            bias: part.bias.map_or(Ok(0), |bias| bias.f32s(part.w.rows))?,
+            first_block,
+            unused: 0,
+        })
+    };
+    let described = parts.iter_mut().map(&mut of_part).collect::<Result<Vec<_>>>()?;
     let params = params::Matvec {
-        out: part.out.f32s(n_rows * part.w.rows)?,
-        w: part.w.params(),
+        parts: filled(&described),
         x,
-        bias: part.bias.map_or(Ok(0), |bias| bias.f32s(part.w.rows))?,
+        n_parts: word(described.len()),
         n_rows: word(n_rows),
         add: u32::from(add),
+        unused: 0,
     };
-    backend.device.launch(&name, grid, 32 * word(MATVEC_ROWS), 0, &params)
+    if is_quant {
+        let grid = [n_blocks, n_rows.div_ceil(QUANT_X_ROWS), 1];
+        let shared_bytes = word(quant_shared_bytes(parts[0].w.ty, n_rows.min(QUANT_X_ROWS)));
+        let name = format!("matvec_quant_{name}");
+        return backend.device.launch(&name, grid, 32 * word(QUANT_WARPS), shared_bytes, &params);
+    }
+    let largest = MATVEC_X_ROWS[MATVEC_X_ROWS.len() - 1];
+    let at_once = MATVEC_X_ROWS.into_iter().find(|&n| n >= n_rows).unwrap_or(largest);
+    let grid = [n_blocks, n_rows.div_ceil(at_once), 1];
+    backend.device.launch(&format!("matvec{at_once}_{name}"), grid, 32 * word(MATVEC_ROWS), 0, &params)
+}
+
+/// Shared memory of the kernel for quantised matrices: what its warps hold of x, four lanes with 64 bytes of quants each,
+/// or the sums of all warps.
+fn quant_shared_bytes(ty: TensorType, n_x: usize) -> usize {
+    let blocks = if ty == TensorType::Q8_0 { 2 } else { 4 };
+    let x_bytes = 4 * (blocks * QUANT_BLOCK * 2 + 8);
+    QUANT_WARPS * (n_x * x_bytes).max(QUANT_ROWS * QUANT_X_ROWS * size_of::<f32>())
 }
 
 fn convert(

@@ -32,6 +32,9 @@ pub use workspace::Workspace;
 /// Threads of the kernels that take a row each.
 const ROW_THREADS: u32 = 256;
 
+/// Most threads of a block.
+const MAX_THREADS: u32 = 1024;
+
 /// Threads of the kernel that finds the largest elements.
 const TOP_THREADS: u32 = 1024;
 
@@ -49,6 +52,8 @@ pub struct CudaBackend {
     blas: Option<Blas>,
     /// Shared memory that a block of threads may have.
     max_shared_bytes: u32,
+    /// Whether kernels that are for Hopper alone may be chosen.
+    uses_hopper: bool,
     /// Held by the running step.
     step: Mutex<()>,
 }
@@ -85,17 +90,23 @@ impl CudaBackend {
     /// `Device`: no driver, one too old, no such device, or a device too old for the kernels.
     pub fn new(ordinal: usize) -> Result<Self> {
         let device = Device::open(ordinal)?;
-        let max_shared_bytes = device.max_shared_bytes;
-        Ok(Self { blas: Blas::load(&device), device, max_shared_bytes, step: Mutex::default() })
+        Ok(Self {
+            blas: Blas::load(&device),
+            max_shared_bytes: device.max_shared_bytes,
+            uses_hopper: device.is_hopper,
+            device,
+            step: Mutex::default(),
+        })
     }
 
     /// The same with what is there on every card, whatever this one has: without cuBLASLt, products of many rows are
-    /// our own, and the least shared memory makes attention take smaller tiles.
+    /// our own, and without Hopper's kernels and with the least shared memory attention takes smaller tiles.
     ///
     /// # Errors
     /// Those of [`new`](Self::new).
     pub fn with_the_least(ordinal: usize) -> Result<Self> {
-        Ok(Self { blas: None, max_shared_bytes: LEAST_SHARED_BYTES, ..Self::new(ordinal)? })
+        let max_shared_bytes = LEAST_SHARED_BYTES;
+        Ok(Self { blas: None, max_shared_bytes, uses_hopper: false, ..Self::new(ordinal)? })
     }
 }
 
@@ -276,7 +287,9 @@ impl Backend for CudaBackend {
             width: word(width),
             eps,
         };
-        self.device.launch("norm_rms", [n_rows, 1, 1], ROW_THREADS, 0, &params)
+        // Four elements a thread.
+        let n_threads = word(width.div_ceil(128) * 32).clamp(32, MAX_THREADS);
+        self.device.launch("norm_rms", [n_rows, 1, 1], n_threads, 0, &params)
     }
 
     fn matmul(&self, ws: &mut Workspace, args: MatmulArgs<'_, '_, Self>) -> Result<()> {

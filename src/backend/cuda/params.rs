@@ -6,8 +6,11 @@ use crate::backend::args::{KvShape, KvType};
 /// Sessions, or copies, of one launch.
 pub(super) const MAX_PARTS: usize = 16;
 
-/// `parts`, at most [`MAX_PARTS`] and at least one, as kernels take them: whatever fills the rest is not looked at.
-pub(super) fn filled<T: Copy>(parts: &[T]) -> [T; MAX_PARTS] {
+/// Matrices that one launch multiplies with the same rows.
+pub(super) const MAX_PRODUCTS: usize = 3;
+
+/// `parts`, at most N and at least one, as kernels take them: whatever fills the rest is not looked at.
+pub(super) fn filled<T: Copy, const N: usize>(parts: &[T]) -> [T; N] {
     std::array::from_fn(|i| parts[i.min(parts.len() - 1)])
 }
 
@@ -21,7 +24,8 @@ pub(super) type Address = u64;
 pub(super) unsafe trait Params: Copy {}
 
 macro_rules! params {
-    ($($name:ident = $size:literal { $($field:ident: $ty:ty),* $(,)? })*) => {$(
+    ($($(#[$attribute:meta])* $name:ident = $size:literal { $($field:ident: $ty:ty),* $(,)? })*) => {$(
+        $(#[$attribute])*
         #[repr(C)]
         #[derive(Clone, Copy, Debug)]
         pub(super) struct $name { $(pub $field: $ty),* }
@@ -56,14 +60,20 @@ params! {
     }
     CopyBlocks = 1408 { parts: [CopyPart; MAX_PARTS] }
     AttnSeq = 112 { rows: Address, segments: [Segment; 3], n_segments: u32, unused: u32 }
-    Attn = 1904 {
-        out: Address, q: Address, sink_logits: Address, phases: Address, partials: Address, shape: Shape,
-        mask: MaskParams, n_heads: u32, n_splits: u32, scale: f32, softcap: f32, first_token: u32, n_tokens: u32,
+    Attn = 1912 {
+        out: Address, q: Address, sink_logits: Address, phases: Address, partials: Address, arrivals: Address,
+        shape: Shape, mask: MaskParams, n_heads: u32, n_splits: u32, scale: f32, softcap: f32, first_token: u32, n_tokens: u32,
         unused: u32, seqs: [AttnSeq; MAX_PARTS],
     }
+    #[repr(align(128))]
+    TensorMap = 128 { opaque: [u64; 16] }
+    AttnTiled = 2304 { maps: [TensorMap; 3], attn: Attn, heads_at_once: u32 }
     Top = 32 { values: Address, columns: Address, x: Address, width: u32, n: u32 }
     Glu = 24 { gate: Address, up: Address, n_elems: u64 }
-    Matvec = 56 { out: Address, w: Weight, x: Address, bias: Address, n_rows: u32, add: u32 }
+    MatvecPart = 48 { out: Address, w: Weight, bias: Address, first_block: u32, unused: u32 }
+    Matvec = 168 {
+        parts: [MatvecPart; MAX_PRODUCTS], x: Address, n_parts: u32, n_rows: u32, add: u32, unused: u32,
+    }
     Convert = 24 { out: Address, x: Address, n_elems: u64 }
     Dequant = 32 { out: Address, w: Weight }
     Gemm = 48 {

@@ -9,7 +9,7 @@ use crate::backend::args::{TensorType, WeightData};
 use crate::error::{Error, Result};
 
 /// Elements of a quantised block.
-const QUANT_BLOCK: usize = 32;
+pub(super) const QUANT_BLOCK: usize = 32;
 
 /// A matrix on the device. Blocks of quantised types are taken apart, so that quants are read 16 bytes at a time: the
 /// quants of all blocks in order, and elsewhere their scales.
@@ -70,6 +70,11 @@ impl Weight {
             quants.copy_from_slice(&block[scale_bytes..]);
         }
         Ok(Self { ty, rows, cols, data: upload(&quants)?, scales: Some(upload(&scales)?) })
+    }
+
+    /// Whether its elements are quants with scales.
+    pub(super) fn is_quantized(&self) -> bool {
+        self.scales.is_some()
     }
 
     /// The whole matrix as kernels take it.

@@ -9,6 +9,7 @@ use cudarc::driver::sys::{self, CUevent_flags};
 use super::device::{Device, DeviceBuf, failed};
 use super::graph::Recording;
 use super::{attn, matmul};
+use crate::alloc::try_vec;
 use crate::backend::args::{Precision, WorkspaceShape};
 use crate::cancel::Cancel;
 use crate::error::Result;
@@ -27,21 +28,25 @@ pub struct Workspace {
     pub(super) blas: DeviceBuf,
     /// Attention over parts of the keys, before they are merged
     pub(super) partials: DeviceBuf,
+    /// How many of these parts are there; see [`attn::arrivals_len`]
+    pub(super) arrivals: DeviceBuf,
     /// What repeated steps launch.
     pub(super) recordings: HashMap<Box<[u64]>, Recording>,
     pace: Pace,
 }
 
-/// Bytes of the activations, the matrix, cuBLASLt's memory and the partials.
-fn sizes(shape: &WorkspaceShape, precision: Precision) -> [usize; 4] {
+/// Bytes of the activations, the matrix, cuBLASLt's memory, the partials and the arrivals.
+fn sizes(shape: &WorkspaceShape, precision: Precision) -> [usize; 5] {
     let partials = attn::partials_len(shape).saturating_mul(size_of::<f32>());
+    let arrivals = attn::arrivals_len(shape).saturating_mul(size_of::<u32>());
     match precision {
-        Precision::Exact => [0, 0, 0, partials],
+        Precision::Exact => [0, 0, 0, partials, arrivals],
         Precision::Fast => [
             shape.max_rows.saturating_mul(shape.max_cols).saturating_mul(2),
             shape.max_weight_elems.min(matmul::MAX_DEQUANTIZED).saturating_mul(2),
             matmul::BLAS_BYTES,
             partials,
+            arrivals,
         ],
     }
 }
@@ -57,7 +62,10 @@ impl Workspace {
     /// # Errors
     /// `OutOfMemory`.
     pub(super) fn new(device: &Arc<Device>, shape: &WorkspaceShape, precision: Precision) -> Result<Self> {
-        let [activations, dequantized, blas, partials] = sizes(shape, precision);
+        let [activations, dequantized, blas, partials, arrivals] = sizes(shape, precision);
+        let zeros = try_vec(arrivals, 0u8)?;
+        let mut arrivals = device.alloc(arrivals)?;
+        arrivals.upload(0, &zeros)?;
         Ok(Self {
             shape: *shape,
             precision,
@@ -66,6 +74,7 @@ impl Workspace {
             dequantized: device.alloc(dequantized)?,
             blas: device.alloc(blas)?,
             partials: device.alloc(partials)?,
+            arrivals,
             recordings: HashMap::new(),
             pace: Pace::new(device)?,
         })

@@ -1,0 +1,169 @@
+// Instructions that only Hopper has (sm_90a): barriers in shared memory, tiles copied by the tensor memory accelerator,
+// and matrix products of a warpgroup, 128 threads, with operands in shared memory.
+#pragma once
+#include "../common/mma.cuh"
+#include "../common/params.cuh"
+
+constexpr uint32_t WARPGROUP = 128;
+
+// Rows of 128 bytes lie in shared memory with their 16-byte chunks swapped, so that eight rows of one column meet no
+// bank twice: chunk c of row r is at c ^ r % 8, counted from an address that is a multiple of 1024.
+constexpr uint32_t SWIZZLE_BYTES = 128;
+constexpr uint32_t SWIZZLE_ATOM = 8 * SWIZZLE_BYTES;
+
+__device__ __forceinline__ uint32_t swizzled(uint32_t row, uint32_t chunk) {
+    return row * SWIZZLE_BYTES + ((chunk ^ row % 8) * 16);
+}
+
+// --- Barriers in shared memory: a phase ends when the expected arrivals and bytes are there.
+
+__device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t n_arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(barrier), "r"(n_arrivals) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
+}
+// Arrives, and makes the phase wait for `n_bytes` of copies too.
+__device__ __forceinline__ void barrier_arrive_expecting(uint32_t barrier, uint32_t n_bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(n_bytes) : "memory");
+}
+// Waits for the end of a phase, whose numbers are taken modulo 2. The phase before the first one counts as ended.
+__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@done bra ready;\n"
+        "bra again;\n"
+        "ready:\n"
+        "}\n" ::"r"(barrier), "r"(parity) : "memory");
+}
+
+__device__ __forceinline__ void store8(uint32_t to, uint32_t a, uint32_t b) {
+    asm volatile("st.shared.v2.b32 [%0], {%1, %2};\n" ::"r"(to), "r"(a), "r"(b) : "memory");
+}
+__device__ __forceinline__ uint2 load8(uint32_t from) {
+    uint2 x;
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];\n" : "=r"(x.x), "=r"(x.y) : "r"(from) : "memory");
+    return x;
+}
+
+// Makes what this thread stored to shared memory visible to wgmma and bulk copies.
+__device__ __forceinline__ void fence_async() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
+__device__ __forceinline__ void fence_barrier_init() {
+    asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
+}
+
+// Barriers among some warps of a block.
+__device__ __forceinline__ void named_sync(uint32_t name, uint32_t n_threads) {
+    asm volatile("bar.sync %0, %1;\n" ::"r"(name), "r"(n_threads) : "memory");
+}
+__device__ __forceinline__ void named_arrive(uint32_t name, uint32_t n_threads) {
+    asm volatile("bar.arrive %0, %1;\n" ::"r"(name), "r"(n_threads) : "memory");
+}
+
+// Registers move from the warpgroup that copies to those that compute.
+template <int N>
+__device__ __forceinline__ void registers_shrink() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(N));
+}
+template <int N>
+__device__ __forceinline__ void registers_grow() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(N));
+}
+
+// --- Copies of tiles.
+
+__device__ __forceinline__ void prefetch_map(const TensorMap* map) {
+    asm volatile("prefetch.tensormap [%0];\n" ::"l"(map) : "memory");
+}
+// Copies the box of a two-dimensional map whose first element is (column, row), and counts its bytes on the barrier.
+__device__ __forceinline__ void copy_box(uint32_t to, const TensorMap* map, uint32_t column, uint32_t row, uint32_t barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];\n" ::"r"(to),
+        "l"(map), "r"(column), "r"(row), "r"(barrier)
+        : "memory");
+}
+
+// --- Products. A warpgroup starts them one after the other; they read shared memory and add to registers until they
+// have been waited for.
+
+// Says to wgmma where an operand lies: 14-bit addresses in units of 16 bytes, and the swizzle of 128 bytes.
+// `leading` is the distance between chunks of 64 elements of an operand whose rows run along k, and means nothing
+// otherwise; `stride` is that between groups of eight rows.
+__device__ __forceinline__ uint64_t operand(uint32_t address, uint32_t leading, uint32_t stride) {
+    return uint64_t(address >> 4 & 0x3fff) | uint64_t(leading >> 4 & 0x3fff) << 16 | uint64_t(stride >> 4 & 0x3fff) << 32 |
+           uint64_t(1) << 62;
+}
+
+__device__ __forceinline__ void products_fence() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
+__device__ __forceinline__ void products_end() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
+// Waits until at most N groups are under way.
+template <int N>
+__device__ __forceinline__ void products_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(N) : "memory");
+}
+// Keeps the compiler from moving or copying registers that products under way add to.
+template <int N>
+__device__ __forceinline__ void pin(float (&d)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+// The operand lists of 64 and 32 accumulators: (64, 128) and (64, 64) outputs, in a thread the fragments of mma.sync.
+#define LG_D64 \
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define LG_D32 \
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define LG_D64_IN_OUT \
+          "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), \
+          "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), \
+          "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), \
+          "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), \
+          "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), \
+          "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), \
+          "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), \
+          "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+#define LG_D32_IN_OUT \
+          "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), \
+          "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), \
+          "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), \
+          "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+
+// d (64, N) = a (64, 16) * b (N, 16) transposed, plus d if `add`; both operands in shared memory, with rows along k.
+#define LG_PRODUCT_SHARED(NAME, TYPE, N, D, N_REGS, A, B, ADD)                                                        \
+    static __device__ __forceinline__ void NAME(float (&d)[N_REGS], uint64_t a, uint64_t b, bool add) {               \
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #ADD ", 0;\n"                                               \
+                     "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" LG_##D "}, %" #A ", %" #B   \
+                     ", p, 1, 1, 0, 0;\n}\n"                                                                          \
+                     : LG_##D##_IN_OUT                                                                                \
+                     : "l"(a), "l"(b), "r"(int(add)));                                                                \
+    }
+
+// d (64, N) += a (64, 16) * b (16, N); a in registers, b in shared memory with rows along N.
+#define LG_PRODUCT_REGISTERS(NAME, TYPE, N, D, N_REGS, A0, A1, A2, A3, B, ADD)                                        \
+    static __device__ __forceinline__ void NAME(float (&d)[N_REGS], const uint32_t (&a)[4], uint64_t b) {             \
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #ADD ", 0;\n"                                               \
+                     "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" LG_##D "}, {%" #A0 ", %" #A1 \
+                     ", %" #A2 ", %" #A3 "}, %" #B ", p, 1, 1, 1;\n}\n"                                               \
+                     : LG_##D##_IN_OUT                                                                                \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));                                   \
+    }
+
+#define LG_PRODUCTS(TYPE)                                                     \
+    LG_PRODUCT_SHARED(scores, TYPE, 128, D64, 64, 64, 65, 66)                 \
+    LG_PRODUCT_REGISTERS(weigh, TYPE, 128, D64, 64, 64, 65, 66, 67, 68, 69)   \
+    LG_PRODUCT_REGISTERS(weigh, TYPE, 64, D32, 32, 32, 33, 34, 35, 36, 37)
+
+// 16-bit float types, with what they have on every card.
+struct HalfProducts : HalfType {
+    LG_PRODUCTS("f16")
+};
+struct Bf16Products : Bf16Type {
+    LG_PRODUCTS("bf16")
+};
