@@ -62,6 +62,52 @@ __device__ __forceinline__ float sink_of(const AttnParams& p, uint32_t head) {
     return p.sink_logits ? p.sink_logits[head] * LOG2_E : -INFINITY;
 }
 
+// Merges what the splits of some heads have left; all threads take part, and every head has its warps.
+template <int DIM, int GROUP>
+__device__ __forceinline__ void merge_splits(const AttnParams& p, uint32_t row, uint32_t first_head, uint32_t n_heads,
+                                             float (&merged)[ROWS_WARPS][GROUP][DIM + 2]) {
+    constexpr uint32_t WARPS_A_HEAD = ROWS_WARPS / GROUP;
+    uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, dim = p.shape.head_dim;
+    uint32_t head = first_head + min(warp / WARPS_A_HEAD, n_heads - 1);
+    const float* states = p.partials + (uint64_t(blockIdx.z) * p.n_heads + head) * p.n_splits * (dim + 2);
+    // Every warp finds the factors of all splits, two a lane, and adds its share of them.
+    float of_lane[2], sums[2], all = sink_of(p, head);
+#pragma unroll
+    for (uint32_t i = 0; i < 2; i++) {
+        uint32_t s = lane + 32 * i;
+        const float* state = states + uint64_t(s) * (dim + 2);
+        of_lane[i] = s < p.n_splits ? __ldcg(state + dim) : -INFINITY;
+        sums[i] = s < p.n_splits ? __ldcg(state + dim + 1) : 0.0f;
+        all = fmaxf(all, of_lane[i]);
+    }
+#pragma unroll
+    for (int other = 16; other > 0; other /= 2) all = fmaxf(all, __shfl_xor_sync(~0u, all, other));
+#pragma unroll
+    for (uint32_t i = 0; i < 2; i++) of_lane[i] = rescale(of_lane[i], all);
+    float total = sums[0] * of_lane[0] + sums[1] * of_lane[1], values[DIM / 32] = {};
+#pragma unroll
+    for (int other = 16; other > 0; other /= 2) total += __shfl_xor_sync(~0u, total, other);
+    total += rescale(sink_of(p, head), all);
+#pragma unroll(GROUP == 1 ? 2 : 8)
+    for (uint32_t s = warp % WARPS_A_HEAD; s < p.n_splits; s += WARPS_A_HEAD) {
+        float factor = __shfl_sync(~0u, s < 32 ? of_lane[0] : of_lane[1], s % 32);
+#pragma unroll
+        for (uint32_t i = 0; i < DIM / 32; i++) {
+            if (lane + 32 * i < dim) values[i] += __ldcg(states + uint64_t(s) * (dim + 2) + lane + 32 * i) * factor;
+        }
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < DIM / 32; i++) merged[warp][0][lane + 32 * i] = values[i] / total;
+    __syncthreads();
+    float* out = p.out + (uint64_t(row) * p.n_heads + first_head) * dim;
+    for (uint32_t i = threadIdx.x; i < n_heads * dim; i += blockDim.x) {
+        float x = 0.0f;
+#pragma unroll
+        for (uint32_t w = 0; w < WARPS_A_HEAD; w++) x += merged[i / dim * WARPS_A_HEAD + w][0][i % dim];
+        out[i] = x;
+    }
+}
+
 // Grid (n_splits, n_kv_heads * ceil(group / GROUP), n_tokens of every session).
 template <int TYPE, int DIM, int GROUP>
 __device__ void attn_rows(const AttnParams& p) {
@@ -263,51 +309,12 @@ __device__ void attn_rows(const AttnParams& p) {
     __syncthreads();
     if (!is_last) return;
     __threadfence();
-    for (uint32_t g = 0; g < n_heads; g++) {
-        uint32_t head = first_head + g;
-        const float* states = p.partials + (uint64_t(blockIdx.z) * p.n_heads + head) * p.n_splits * (dim + 2);
-        // Every warp finds the factors of all splits, two a lane, and adds a quarter of them.
-        float of_lane[2], sums[2], all = sink_of(p, head);
-#pragma unroll
-        for (uint32_t i = 0; i < 2; i++) {
-            uint32_t s = lane + 32 * i;
-            const float* state = states + uint64_t(s) * (dim + 2);
-            of_lane[i] = s < p.n_splits ? __ldcg(state + dim) : -INFINITY;
-            sums[i] = s < p.n_splits ? __ldcg(state + dim + 1) : 0.0f;
-            all = fmaxf(all, of_lane[i]);
-        }
-#pragma unroll
-        for (int other = 16; other > 0; other /= 2) all = fmaxf(all, __shfl_xor_sync(~0u, all, other));
-#pragma unroll
-        for (uint32_t i = 0; i < 2; i++) of_lane[i] = rescale(of_lane[i], all);
-        float total = sums[0] * of_lane[0] + sums[1] * of_lane[1], values[DIM / 32] = {};
-#pragma unroll
-        for (int other = 16; other > 0; other /= 2) total += __shfl_xor_sync(~0u, total, other);
-        total += rescale(sink_of(p, head), all);
-#pragma unroll 4
-        for (uint32_t s = warp; s < p.n_splits; s += ROWS_WARPS) {
-            float factor = __shfl_sync(~0u, s < 32 ? of_lane[0] : of_lane[1], s % 32);
-#pragma unroll
-            for (uint32_t i = 0; i < DIM / 32; i++) {
-                if (lane + 32 * i < dim) values[i] += __ldcg(states + uint64_t(s) * (dim + 2) + lane + 32 * i) * factor;
-            }
-        }
-        __syncthreads();
-#pragma unroll
-        for (uint32_t i = 0; i < DIM / 32; i++) merged[warp][0][lane + 32 * i] = values[i];
-        __syncthreads();
-        float* out = p.out + (uint64_t(row) * p.n_heads + head) * dim;
-        for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) {
-            float x = 0.0f;
-#pragma unroll
-            for (uint32_t w = 0; w < ROWS_WARPS; w++) x += merged[w][0][i];
-            out[i] = x / total;
-        }
-    }
+    merge_splits<DIM, GROUP>(p, row, first_head, n_heads, merged);
 }
 
 #define LG_ROWS(NAME, TYPE, DIM, GROUP)                                                                       \
-    extern "C" __global__ void __launch_bounds__(32 * ROWS_WARPS) attn_rows_##NAME##_##DIM##_##GROUP(const __grid_constant__ AttnParams p) { \
+    extern "C" __global__ void __launch_bounds__(32 * ROWS_WARPS)                                             \
+        attn_rows_##NAME##_##DIM##_##GROUP(const __grid_constant__ AttnParams p) {                            \
         attn_rows<TYPE, DIM, GROUP>(p);                                                                       \
     }
 #define LG_ROWS_OF(NAME, TYPE)                                                            \

@@ -40,7 +40,7 @@ const PARTS: [Part; 14] = [
     part("gemm", "gemm.cu"),
     part("kv", "kv.cu"),
     part("matvec", "matvec.cu"),
-    part("matvec_quant", "matvec_quant.cu"),
+    part("matvec_mma", "matvec_mma.cu"),
     part("rowwise", "rowwise.cu"),
     part("top", "top.cu"),
     Part { may_spill: true, is_hopper: true, ..part("attn_prefill_sm90", "sm90/attn_prefill.cu") },

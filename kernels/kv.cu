@@ -2,43 +2,43 @@
 #include "common/kv.cuh"
 #include "common/launch.cuh"
 
-// Grid (n_tokens, n_heads + n_kv_heads, sessions): turns one head of queries in place, or turns a head of keys and
-// appends it and its values. `head_dim` floats of shared memory.
+// Grid (n_tokens, all heads / warps, sessions): every warp turns one head of queries in place, or turns a head of keys and
+// appends it and its values. `head_dim` floats of shared memory a warp.
 extern "C" __global__ void rope_append(const __grid_constant__ RopeAppendParams p) {
     begin();
-    extern __shared__ float head[];
-    __shared__ float max_of[32];
+    extern __shared__ float heads[];
     const AppendSeq& seq = p.seqs[blockIdx.z];
     StepRows rows = *seq.rows;
-    if (blockIdx.x >= rows.n_tokens) return;
+    uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, head_i = blockIdx.y * (blockDim.x / 32) + warp;
+    if (blockIdx.x >= rows.n_tokens || head_i >= p.n_heads + p.shape.n_kv_heads) return;
     uint32_t dim = p.shape.head_dim, row = rows.row + blockIdx.x, position = rows.pos + blockIdx.x;
-    bool is_query = blockIdx.y < p.n_heads;
-    uint32_t kv_head = blockIdx.y - p.n_heads;
-    float* q = p.q + (uint64_t(row) * p.n_heads + blockIdx.y) * dim;
+    bool is_query = head_i < p.n_heads;
+    uint32_t kv_head = head_i - p.n_heads;
+    float* head = heads + warp * dim;
+    float* q = p.q + (uint64_t(row) * p.n_heads + head_i) * dim;
     const float* source = is_query ? q : p.k + (uint64_t(row) * p.shape.n_kv_heads + kv_head) * dim;
-    for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) head[i] = source[i];
-    __syncthreads();
+    for (uint32_t i = lane; i < dim; i += 32) head[i] = source[i];
+    __syncwarp();
     if (p.table) {
-        const float* angles = p.table + uint64_t(row) * p.n_pairs * 2;
-        for (uint32_t i = threadIdx.x; i < p.n_pairs; i += blockDim.x) {
+        const float2* angles = reinterpret_cast<const float2*>(p.table) + uint64_t(row) * p.n_pairs;
+        for (uint32_t i = lane; i < p.n_pairs; i += 32) {
             uint32_t a = p.pairing == PAIRING_HALVES ? i : 2 * i;
             uint32_t b = p.pairing == PAIRING_HALVES ? i + p.n_pairs : 2 * i + 1;
-            float x = head[a], y = head[b], cos = angles[2 * i], sin = angles[2 * i + 1];
+            float x = head[a], y = head[b], cos = angles[i].x, sin = angles[i].y;
             // Each product rounded, as everywhere else: keys of 8 bits must not fall on the other side of a step.
             head[a] = __fsub_rn(__fmul_rn(x, cos), __fmul_rn(y, sin));
             head[b] = __fadd_rn(__fmul_rn(x, sin), __fmul_rn(y, cos));
         }
-        __syncthreads();
+        __syncwarp();
     }
     if (is_query) {
-        for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) q[i] = head[i];
+        for (uint32_t i = lane; i < dim; i += 32) q[i] = head[i];
         return;
     }
     KvBlock block(p.shape, seq.blocks, seq.places.place(rows, p.shape.block_size, kv_head, position / p.shape.block_size));
     uint32_t in_block = position % p.shape.block_size;
-    store_row(block, false, in_block, [&](uint32_t i) { return head[i]; }, max_of);
-    const float* v = p.v + (uint64_t(row) * p.shape.n_kv_heads + kv_head) * dim;
-    store_row(block, true, in_block, [&](uint32_t i) { return v[i]; }, max_of);
+    store_row(block, false, in_block, head);
+    store_row(block, true, in_block, p.v + (uint64_t(row) * p.shape.n_kv_heads + kv_head) * dim);
 }
 
 // Grid (n_tokens, n_kv_heads, copies). Rows are copied 16 bytes at a time, or byte by byte where they are not so long.

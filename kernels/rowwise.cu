@@ -1,6 +1,7 @@
-// Ops on rows: embedding, norm, RoPE angles, gated units, bias, and conversions to 16 bits. All of them wait for
-// memory, not for arithmetic.
+// Ops on rows: embedding, RoPE angles, gated units, bias, and conversions to 16 bits. All of them wait for memory, not for
+// arithmetic.
 #include "common/launch.cuh"
+#include "common/norm.cuh"
 #include "common/weights.cuh"
 
 // Grid (n_tokens). A token beyond the table gives NaNs.
@@ -15,47 +16,6 @@ __device__ void embed(const EmbedParams& p) {
 }
 #define LG_EMBED(W) extern "C" __global__ void embed_##W(EmbedParams p) { embed<W>(p); }
 LG_FOR_EACH_WEIGHT_TYPE(LG_EMBED)
-
-// Sum over a block of at most 1024 threads, the same in all of them.
-__device__ float block_sum(float x) {
-    __shared__ float of_warp[32];
-    for (int lane = 16; lane > 0; lane /= 2) x += __shfl_xor_sync(~0u, x, lane);
-    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
-    __syncthreads();
-    x = threadIdx.x % 32 < blockDim.x / 32 ? of_warp[threadIdx.x % 32] : 0.0f;
-    for (int lane = 16; lane > 0; lane /= 2) x += __shfl_xor_sync(~0u, x, lane);
-    return x;
-}
-
-// Grid (n_rows). A row of four elements a thread is read once.
-extern "C" __global__ void norm_rms(NormParams p) {
-    begin();
-    const float* x = p.x + uint64_t(blockIdx.x) * p.width;
-    float* out = p.out + uint64_t(blockIdx.x) * p.width;
-    if (p.width % 4 == 0) {
-        const float4* xs = reinterpret_cast<const float4*>(x);
-        const float4* weights = reinterpret_cast<const float4*>(p.weight);
-        uint32_t n = p.width / 4;
-        auto load = [&](uint32_t i) { return i < n ? xs[i] : make_float4(0, 0, 0, 0); };
-        float4 first = load(threadIdx.x), first_weight = threadIdx.x < n ? weights[threadIdx.x] : first;
-        float sum = 0.0f;
-        auto fold = [&](float4 v) { sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; };
-        fold(first);
-        for (uint32_t i = threadIdx.x + blockDim.x; i < n; i += blockDim.x) fold(xs[i]);
-        float factor = 1.0f / sqrtf(block_sum(sum) / static_cast<float>(p.width) + p.eps);
-        auto store = [&](uint32_t i, float4 v, float4 w) {
-            reinterpret_cast<float4*>(out)[i] =
-                make_float4(v.x * factor * w.x, v.y * factor * w.y, v.z * factor * w.z, v.w * factor * w.w);
-        };
-        if (threadIdx.x < n) store(threadIdx.x, first, first_weight);
-        for (uint32_t i = threadIdx.x + blockDim.x; i < n; i += blockDim.x) store(i, xs[i], weights[i]);
-    } else {
-        float sum = 0.0f;
-        for (uint32_t i = threadIdx.x; i < p.width; i += blockDim.x) sum += x[i] * x[i];
-        float factor = 1.0f / sqrtf(block_sum(sum) / static_cast<float>(p.width) + p.eps);
-        for (uint32_t i = threadIdx.x; i < p.width; i += blockDim.x) out[i] = x[i] * factor * p.weight[i];
-    }
-}
 
 // Grid (n_tokens, sessions). The angle is rounded to f32 as the models were trained; its sine and cosine are exact to f32.
 extern "C" __global__ void rope_table(const __grid_constant__ RopeTableParams p) {
@@ -75,10 +35,7 @@ extern "C" __global__ void rope_table(const __grid_constant__ RopeTableParams p)
 extern "C" __global__ void glu_silu(GluParams p) {
     begin();
     uint64_t i = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i < p.n_elems) {
-        float x = p.gate[i];
-        p.gate[i] = x / (1.0f + expf(-x)) * p.up[i];
-    }
+    if (i < p.n_elems) static_cast<float*>(p.out)[i] = silu(p.gate[i]) * p.up[i];
 }
 
 extern "C" __global__ void add_bias(BiasParams p) {
@@ -87,17 +44,67 @@ extern "C" __global__ void add_bias(BiasParams p) {
     if (i < uint64_t(p.n_rows) * p.width) p.out[i] += p.bias[i % p.width];
 }
 
-extern "C" __global__ void to_f16(ConvertParams p) {
-    begin();
-    uint64_t i = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i < p.n_elems) static_cast<__half*>(p.out)[i] = to_f16(p.x[i]);
+// Inputs of products of many rows, in 16 bits: eight elements a thread.
+__device__ __forceinline__ void store8(__half* out, const float (&x)[8]) {
+    __half halves[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) halves[i] = to_f16(x[i]);
+    *reinterpret_cast<uint4*>(out) = *reinterpret_cast<uint4*>(halves);
+}
+__device__ __forceinline__ void store8(__nv_bfloat16* out, const float (&x)[8]) {
+    __nv_bfloat162 pairs[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) pairs[i] = __floats2bfloat162_rn(x[2 * i], x[2 * i + 1]);
+    *reinterpret_cast<uint4*>(out) = *reinterpret_cast<uint4*>(pairs);
+}
+__device__ __forceinline__ void load8(float (&out)[8], const float* x) {
+    *reinterpret_cast<float4*>(out) = *reinterpret_cast<const float4*>(x);
+    *reinterpret_cast<float4*>(out + 4) = *reinterpret_cast<const float4*>(x + 4);
 }
 
-extern "C" __global__ void to_bf16(ConvertParams p) {
+template <typename T>
+__device__ __forceinline__ void convert(const ConvertParams& p) {
     begin();
-    uint64_t i = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i < p.n_elems) static_cast<__nv_bfloat16*>(p.out)[i] = __float2bfloat16_rn(p.x[i]);
+    uint64_t i = (uint64_t(blockIdx.x) * blockDim.x + threadIdx.x) * 8;
+    if (i >= p.n_elems) return;
+    float x[8];
+    load8(x, p.x + i);
+    store8(static_cast<T*>(p.out) + i, x);
 }
+
+template <typename T>
+__device__ __forceinline__ void convert_glu(const GluParams& p) {
+    begin();
+    uint64_t i = (uint64_t(blockIdx.x) * blockDim.x + threadIdx.x) * 8;
+    if (i >= p.n_elems) return;
+    float gate[8], up[8];
+    load8(gate, p.gate + i), load8(up, p.up + i);
+#pragma unroll
+    for (int j = 0; j < 8; j++) gate[j] = silu(gate[j]) * up[j];
+    store8(static_cast<T*>(p.out) + i, gate);
+}
+
+// Grid (n_rows).
+template <typename T>
+__device__ __forceinline__ void convert_norm(const NormParams& p) {
+    begin();
+    __shared__ float factors[1];
+    uint64_t first = uint64_t(blockIdx.x) * p.width;
+    norm_factors(factors, p.x + first, 1, p.width, p.eps);
+    for (uint32_t i = threadIdx.x * 8; i < p.width; i += blockDim.x * 8) {
+        float x[8], weight[8];
+        load8(x, p.x + first + i), load8(weight, p.weight + i);
+#pragma unroll
+        for (int j = 0; j < 8; j++) x[j] *= factors[0] * weight[j];
+        store8(static_cast<T*>(p.out) + first + i, x);
+    }
+}
+#define LG_CONVERT(NAME, T)                                                              \
+    extern "C" __global__ void rows_to_##NAME(ConvertParams p) { convert<T>(p); }        \
+    extern "C" __global__ void __launch_bounds__(1024) norm_to_##NAME(NormParams p) { convert_norm<T>(p); } \
+    extern "C" __global__ void glu_to_##NAME(GluParams p) { convert_glu<T>(p); }
+LG_CONVERT(f16, __half)
+LG_CONVERT(bf16, __nv_bfloat16)
 
 // A matrix as f16, for products of many rows. Grid over groups of 8 elements.
 template <typename W>

@@ -38,15 +38,11 @@ impl Cancel {
         self.looks_left.store(NEVER, Ordering::Relaxed);
     }
 
-    /// Whether somebody asked to stop.
+    /// Whether somebody asked to stop, or this flag has been looked at often enough.
     pub fn is_cancelled(&self) -> bool {
-        match self.looks_left.load(Ordering::Relaxed) {
-            NEVER => false,
-            _ => {
-                let one_less = |left: u64| left.checked_sub(1);
-                self.looks_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_err()
-            }
-        }
+        let one_less = |left: u64| if left == NEVER { Some(NEVER) } else { left.checked_sub(1) };
+        self.looks_left.load(Ordering::Relaxed) != NEVER
+            && self.looks_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_err()
     }
 
     /// `Ok` unless somebody asked to stop.

@@ -14,7 +14,7 @@ use longgen::kv::slots::SlotMap;
 use longgen::{Cancel, ErrorKind};
 use support::compare::{ROUNDING, Tolerance, assert_close, assert_same_bits};
 use support::random::Random;
-use support::rig::{Context, Lie, Part, Product, Rig, SHAPE, random_weight};
+use support::rig::{Context, Lie, Mlp, Part, Product, Rig, SHAPE, Taken, random_weight};
 
 /// Every instance of the CPU backend, with its name.
 fn backends() -> Vec<(String, CpuBackend)> {
@@ -53,6 +53,18 @@ fn random_products(random: &mut Random, cols: usize, n_rows: usize) -> Vec<Produ
     (0..1 + random.below(6)).map(|_| product(random)).collect()
 }
 
+/// Rows as they are, or their norm.
+fn random_input(random: &mut Random, n_rows: usize, cols: usize) -> Taken {
+    let first_row = random.below(3);
+    match random.below(2) {
+        0 => Taken { x: random.vector(n_rows * cols, 1.0), norm: None },
+        _ => Taken {
+            x: random.vector((first_row + n_rows) * cols, 4.0),
+            norm: Some((first_row, random.vector(cols, 2.0))),
+        },
+    }
+}
+
 /// Numbers that 8 bits with one scale per block of 32 can hold: whole multiples of a power of two up to 127 of it.
 fn exact_in_8_bits(random: &mut Random, n: usize) -> Vec<f32> {
     let mut x = Vec::with_capacity(n);
@@ -71,14 +83,14 @@ fn matmul_in_f32_is_the_oracles() {
     on_every_backend!(|name, backend| {
         let mut random = Random::new(1);
         for case in 0..25 {
-            let cols = pick(&mut random, &[1, 7, 16, 31, 32, 33, 64, 96, 100, 320]);
+            let cols = pick(&mut random, &[1, 7, 16, 31, 32, 33, 64, 96, 100, 320, 2080]);
             let n_rows = pick(&mut random, &[1, 2, 3, 4, 5, 8, 9, 31]);
             let products = random_products(&mut random, cols, n_rows);
-            let x = random.vector(n_rows * cols, 1.0);
+            let x = random_input(&mut random, n_rows, cols);
             let add = random.below(2) == 1;
-            let expected = Rig::new(&oracle, Precision::Exact).matmul(&products, &x, n_rows, add);
-            let has = Rig::new(&backend, Precision::Exact).matmul(&products, &x, n_rows, add);
-            let what = format!("{name}, case {case}: {n_rows} rows of {cols}");
+            let expected = Rig::new(&oracle, Precision::Exact).matmul_with(&products, &x, n_rows, add);
+            let has = Rig::new(&backend, Precision::Exact).matmul_with(&products, &x, n_rows, add);
+            let what = format!("{name}, case {case}: {n_rows} rows of {cols}, norm: {}", x.norm.is_some());
             assert_close(&what, &has, &expected, Tolerance { absolute: 2e-4, ..ROUNDING });
         }
     });
@@ -212,15 +224,6 @@ fn embed_is_the_oracles_to_the_bit() {
     });
 }
 
-fn norm<B: Backend>(backend: &B, x: &[f32], weight: &[f32], first_row: usize, n_rows: usize) -> Vec<f32> {
-    let mut rig = Rig::new(backend, Precision::Fast);
-    let (x, weight_buf, width) = (rig.buf(x), rig.buf(weight), weight.len());
-    let mut out = rig.poisoned(n_rows * width * 4);
-    let args = NormArgs { out: &mut out, x: &x, first_row, weight: &weight_buf, n_rows, width, eps: 1e-5 };
-    rig.run(|backend, ws| backend.norm(ws, args)).unwrap();
-    rig.read(&out, n_rows * width)
-}
-
 fn glu<B: Backend>(backend: &B, gate: &[f32], up: &[f32]) -> Vec<f32> {
     let mut rig = Rig::new(backend, Precision::Fast);
     let (mut gate_buf, up) = (rig.buf(gate), rig.buf(up));
@@ -231,22 +234,59 @@ fn glu<B: Backend>(backend: &B, gate: &[f32], up: &[f32]) -> Vec<f32> {
 }
 
 #[test]
-fn norm_and_glu_are_the_oracles() {
+fn glu_is_the_oracles() {
     let oracle = ReferenceBackend::default();
     on_every_backend!(|name, backend| {
         let mut random = Random::new(7);
-        for (n_rows, width) in [(1, 1), (3, 15), (2, 16), (70, 576), (5, 577), (1, 5000)] {
-            let (x, weight) = (random.vector((n_rows + 2) * width, 4.0), random.vector(width, 2.0));
-            let what = format!("{name}: {n_rows} x {width}");
-            let expected = norm(&oracle, &x, &weight, 2, n_rows);
-            assert_close(&what, &norm(&backend, &x, &weight, 2, n_rows), &expected, ROUNDING);
-            let up = random.vector(x.len(), 2.0);
-            assert_close(&what, &glu(&backend, &x, &up), &glu(&oracle, &x, &up), ROUNDING);
+        for n in [1, 15, 16, 577, 40_000] {
+            let (gate, up) = (random.vector(n, 4.0), random.vector(n, 2.0));
+            let what = format!("{name}: {n}");
+            assert_close(&what, &glu(&backend, &gate, &up), &glu(&oracle, &gate, &up), ROUNDING);
         }
         let extremes =
             [0.0, -0.0, 1e-30, -1e-30, 20.0, -20.0, 80.0, -80.0, 200.0, -200.0, 3e30, -3e30, f32::NAN];
         let ones = [1.0; 13];
         assert_close(&name, &glu(&backend, &extremes, &ones), &glu(&oracle, &extremes, &ones), ROUNDING);
+    });
+}
+
+fn random_mlp(random: &mut Random, types: &[TensorType]) -> Mlp {
+    let (d_model, d_ff) = (32 * (1 + random.below(12)), 32 * (1 + random.below(20)));
+    let mut linear = |rows, cols| {
+        let ty = pick(random, types);
+        let w = random_weight(random, ty, rows, cols);
+        Product { bias: (random.below(2) == 1).then(|| random.vector(rows, 1.0)), w, before: vec![] }
+    };
+    let [gate, up, down] = [linear(d_ff, d_model), linear(d_ff, d_model), linear(d_model, d_ff)];
+    Mlp { gate, up, down, norm: random.vector(d_model, 2.0) }
+}
+
+/// Tolerance of numbers that need not be about 1.
+fn of_their_size(fraction: f32, expected: &[f32]) -> Tolerance {
+    let mean_square = expected.iter().map(|x| x * x).sum::<f32>() / expected.len() as f32;
+    Tolerance {
+        absolute: fraction * mean_square.sqrt(),
+        relative: fraction,
+        angle: f64::from(fraction * fraction),
+    }
+}
+
+#[test]
+fn mlp_in_f32_is_the_oracles() {
+    let oracle = ReferenceBackend::default();
+    on_every_backend!(|name, backend| {
+        let mut random = Random::new(8);
+        for case in 0..20 {
+            let ty = [pick(&mut random, &TensorType::ALL)];
+            // Of one type, which may be computed at once, or of any.
+            let mlp = random_mlp(&mut random, if case % 2 == 0 { &ty } else { &TensorType::ALL });
+            let n_rows = pick(&mut random, &[1, 2, 4, 5, 9, 31]);
+            let x = random.vector(n_rows * mlp.norm.len(), 3.0);
+            let expected = Rig::new(&oracle, Precision::Exact).mlp(&mlp, &x);
+            let has = Rig::new(&backend, Precision::Exact).mlp(&mlp, &x);
+            let what = format!("{name}, case {case}: {n_rows} rows, {mlp:?}");
+            assert_close(&what, &has, &expected, of_their_size(1e-4, &expected));
+        }
     });
 }
 
@@ -295,18 +335,26 @@ fn random_mask(random: &mut Random) -> Mask {
 fn random_context(random: &mut Random, n_ctx: usize) -> Context {
     let mask = random_mask(random);
     let (n_kv_heads, group) = pick(random, &[(1, 1), (1, 5), (2, 2), (3, 3), (4, 1)]);
-    let (n_heads, head_dim) = (n_kv_heads * group, pick(random, &[2, 6, 16, 24, 64, 64, 80, 96, 128, 256]));
+    let head_dim = pick(random, &[2, 6, 16, 24, 64, 64, 80, 96, 128, 256]);
+    let ty = pick(random, &KV_TYPES);
+    let shape = KvShape { n_kv_heads, head_dim, block_size: mask.block_size() as usize, ty };
+    let softcap = pick(random, &[0.0, 0.0, 3.0]);
+    Context { softcap, ..context_of(random, n_ctx, mask, shape, n_kv_heads * group) }
+}
+
+/// A context without a cap on scores, of random numbers.
+fn context_of(random: &mut Random, n_ctx: usize, mask: Mask, shape: KvShape, n_heads: usize) -> Context {
+    let KvShape { n_kv_heads, head_dim, .. } = shape;
     let phase = random.below(7) as u32;
     let differ = random.below(2) == 1;
     let has_sinks = random.below(3) == 0;
-    let ty = pick(random, &KV_TYPES);
     Context {
-        shape: KvShape { n_kv_heads, head_dim, block_size: mask.block_size() as usize, ty },
+        shape,
         n_heads,
         mask,
         phases: (0..n_heads).map(|_| if differ { random.below(7) as u32 } else { phase }).collect(),
         scale: 2.0 / (head_dim as f32).sqrt(),
-        softcap: pick(random, &[0.0, 0.0, 3.0]),
+        softcap: 0.0,
         sink_logits: has_sinks.then(|| random.vector(n_heads, 4.0)),
         n_pairs: pick(random, &[0, head_dim / 2, head_dim / 4]),
         pairing: pick(random, &[RopePairing::Halves, RopePairing::Adjacent]),
@@ -533,8 +581,13 @@ fn attention_gives_a_query_the_same_bits_alone_and_among_others() {
 fn attention_of_several_sessions_is_that_of_each() {
     on_every_backend!(|name, backend| {
         let mut random = Random::new(10);
-        for _ in 0..5 {
-            let context = random_context(&mut random, 700);
+        for case in 0..6 {
+            let mut contexts = std::iter::repeat_with(|| random_context(&mut random, 700));
+            // Every other one of a kind that devices have kernels for.
+            let is_wanted = |context: &Context| {
+                case % 2 == 0 || context.shape.head_dim == 64 && context.shape.block_size == 64
+            };
+            let context = contexts.find(is_wanted).unwrap();
             let mut rig = Rig::new(&backend, Precision::Fast);
             let shapes = [(600, 1), (5, 20), (0, 3), (640, 2)];
             let parts = shapes.map(|(pos, n_tokens)| random_parts(&mut random, pos, n_tokens));
@@ -659,9 +712,9 @@ fn a_cancelled_step_ends_in_the_op_that_runs() {
         let cancel = rig.cancel.clone();
         let result = rig.run(|backend, ws| {
             let parts = &mut [MatmulPart { out: &mut out, w: &w, bias: None }];
-            backend.matmul(ws, MatmulArgs { parts, x: &x, n_rows: 3, add: false })?;
+            backend.matmul(ws, MatmulArgs { parts, input: Input::Rows(&x), n_rows: 3, add: false })?;
             cancel.cancel();
-            backend.matmul(ws, MatmulArgs { parts, x: &x, n_rows: 3, add: false })
+            backend.matmul(ws, MatmulArgs { parts, input: Input::Rows(&x), n_rows: 3, add: false })
         });
         assert_eq!(result.unwrap_err().kind(), ErrorKind::Cancelled, "{name}");
         assert!(rig.read(&out, 3 * 64).iter().all(|x| x.is_finite()), "{name}: the first product was done");
@@ -736,11 +789,11 @@ mod cuda {
                 let cols = pick(&mut random, &[8, 32, 40, 96, 320, 640, 2080, 4096, 5120]);
                 let n_rows = pick(&mut random, &[1, 2, 4, 8, 9, 16, 17, 100, 129, 300]);
                 let products = random_products(&mut random, cols, n_rows);
-                let x = random.vector(n_rows * cols, 1.0);
+                let x = random_input(&mut random, n_rows, cols);
                 let add = random.below(2) == 1;
-                let expected = Rig::new(&oracle, Precision::Exact).matmul(&products, &x, n_rows, add);
-                let has = Rig::new(&backend, Precision::Fast).matmul(&products, &x, n_rows, add);
-                let sums = magnitudes(&products, &x, n_rows);
+                let expected = Rig::new(&oracle, Precision::Exact).matmul_with(&products, &x, n_rows, add);
+                let has = Rig::new(&backend, Precision::Fast).matmul_with(&products, &x, n_rows, add);
+                let sums = magnitudes(&products, &x.values(n_rows), n_rows);
                 let mut at = 0;
                 for Product { w, .. } in &products {
                     let range = at..at + n_rows * w.rows;
@@ -764,42 +817,123 @@ mod cuda {
     }
 
     #[test]
-    fn attention_of_many_rows_is_as_near_as_16_bits_allow() {
+    fn quantised_elements_beyond_16_bits_stay_numbers() {
         let oracle = ReferenceBackend::default();
+        for (name, backend) in backends() {
+            let mut random = Random::new(23);
+            for (ty, scale) in [(TensorType::Q8_0, 600.0), (TensorType::Q4_0, 9000.0), (TensorType::Q4_1, 5000.0)] {
+                let mut w = random_weight(&mut random, ty, 40, 640);
+                let mut bytes = w.bytes().to_vec();
+                for block in bytes.chunks_exact_mut(ty.block_bytes()) {
+                    block[..2].copy_from_slice(&half::f16::from_f32(scale).to_le_bytes());
+                }
+                (w.range, w.file) = (0..bytes.len(), std::sync::Arc::new(bytes));
+                let products = [Product { w, bias: None, before: vec![] }];
+                for n_rows in [1, 5, 40] {
+                    let x = random.vector(n_rows * 640, 1e-4);
+                    let expected = Rig::new(&oracle, Precision::Exact).matmul(&products, &x, n_rows, false);
+                    let has = Rig::new(&backend, Precision::Fast).matmul(&products, &x, n_rows, false);
+                    assert!(has.iter().all(|x| x.is_finite()), "{name}, {ty}, {n_rows} rows");
+                    if n_rows < 9 {
+                        let tolerance = of_their_size(1e-3, &expected);
+                        assert_close(&format!("{name}, {ty}, {n_rows} rows"), &has, &expected, tolerance);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn mlp_is_as_near_as_16_bits_allow() {
+        let oracle = ReferenceBackend::default();
+        for (name, backend) in backends() {
+            let mut random = Random::new(22);
+            for case in 0..60 {
+                let ty = [pick(&mut random, &TensorType::ALL)];
+                let mlp = random_mlp(&mut random, if case % 2 == 0 { &ty } else { &TensorType::ALL });
+                let n_rows = pick(&mut random, &[1, 2, 4, 8, 9, 16, 17, 100]);
+                let x = random.vector(n_rows * mlp.norm.len(), 3.0);
+                let expected = Rig::new(&oracle, Precision::Exact).mlp(&mlp, &x);
+                let has = Rig::new(&backend, Precision::Fast).mlp(&mlp, &x);
+                let is_bf16 = [&mlp.gate, &mlp.up, &mlp.down].iter().any(|part| part.w.ty == TensorType::BF16);
+                let what = format!("{name}, case {case}: {n_rows} rows, {mlp:?}");
+                let fraction = if is_bf16 { 0.03 } else { 0.005 };
+                assert_close(&what, &has, &expected, of_their_size(fraction, &expected));
+            }
+        }
+    }
+
+    /// Whether the kernels for Hopper serve it.
+    fn is_for_hopper(context: &Context) -> bool {
+        [64, 128].contains(&context.shape.head_dim)
+            && context.shape.block_size.is_multiple_of(64)
+            && context.softcap == 0.0
+    }
+
+    fn assert_near(what: &str, backend: &CudaBackend, context: &Context, parts: &[Part], pos: u32, n_tokens: u32) {
+        let oracle = ReferenceBackend::default();
+        let mut expected_rig = Rig::new(&oracle, Precision::Exact);
+        let expected = expected_rig.attend(context, &whole(pos + n_tokens), pos, n_tokens);
+        let has = Rig::new(backend, Precision::Fast).attend(context, parts, pos, n_tokens);
+        let Context { shape, mask, n_heads, .. } = context;
+        let what = format!("{what}: {n_tokens} at {pos}, {n_heads} heads, {shape:?}, {mask:?}, {parts:?}");
+        // Queries and weights are rounded like the cache.
+        let rounding = if context.shape.ty == KvType::Bf16 { 8.0 } else { 1.0 };
+        let tolerance = Tolerance {
+            absolute: 1e-2 * rounding,
+            relative: 1e-2,
+            angle: 1e-5 * f64::from(rounding * rounding),
+        };
+        assert_close(&what, &has[1], &expected[1], tolerance);
+    }
+
+    #[test]
+    fn attention_of_many_rows_is_as_near_as_16_bits_allow() {
         for (name, backend) in backends() {
             let mut random = Random::new(21);
             for case in 0..80 {
                 let n_tokens = pick(&mut random, &[16, 63, 64, 65, 130, 300]);
                 let pos = pick(&mut random, &[0, 0, 1, 63, 64, 100, 500, 513, 1100, 2047]);
-                // Every other one of a shape that the kernels for Hopper serve.
-                let is_any = |context: &Context| {
-                    case % 2 == 0
-                        || [64, 128].contains(&context.shape.head_dim)
-                            && context.shape.block_size.is_multiple_of(64)
-                            && context.softcap == 0.0
-                };
                 let mut contexts =
                     std::iter::repeat_with(|| random_context(&mut random, (pos + n_tokens) as usize));
-                let mut context = contexts.find(is_any).unwrap();
+                let mut context = contexts.find(|context| case % 2 == 0 || is_for_hopper(context)).unwrap();
                 let types = [KvType::F16, KvType::Bf16, KvType::Q8];
                 context.shape.ty = pick(&mut random, &types[..if case % 2 == 0 { 3 } else { 2 }]);
                 let parts = random_parts(&mut random, pos, n_tokens);
-                let mut expected_rig = Rig::new(&oracle, Precision::Exact);
-                let expected = expected_rig.attend(&context, &whole(pos + n_tokens), pos, n_tokens);
-                let has = Rig::new(&backend, Precision::Fast).attend(&context, &parts, pos, n_tokens);
-                let Context { shape, mask, n_heads, .. } = &context;
-                let what = format!(
-                    "{name}, case {case}: {n_tokens} at {pos}, {n_heads} heads, {shape:?}, {mask:?}, {parts:?}"
-                );
-                // Queries and weights are rounded like the cache.
-                let rounding = if context.shape.ty == KvType::Bf16 { 8.0 } else { 1.0 };
-                let tolerance = Tolerance {
-                    absolute: 1e-2 * rounding,
-                    relative: 1e-2,
-                    angle: 1e-5 * f64::from(rounding * rounding),
-                };
-                assert_close(&what, &has[1], &expected[1], tolerance);
+                assert_near(&format!("{name}, case {case}"), &backend, &context, &parts, pos, n_tokens);
             }
+        }
+    }
+
+    #[test]
+    fn attention_of_many_rows_to_blocks_far_away_is_as_near() {
+        let block_size = 64;
+        for (name, backend) in backends() {
+            let mut random = Random::new(24);
+            for head_dim in [64, 128] {
+                for stride in [0, 2, 3, 7] {
+                    let (local_blocks, sink_blocks) = (1 + random.below(2) as u32, random.below(2) as u32);
+                    let mask = Mask::Blocks { block_size, local_blocks, sink_blocks, stride };
+                    let (pos, n_tokens) = (pick(&mut random, &[1000, 1536, 2047]), 300);
+                    let ty = pick(&mut random, &[KvType::F16, KvType::Bf16]);
+                    let shape = KvShape { n_kv_heads: 2, head_dim, block_size: 64, ty };
+                    let context = context_of(&mut random, (pos + n_tokens) as usize, mask, shape, 4);
+                    let parts = random_parts(&mut random, pos, n_tokens);
+                    assert_near(&name, &backend, &context, &parts, pos, n_tokens);
+                }
+            }
+        }
+    }
+
+    /// So much to read that heads take turns, the last turn with fewer of them.
+    #[test]
+    fn attention_of_more_heads_than_a_cache_holds_is_as_near() {
+        for (name, backend) in backends() {
+            let mut random = Random::new(25);
+            let shape = KvShape { n_kv_heads: 12, head_dim: 128, block_size: 64, ty: KvType::F16 };
+            let (pos, n_tokens) = (3100, 70);
+            let context = context_of(&mut random, (pos + n_tokens) as usize, Mask::Full, shape, 12);
+            assert_near(&name, &backend, &context, &whole(pos + n_tokens), pos, n_tokens);
         }
     }
 }

@@ -103,6 +103,31 @@ fn logits_are_the_same_bits_for_every_chunk_size_and_thread_count() {
     }
 }
 
+/// Devices replay a decoded token's ops, and may begin one before the last one has ended.
+#[test]
+fn wide_tokens_decoded_one_by_one_are_those_of_a_prompt() {
+    let text = tokens(24, 9);
+    for ty in [TensorType::F16, TensorType::BF16, TensorType::Q8_0, TensorType::Q4_0] {
+        let file = File::new(&tiny_model::wide_bytes(ty));
+        let model = file.open(Device::Cpu, 2);
+        let of_cpu = params(24, Precision::Exact, KvType::F32);
+        let expected = all_logits(&mut Session::new(&model, &of_cpu).unwrap(), &text);
+        for device in devices() {
+            let model = file.open(device, 2);
+            for (precision, most) in [(Precision::Exact, 1e-5), (Precision::Fast, 0.03)] {
+                let mut session = Session::new(&model, &params(1, precision, KvType::F32)).unwrap();
+                let mut has = Vec::new();
+                for &token in &text {
+                    session.decode(token, &Cancel::default()).unwrap();
+                    has.extend_from_slice(session.logits().unwrap());
+                }
+                let apart = distance(&has, &expected);
+                assert!(apart < most, "{device:?} {ty} {precision:?} differs by {apart}");
+            }
+        }
+    }
+}
+
 #[test]
 fn every_device_computes_what_the_oracle_computes() {
     let text = tokens(260, 6);

@@ -83,6 +83,7 @@ tests() {
     if command -v compute-sanitizer >/dev/null; then
         step "compute-sanitizer" compute-sanitizer --error-exitcode 1 "$bin/test_session" tokens_decoded
         step "compute-sanitizer, products" compute-sanitizer --error-exitcode 1 "$bin/test_ops" products_are_as_near
+        step "compute-sanitizer, attention" compute-sanitizer --error-exitcode 1 "$bin/test_ops" to_blocks_far_away
     fi
 }
 

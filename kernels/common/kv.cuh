@@ -24,42 +24,35 @@ struct KvBlock {
     }
 };
 
-// Rounds a row to the cache's type; all threads of the block take part. An 8-bit row has one scale, max |x| / 127 as
-// f16; if that is not finite, it is not a number, and spoils what sees it.
-template <typename F>
-__device__ void store_row(const KvBlock& block, bool is_value, uint32_t token, F x, float* max_of) {
-    uint32_t dim = block.shape.head_dim;
+// Rounds a row to the cache's type; all lanes of a warp take part. An 8-bit row has one scale, max |x| / 127 as f16; if
+// that is not finite, it is not a number, and spoils what sees it.
+__device__ __forceinline__ void store_row(const KvBlock& block, bool is_value, uint32_t token, const float* x) {
+    uint32_t dim = block.shape.head_dim, lane = threadIdx.x % 32;
     uint8_t* to = block.row(is_value, token);
     switch (block.shape.type) {
     case KV_F32:
-        for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) reinterpret_cast<float*>(to)[i] = x(i);
+        for (uint32_t i = lane; i < dim; i += 32) reinterpret_cast<float*>(to)[i] = x[i];
         break;
     case KV_F16:
-        for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) reinterpret_cast<__half*>(to)[i] = __float2half_rn(x(i));
+        for (uint32_t i = lane; i < dim; i += 32) reinterpret_cast<__half*>(to)[i] = __float2half_rn(x[i]);
         break;
     case KV_BF16:
-        for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) {
-            reinterpret_cast<__nv_bfloat16*>(to)[i] = __float2bfloat16_rn(x(i));
-        }
+        for (uint32_t i = lane; i < dim; i += 32) reinterpret_cast<__nv_bfloat16*>(to)[i] = __float2bfloat16_rn(x[i]);
         break;
     case KV_Q8: {
         // Not a number beats any number.
         auto larger = [](float a, float b) { return isnan(a) || a > b ? a : b; };
         float most = 0.0f;
-        for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) most = larger(fabsf(x(i)), most);
-        for (int lane = 16; lane > 0; lane /= 2) most = larger(__shfl_xor_sync(~0u, most, lane), most);
-        __syncthreads();
-        if (threadIdx.x % 32 == 0) max_of[threadIdx.x / 32] = most;
-        __syncthreads();
-        for (uint32_t warp = 0; warp < blockDim.x / 32; warp++) most = larger(max_of[warp], most);
+        for (uint32_t i = lane; i < dim; i += 32) most = larger(fabsf(x[i]), most);
+        for (int other = 16; other > 0; other /= 2) most = larger(__shfl_xor_sync(~0u, most, other), most);
         __half scale = __float2half_rn(most / 127.0f);
         if (__hisinf(scale)) scale = __float2half_rn(NAN);
         float s = __half2float(scale);
-        for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) {
-            float quant = s > 0.0f ? rintf(x(i) / s) : 0.0f;
+        for (uint32_t i = lane; i < dim; i += 32) {
+            float quant = s > 0.0f ? rintf(x[i] / s) : 0.0f;
             reinterpret_cast<int8_t*>(to)[i] = static_cast<int8_t>(fminf(fmaxf(quant, -127.0f), 127.0f));
         }
-        if (threadIdx.x == 0) *block.scale(is_value, token) = scale;
+        if (lane == 0) *block.scale(is_value, token) = scale;
         break;
     }
     }

@@ -1,6 +1,6 @@
 // Kernels of a recorded step start before those before them have ended, on cards that can (sm_90): a kernel lets the next
 // one start at once, and touches nothing that another one writes before it has waited. Whoever waits has waited for all
-// kernels before: each of them did.
+// kernels before: none of them ends before at least one of its threads has waited itself.
 #pragma once
 
 __device__ __forceinline__ void let_next_start() {

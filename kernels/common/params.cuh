@@ -38,15 +38,6 @@ struct EmbedParams {
 };
 static_assert(sizeof(EmbedParams) == 48);
 
-struct NormParams {
-    float* out;
-    const float* x;
-    const float* weight;
-    uint32_t width;
-    float eps;
-};
-static_assert(sizeof(NormParams) == 32);
-
 // Sessions, or copies, of one launch.
 constexpr uint32_t MAX_PARTS = 16;
 
@@ -141,12 +132,12 @@ struct alignas(128) TensorMap {
     uint64_t opaque[16];
 };
 
-struct AttnTiledParams {
+struct AttnHopperParams {
     TensorMap maps[3];          // of the segments
     AttnParams attn;
     uint32_t heads_at_once;     // of n_heads
 };
-static_assert(sizeof(AttnTiledParams) == 2304);
+static_assert(sizeof(AttnHopperParams) == 2304);
 
 // The n largest elements of x (width) and their columns.
 struct TopParams {
@@ -157,13 +148,6 @@ struct TopParams {
     uint32_t n;          // at most 256
 };
 static_assert(sizeof(TopParams) == 32);
-
-struct GluParams {
-    float* gate;
-    const float* up;
-    uint64_t n_elems;
-};
-static_assert(sizeof(GluParams) == 24);
 
 // Matrices that are multiplied with the same rows by one launch.
 constexpr uint32_t MAX_PRODUCTS = 3;
@@ -179,9 +163,14 @@ struct MatvecPart {
 struct MatvecParams {
     MatvecPart parts[MAX_PRODUCTS];
     const float* x;
+    const float* norm;     // weight of x's norm; null: x is taken as it is
+    float eps;
     uint32_t n_parts;
     uint32_t n_rows;
     uint32_t add;
+    uint32_t is_glu;       // whether there are two parts, and silu(first) * second goes to the output of the first
+    uint32_t n_tiles;      // first blocks, and this number of them, count tiles of outputs for matvec_mma.cu,
+    uint32_t stages_once;  // which may keep all of x
     uint32_t unused;
 
     // The part that a block of the grid works on.
@@ -191,9 +180,9 @@ struct MatvecParams {
         return parts[i];
     }
 };
-static_assert(sizeof(MatvecParams) == 168);
+static_assert(sizeof(MatvecParams) == 192);
 
-// Turns n elements of 32 bits, or a matrix, into 16-bit floats.
+// Turns elements of 32 bits, a multiple of 8, into 16-bit floats.
 struct ConvertParams {
     void* out;
     const float* x;
@@ -201,6 +190,26 @@ struct ConvertParams {
 };
 static_assert(sizeof(ConvertParams) == 24);
 
+// The same for the norm of rows.
+struct NormParams {
+    void* out;
+    const float* x;
+    const float* weight;
+    uint32_t width;
+    float eps;
+};
+static_assert(sizeof(NormParams) == 32);
+
+// The same for silu(gate) * up; 32 bits of `gate` itself where `out` is it.
+struct GluParams {
+    void* out;
+    const float* gate;
+    const float* up;
+    uint64_t n_elems;
+};
+static_assert(sizeof(GluParams) == 32);
+
+// A matrix as 16-bit floats.
 struct DequantParams {
     void* out;
     Weight w;

@@ -48,13 +48,13 @@ __device__ __forceinline__ uint32_t empty(uint32_t barriers, bool is_value, uint
 // The runs of keys that a tile of queries sees.
 struct Runs {
     VisibleBlocks blocks;
-    uint32_t a_block;   // runs of a block
+    uint32_t runs_a_block;
     uint32_t count;
 
     __device__ __forceinline__ Runs(const AttnParams& p, uint32_t first, uint32_t last, const uint32_t* residue)
-        : blocks(p.mask, first, last, residue, p.mask.stride > 0), a_block(p.mask.block_size / RUN) {
+        : blocks(p.mask, first, last, residue, p.mask.stride > 0), runs_a_block(p.mask.block_size / RUN) {
         uint32_t in_last_block = last % p.mask.block_size / RUN + 1;
-        count = (blocks.count - 1) * a_block + in_last_block;
+        count = (blocks.count - 1) * runs_a_block + in_last_block;
     }
 
     __device__ __forceinline__ uint32_t n_tiles() const { return (count + 1) / 2; }
@@ -62,7 +62,7 @@ struct Runs {
     // First key of a run.
     __device__ __forceinline__ uint32_t operator[](uint32_t i) const {
         if (i >= count) return NO_RUN;
-        return (blocks[i / a_block] * a_block + i % a_block) * RUN;
+        return (blocks[i / runs_a_block] * runs_a_block + i % runs_a_block) * RUN;
     }
 };
 
@@ -96,32 +96,29 @@ struct Prefill {
         return place * 2 * block_size + key % block_size;
     }
 
-    // Copies the keys or values of a run with all threads.
-    __device__ __forceinline__ void copy_run(uint32_t to, uint32_t key, bool is_value) const {
+    // Rows `first` to `last` of a run, from global memory or zeros, with all threads.
+    __device__ __forceinline__ void copy_rows(uint32_t to, const uint8_t* from, uint32_t first, uint32_t last) const {
         constexpr uint32_t CHUNKS = DIM / 8;
-        uint32_t begin = 0, thread = threadIdx.x % WARPGROUP;
-        for (uint32_t s = 0; s <= seq.n_segments; s++) {
-            bool is_held = s < seq.n_segments;
-            uint32_t end = is_held ? seq.segments[s].end_position(rows) : NO_RUN;
-            // Keys begin..end lie in this segment; what is behind the last one, or no run at all, is zeros.
-            uint32_t from_key = max(begin, key), to_key = min(end, key == NO_RUN ? key : key + RUN);
-            if (key == NO_RUN ? !is_held : from_key < to_key) {
-                uint32_t first = key == NO_RUN ? 0 : from_key - key, last = key == NO_RUN ? RUN : to_key - key;
-                const uint4* from = nullptr;
-                if (is_held) {
-                    uint64_t row = map_row(s, key) + (is_value ? p.shape.block_size : 0);
-                    from = reinterpret_cast<const uint4*>(seq.segments[s].blocks + row * DIM * 2);
-                }
-                for (uint32_t i = thread; i < RUN * CHUNKS; i += WARPGROUP) {
-                    uint32_t row = i / CHUNKS, chunk = i % CHUNKS;
-                    if (row < first || row >= last) continue;
-                    uint4 x = is_held ? from[row * CHUNKS + chunk] : make_uint4(0, 0, 0, 0);
-                    uint32_t at = to + chunk / 8 * L::HALF_BYTES + swizzled(row, chunk % 8);
-                    store16(at, {x.x, x.y, x.z, x.w});
-                }
-            }
-            begin = max(begin, end);
+        for (uint32_t i = threadIdx.x % WARPGROUP; i < RUN * CHUNKS; i += WARPGROUP) {
+            uint32_t row = i / CHUNKS, chunk = i % CHUNKS;
+            if (row < first || row >= last) continue;
+            uint4 x = from ? reinterpret_cast<const uint4*>(from)[i] : make_uint4(0, 0, 0, 0);
+            store16(to + chunk / 8 * L::HALF_BYTES + swizzled(row, chunk % 8), {x.x, x.y, x.z, x.w});
         }
+    }
+
+    // The keys or values of a run: from the segments that hold some of them, and zeros where none does.
+    __device__ __forceinline__ void copy_run(uint32_t to, uint32_t key, bool is_value) const {
+        if (key == NO_RUN) return copy_rows(to, nullptr, 0, RUN);
+        uint32_t begin = key;
+        for (uint32_t s = 0; s < seq.n_segments; s++) {
+            uint32_t end = min(seq.segments[s].end_position(rows), key + RUN);
+            if (begin >= end) continue;
+            uint64_t row = map_row(s, key) + (is_value ? p.shape.block_size : 0);
+            copy_rows(to, seq.segments[s].blocks + row * DIM * 2, begin - key, end - key);
+            begin = end;
+        }
+        copy_rows(to, nullptr, begin - key, RUN);
     }
 
     // Where the two runs of a tile lie; a segment of NO_RUN: not all in one.
@@ -143,16 +140,20 @@ struct Prefill {
         return source;
     }
 
-    // Copies the keys or values of a tile once there is room.
+    // Copies the keys or values of a tile once there is room. One thread waits for it: others might miss that a barrier has
+    // come and gone.
     __device__ __forceinline__ void copy_tile(const Source& source, uint32_t tile, bool is_value) const {
         bool is_leader = threadIdx.x % WARPGROUP == 0;
+        bool is_whole = source.segment[0] != NO_RUN && source.segment[1] != NO_RUN;
+        if (is_whole && !is_leader) return;
         uint32_t barriers = shared + L::BARRIERS, stage = tile % STAGES;
         uint32_t to = shared + (is_value ? L::VALUES : L::KEYS) + stage * L::TILE_BYTES;
         uint32_t ready = full(barriers, is_value, stage);
-        barrier_wait(empty(barriers, is_value, stage), tile / STAGES + 1 & 1);
-        if (!is_value && is_leader) store8(shared + L::RUNS + stage * 8, source.key[0], source.key[1]);
-        if (source.segment[0] != NO_RUN && source.segment[1] != NO_RUN) {
-            if (!is_leader) return;
+        if (is_leader) {
+            barrier_wait(empty(barriers, is_value, stage), tile / STAGES + 1 & 1);
+            if (!is_value) store8(shared + L::RUNS + stage * 8, source.key[0], source.key[1]);
+        }
+        if (is_whole) {
             barrier_arrive_expecting(ready, L::TILE_BYTES);
 #pragma unroll
             for (uint32_t r = 0; r < 2; r++) {
@@ -164,6 +165,7 @@ struct Prefill {
                 }
             }
         } else {
+            named_sync(BARRIER_COPIERS, WARPGROUP);
             copy_run(to, source.key[0], is_value);
             copy_run(to + RUN * SWIZZLE_BYTES, source.key[1], is_value);
             fence_async();
@@ -400,9 +402,11 @@ struct Prefill {
 // Grid (n_heads * tiles of queries), for one session. Some heads at a time, whose keys and values the second-level cache
 // holds together: their tiles, from the last ones, which have the most to do, each for all of these heads.
 template <typename T, int DIM, int CONSUMERS, int COPY_REGISTERS, int COMPUTE_REGISTERS>
-__device__ __forceinline__ void attn_prefill(const AttnTiledParams& params) {
+__device__ __forceinline__ void attn_prefill(const AttnHopperParams& params) {
     begin();
     using L = Layout<DIM, CONSUMERS>;
+    // What the host sets aside; see hopper_tile in attn.rs.
+    static_assert(L::BYTES <= (L::TILE_QUERIES + 4 * 128) * DIM * 2 + 2048);
     extern __shared__ uint4 memory[];
     __shared__ uint32_t residue;
 
@@ -446,7 +450,7 @@ __device__ __forceinline__ void attn_prefill(const AttnTiledParams& params) {
 
 #define LG_PREFILL(NAME, T, DIM, CONSUMERS, COPY_REGISTERS, COMPUTE_REGISTERS)                                     \
     extern "C" __global__ void __launch_bounds__((CONSUMERS + 1) * WARPGROUP, 1)                                   \
-        attn_prefill_sm90_##NAME##_##DIM(const __grid_constant__ AttnTiledParams p) {                              \
+        attn_prefill_sm90_##NAME##_##DIM(const __grid_constant__ AttnHopperParams p) {                              \
         attn_prefill<T, DIM, CONSUMERS, COPY_REGISTERS, COMPUTE_REGISTERS>(p);                                     \
     }
 LG_PREFILL(f16, HalfProducts, 64, 3, 32, 160)

@@ -90,8 +90,8 @@ __device__ __forceinline__ void copy_box(uint32_t to, const TensorMap* map, uint
 // have been waited for.
 
 // Says to wgmma where an operand lies: 14-bit addresses in units of 16 bytes, and the swizzle of 128 bytes.
-// `leading` is the distance between chunks of 64 elements of an operand whose rows run along k, and means nothing
-// otherwise; `stride` is that between groups of eight rows.
+// `stride` is the distance between groups of eight rows. `leading` is that between chunks of 64 elements of rows that do
+// not run along k, as values; rows that do, as queries and keys, have it nowhere.
 __device__ __forceinline__ uint64_t operand(uint32_t address, uint32_t leading, uint32_t stride) {
     return uint64_t(address >> 4 & 0x3fff) | uint64_t(leading >> 4 & 0x3fff) << 16 | uint64_t(stride >> 4 & 0x3fff) << 32 |
            uint64_t(1) << 62;

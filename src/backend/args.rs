@@ -150,24 +150,43 @@ pub struct EmbedArgs<'a, B: Backend> {
     pub scale: f32,
 }
 
-/// Root-mean-square norm: `out = x / sqrt(mean(x^2) + eps) * weight`, row by row.
+/// What matrices are multiplied with: rows as wide as the matrices.
+pub enum Input<'a, B: Backend> {
+    /// (n_rows, cols)
+    Rows(&'a B::Buf),
+    /// The norm of rows.
+    Norm(Norm<'a, B>),
+}
+
+/// Root-mean-square norm: `x / sqrt(mean(x^2) + eps) * weight`, row by row.
 ///
 /// Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
-pub struct NormArgs<'a, B: Backend> {
-    /// (n_rows, width)
-    pub out: &'a mut B::Buf,
-    /// (n_rows, width), beginning at row `first_row`
+pub struct Norm<'a, B: Backend> {
+    /// (n_rows, cols), beginning at row `first_row`
     pub x: &'a B::Buf,
-    /// First row of `x` that is read; `out` begins at row 0.
+    /// First row of `x` that is read.
     pub first_row: usize,
-    /// (width)
+    /// (cols)
     pub weight: &'a B::Buf,
-    /// Rows.
-    pub n_rows: usize,
-    /// Elements of a row.
-    pub width: usize,
     /// Added to the mean square.
     pub eps: f32,
+    /// (n_rows, cols), for backends that keep the norm somewhere: its contents are lost
+    pub scratch: &'a mut B::Buf,
+}
+
+/// A linear layer of a model.
+pub struct Linear<B: Backend> {
+    /// (w.rows, w.cols)
+    pub w: B::Weight,
+    /// (w.rows)
+    pub bias: Option<B::Buf>,
+}
+
+impl<B: Backend> Linear<B> {
+    /// Its product, which goes to `out`.
+    pub fn to<'a>(&'a self, out: &'a mut B::Buf) -> MatmulPart<'a, B> {
+        MatmulPart { out, w: &self.w, bias: self.bias.as_ref() }
+    }
 }
 
 /// One product of a [`MatmulArgs`].
@@ -180,16 +199,16 @@ pub struct MatmulPart<'a, B: Backend> {
     pub bias: Option<&'a B::Buf>,
 }
 
-/// `out = x * transpose(w) + bias` for one or several matrices with the same input, or `out += ...` if `add`.
+/// `out = input * transpose(w) + bias` for one or several matrices with the same input, or `out += ...` if `add`.
 ///
 /// On the processor, every output element is accumulated in one canonical order that does not depend on `n_rows` nor on
 /// threads; devices take the way that is fastest for that many rows.
 pub struct MatmulArgs<'a, 'p, B: Backend> {
     /// The products.
     pub parts: &'p mut [MatmulPart<'a, B>],
-    /// (n_rows, w.cols)
-    pub x: &'a B::Buf,
-    /// Rows of `x` and of every output.
+    /// What the matrices are multiplied with.
+    pub input: Input<'a, B>,
+    /// Rows of the input and of every output.
     pub n_rows: usize,
     /// Add to what the outputs hold already (a residual) instead of replacing it.
     pub add: bool,
@@ -349,7 +368,7 @@ pub struct AttnSeq<'a, B: Backend> {
 /// Vaswani et al., "Attention Is All You Need", 2017; grouped heads: Ainslie et al., 2023. The result of a row does
 /// not depend on the other rows of the step, nor on how its keys are spread over segments: on the processor to the bit,
 /// on devices but for rounding. Keys and values that are not finite reach nobody who does not see them; only where a
-/// device computes many rows at once in [`Precision::Fast`] may values also reach earlier rows.
+/// device computes many rows at once in [`Precision::Fast`] may values also reach other rows of the step.
 pub struct AttnArgs<'a, B: Backend> {
     /// (n_rows, n_heads, head_dim)
     pub out: &'a mut B::Buf,
@@ -478,4 +497,28 @@ pub struct GluArgs<'a, B: Backend> {
     pub activation: Activation,
     /// Elements in all.
     pub n_elems: usize,
+}
+
+/// The multilayer perceptron of a layer: `x += down(activation(gate(norm(x))) * up(norm(x)))`.
+pub struct MlpArgs<'a, B: Backend> {
+    /// (n_rows, d_model): the residual stream
+    pub x: &'a mut B::Buf,
+    /// Rows.
+    pub n_rows: usize,
+    /// (d_model): weight of the [`Norm`]
+    pub norm: &'a B::Buf,
+    /// Added to the mean square.
+    pub eps: f32,
+    /// (d_ff, d_model)
+    pub gate: &'a Linear<B>,
+    /// (d_ff, d_model)
+    pub up: &'a Linear<B>,
+    /// (d_model, d_ff)
+    pub down: &'a Linear<B>,
+    /// Elements between the products: rows of the first two matrices.
+    pub d_ff: usize,
+    /// The function of the gate.
+    pub activation: Activation,
+    /// (n_rows, d_model), (n_rows, d_ff) twice: contents are lost
+    pub scratch: [&'a mut B::Buf; 3],
 }

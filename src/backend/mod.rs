@@ -145,8 +145,6 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// See [`EmbedArgs`].
     fn embed(&self, ws: &mut Self::Workspace, args: EmbedArgs<'_, Self>) -> Result<()>;
-    /// See [`NormArgs`].
-    fn norm(&self, ws: &mut Self::Workspace, args: NormArgs<'_, Self>) -> Result<()>;
     /// See [`MatmulArgs`].
     fn matmul(&self, ws: &mut Self::Workspace, args: MatmulArgs<'_, '_, Self>) -> Result<()>;
     /// See [`RopeTableArgs`].
@@ -159,6 +157,17 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn copy_blocks(&self, ws: &mut Self::Workspace, args: CopyBlocksArgs<'_, '_, Self>) -> Result<()>;
     /// See [`GluArgs`].
     fn glu(&self, ws: &mut Self::Workspace, args: GluArgs<'_, Self>) -> Result<()>;
+    /// See [`MlpArgs`].
+    fn mlp(&self, ws: &mut Self::Workspace, args: MlpArgs<'_, Self>) -> Result<()> {
+        let MlpArgs { x, n_rows, norm, eps, gate, up, down, d_ff, activation, scratch } = args;
+        let [normed, gates, ups] = scratch;
+        let input = Input::Norm(Norm { x: &*x, first_row: 0, weight: norm, eps, scratch: normed });
+        let parts = &mut [gate.to(gates), up.to(ups)];
+        self.matmul(ws, MatmulArgs { parts, input, n_rows, add: false })?;
+        self.glu(ws, GluArgs { gate: gates, up: ups, activation, n_elems: n_rows * d_ff })?;
+        let parts = &mut [down.to(x)];
+        self.matmul(ws, MatmulArgs { parts, input: Input::Rows(gates), n_rows, add: true })
+    }
     /// See [`TopArgs`].
     fn top(&self, ws: &mut Self::Workspace, args: TopArgs<'_, Self>) -> Result<()>;
 }

@@ -72,6 +72,23 @@ fn turn(head: &mut [f32], table: &[f32], n_pairs: usize, pairing: RopePairing) {
     }
 }
 
+/// What a product's matrices are multiplied with.
+fn values(input: &Input<'_, ReferenceBackend>, n_rows: usize, width: usize) -> Vec<f64> {
+    match input {
+        Input::Rows(x) => x.of::<f32>()[..n_rows * width].iter().map(|&x| f64::from(x)).collect(),
+        Input::Norm(Norm { x, first_row, weight, eps, .. }) => {
+            let x = &x.of::<f32>()[first_row * width..(first_row + n_rows) * width];
+            let norm = |x: &[f32]| {
+                let mean_square = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / width as f64;
+                let factor = 1.0 / (mean_square + f64::from(*eps)).sqrt();
+                let weighted = x.iter().zip(weight.of::<f32>()).map(|(&x, &w)| f64::from(x) * f64::from(w));
+                weighted.map(|x| x * factor).collect::<Vec<_>>()
+            };
+            x.chunks(width).flat_map(norm).collect()
+        }
+    }
+}
+
 impl Backend for ReferenceBackend {
     type Buf = HostBuf;
     type Weight = WeightData;
@@ -182,20 +199,8 @@ impl Backend for ReferenceBackend {
         Ok(())
     }
 
-    fn norm(&self, _: &mut ReferenceWorkspace, args: NormArgs<'_, Self>) -> Result<()> {
-        let width = args.width;
-        let x = &args.x.of::<f32>()[args.first_row * width..(args.first_row + args.n_rows) * width];
-        for (out, x) in args.out.of_mut::<f32>().chunks_mut(width).zip(x.chunks(width)) {
-            let mean_square = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / width as f64;
-            let factor = 1.0 / (mean_square + f64::from(args.eps)).sqrt();
-            for ((out, &x), &weight) in out.iter_mut().zip(x).zip(args.weight.of::<f32>()) {
-                *out = to_f32(f64::from(x) * factor * f64::from(weight));
-            }
-        }
-        Ok(())
-    }
-
     fn matmul(&self, ws: &mut ReferenceWorkspace, args: MatmulArgs<'_, '_, Self>) -> Result<()> {
+        let input = args.parts.first().map_or(Vec::new(), |part| values(&args.input, args.n_rows, part.w.cols));
         for part in args.parts.iter_mut() {
             let (rows, cols) = (part.w.rows, part.w.cols);
             for row in 0..rows {
@@ -203,8 +208,8 @@ impl Backend for ReferenceBackend {
                 let w = weight_row(part.w, row)?;
                 let bias = part.bias.map_or(0.0, |bias| bias.of::<f32>()[row]);
                 for i in 0..args.n_rows {
-                    let x = &args.x.of::<f32>()[i * cols..(i + 1) * cols];
-                    let sum: f64 = w.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum();
+                    let x = &input[i * cols..(i + 1) * cols];
+                    let sum: f64 = w.iter().zip(x).map(|(&w, &x)| f64::from(w) * x).sum();
                     let out = &mut part.out.of_mut::<f32>()[i * rows + row];
                     let before = if args.add { f64::from(*out) } else { 0.0 };
                     *out = to_f32(before + sum + f64::from(bias));

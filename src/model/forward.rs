@@ -61,22 +61,10 @@ impl<B: Backend> Step<'_, '_, B> {
     fn attention(&mut self, ws: &mut B::Workspace, i_layer: usize, layer: &LayerWeights<B>) -> Result<()> {
         let (backend, config, n_rows) = (self.backend, self.config, self.n_rows);
         let Activations { x, h, q, k, v, rope, attn, .. } = &mut *self.acts;
-        let norm = NormArgs {
-            out: h,
-            x,
-            first_row: 0,
-            weight: &layer.attn_norm,
-            n_rows,
-            width: config.d_model,
-            eps: config.norm_eps,
-        };
-        backend.norm(ws, norm)?;
-        let parts = &mut [
-            MatmulPart { out: q, w: &layer.q, bias: layer.q_bias.as_ref() },
-            MatmulPart { out: k, w: &layer.k, bias: layer.k_bias.as_ref() },
-            MatmulPart { out: v, w: &layer.v, bias: layer.v_bias.as_ref() },
-        ];
-        backend.matmul(ws, MatmulArgs { parts, x: h, n_rows, add: false })?;
+        let input =
+            Norm { x, first_row: 0, weight: &layer.attn_norm, eps: config.norm_eps, scratch: h };
+        let parts = &mut [layer.q.to(q), layer.k.to(k), layer.v.to(v)];
+        backend.matmul(ws, MatmulArgs { parts, input: Input::Norm(input), n_rows, add: false })?;
 
         let shape = self.seqs[0].kv.shape(i_layer);
         let mut targets: Vec<_> =
@@ -118,43 +106,35 @@ impl<B: Backend> Step<'_, '_, B> {
             self.seqs.iter_mut().flat_map(|seq| seq.kv.stage(i_layer, seq.desc)).collect();
         backend.copy_blocks(ws, CopyBlocksArgs { parts: &mut parts })?;
 
-        let parts = &mut [MatmulPart { out: x, w: &layer.o, bias: layer.o_bias.as_ref() }];
-        backend.matmul(ws, MatmulArgs { parts, x: attn, n_rows, add: true })
+        let parts = &mut [layer.o.to(x)];
+        backend.matmul(ws, MatmulArgs { parts, input: Input::Rows(attn), n_rows, add: true })
     }
 
     fn mlp(&mut self, ws: &mut B::Workspace, layer: &LayerWeights<B>) -> Result<()> {
-        let (backend, config, n_rows) = (self.backend, self.config, self.n_rows);
         let Activations { x, h, gate, up, .. } = &mut *self.acts;
-        let norm = NormArgs {
-            out: h,
+        let args = MlpArgs {
             x,
-            first_row: 0,
-            weight: &layer.mlp_norm,
-            n_rows,
-            width: config.d_model,
-            eps: config.norm_eps,
+            n_rows: self.n_rows,
+            norm: &layer.mlp_norm,
+            eps: self.config.norm_eps,
+            gate: &layer.gate,
+            up: &layer.up,
+            down: &layer.down,
+            d_ff: self.config.d_ff,
+            activation: self.config.activation,
+            scratch: [h, gate, up],
         };
-        backend.norm(ws, norm)?;
-        let parts = &mut [
-            MatmulPart { out: gate, w: &layer.gate, bias: layer.gate_bias.as_ref() },
-            MatmulPart { out: up, w: &layer.up, bias: layer.up_bias.as_ref() },
-        ];
-        backend.matmul(ws, MatmulArgs { parts, x: h, n_rows, add: false })?;
-        let glu = GluArgs { gate, up, activation: config.activation, n_elems: n_rows * config.d_ff };
-        backend.glu(ws, glu)?;
-        let parts = &mut [MatmulPart { out: x, w: &layer.down, bias: layer.down_bias.as_ref() }];
-        backend.matmul(ws, MatmulArgs { parts, x: gate, n_rows, add: true })
+        self.backend.mlp(ws, args)
     }
 
     /// Logits of `n_rows` rows from `first_row` on, in `acts.logits`: (n_rows, n_vocab).
     pub fn logits(&mut self, ws: &mut B::Workspace, first_row: usize, n_rows: usize) -> Result<()> {
         let Activations { x, h, logits, .. } = &mut *self.acts;
-        let (width, eps) = (self.config.d_model, self.config.norm_eps);
-        let weight = &self.weights.output_norm;
-        self.backend.norm(ws, NormArgs { out: h, x, first_row, weight, n_rows, width, eps })?;
         let w = self.weights.output.as_ref().unwrap_or(&self.weights.embedding);
+        let (weight, eps) = (&self.weights.output_norm, self.config.norm_eps);
+        let input = Input::Norm(Norm { x, first_row, weight, eps, scratch: h });
         let parts = &mut [MatmulPart { out: logits, w, bias: None }];
-        self.backend.matmul(ws, MatmulArgs { parts, x: h, n_rows, add: false })
+        self.backend.matmul(ws, MatmulArgs { parts, input, n_rows, add: false })
     }
 
     /// Puts the step's keys and values where the sessions keep them. The last of its ops.

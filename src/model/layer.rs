@@ -1,6 +1,7 @@
 //! The matrices of a model, as its file names them.
 
 use crate::backend::Backend;
+use crate::backend::args::Linear;
 use crate::cancel::Cancel;
 use crate::error::Result;
 use crate::model::config::Config;
@@ -13,35 +14,21 @@ pub struct LayerWeights<B: Backend> {
     /// (d_model)
     pub attn_norm: B::Buf,
     /// (n_heads * head_dim, d_model)
-    pub q: B::Weight,
-    /// (n_heads * head_dim)
-    pub q_bias: Option<B::Buf>,
+    pub q: Linear<B>,
     /// (n_kv_heads * head_dim, d_model)
-    pub k: B::Weight,
-    /// (n_kv_heads * head_dim)
-    pub k_bias: Option<B::Buf>,
+    pub k: Linear<B>,
     /// (n_kv_heads * head_dim, d_model)
-    pub v: B::Weight,
-    /// (n_kv_heads * head_dim)
-    pub v_bias: Option<B::Buf>,
+    pub v: Linear<B>,
     /// (d_model, n_heads * head_dim)
-    pub o: B::Weight,
-    /// (d_model)
-    pub o_bias: Option<B::Buf>,
+    pub o: Linear<B>,
     /// (d_model)
     pub mlp_norm: B::Buf,
     /// (d_ff, d_model)
-    pub gate: B::Weight,
-    /// (d_ff)
-    pub gate_bias: Option<B::Buf>,
+    pub gate: Linear<B>,
     /// (d_ff, d_model)
-    pub up: B::Weight,
-    /// (d_ff)
-    pub up_bias: Option<B::Buf>,
+    pub up: Linear<B>,
     /// (d_model, d_ff)
-    pub down: B::Weight,
-    /// (d_model)
-    pub down_bias: Option<B::Buf>,
+    pub down: Linear<B>,
 }
 
 /// The whole model.
@@ -109,21 +96,22 @@ impl<B: Backend> Loader<'_, '_, B> {
         Ok(LayerWeights {
             phases: self.numbers(&config.attention[i].phases)?,
             attn_norm: self.vector(&name("attn_norm.weight"), d_model)?,
-            q: self.matrix(&name("attn_q.weight"), q_dim, d_model)?,
-            q_bias: self.bias(&name("attn_q.bias"), q_dim)?,
-            k: self.matrix(&name("attn_k.weight"), kv_dim, d_model)?,
-            k_bias: self.bias(&name("attn_k.bias"), kv_dim)?,
-            v: self.matrix(&name("attn_v.weight"), kv_dim, d_model)?,
-            v_bias: self.bias(&name("attn_v.bias"), kv_dim)?,
-            o: self.matrix(&name("attn_output.weight"), d_model, q_dim)?,
-            o_bias: self.bias(&name("attn_output.bias"), d_model)?,
+            q: self.linear(&name("attn_q"), q_dim, d_model)?,
+            k: self.linear(&name("attn_k"), kv_dim, d_model)?,
+            v: self.linear(&name("attn_v"), kv_dim, d_model)?,
+            o: self.linear(&name("attn_output"), d_model, q_dim)?,
             mlp_norm: self.vector(&name("ffn_norm.weight"), d_model)?,
-            gate: self.matrix(&name("ffn_gate.weight"), d_ff, d_model)?,
-            gate_bias: self.bias(&name("ffn_gate.bias"), d_ff)?,
-            up: self.matrix(&name("ffn_up.weight"), d_ff, d_model)?,
-            up_bias: self.bias(&name("ffn_up.bias"), d_ff)?,
-            down: self.matrix(&name("ffn_down.weight"), d_model, d_ff)?,
-            down_bias: self.bias(&name("ffn_down.bias"), d_model)?,
+            gate: self.linear(&name("ffn_gate"), d_ff, d_model)?,
+            up: self.linear(&name("ffn_up"), d_ff, d_model)?,
+            down: self.linear(&name("ffn_down"), d_model, d_ff)?,
+        })
+    }
+
+    fn linear(&mut self, name: &str, rows: usize, cols: usize) -> Result<Linear<B>> {
+        let bias = format!("{name}.bias");
+        Ok(Linear {
+            w: self.matrix(&format!("{name}.weight"), rows, cols)?,
+            bias: self.file.has(&bias).then(|| self.vector(&bias, rows)).transpose()?,
         })
     }
 
@@ -139,10 +127,6 @@ impl<B: Backend> Loader<'_, '_, B> {
         let buf = self.numbers(&self.file.vector(name, n)?)?;
         self.told(n * size_of::<f32>())?;
         Ok(buf)
-    }
-
-    fn bias(&mut self, name: &str, n: usize) -> Result<Option<B::Buf>> {
-        self.file.has(name).then(|| self.vector(name, n)).transpose()
     }
 
     fn numbers<T: bytemuck::NoUninit + bytemuck::AnyBitPattern>(&self, values: &[T]) -> Result<B::Buf> {

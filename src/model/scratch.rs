@@ -11,7 +11,7 @@ pub struct Activations<B: Backend> {
     pub tokens: B::Buf,
     /// (rows, d_model): the residual stream
     pub x: B::Buf,
-    /// (rows, d_model): normed input of attention, of the MLP, of the output
+    /// (rows, d_model): the residual stream's norm
     pub h: B::Buf,
     /// (rows, n_heads, head_dim)
     pub q: B::Buf,

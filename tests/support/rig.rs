@@ -2,6 +2,7 @@
 //!
 //! Memory that nobody uploaded to is poisoned with NaNs, in every float type and every build.
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -33,6 +34,9 @@ pub const SHAPE: WorkspaceShape = WorkspaceShape {
     n_ctx: 4096,
 };
 
+/// What norms add to the mean square.
+const EPS: f32 = 1e-5;
+
 /// One matrix of a product.
 pub struct Product {
     /// The matrix.
@@ -41,6 +45,39 @@ pub struct Product {
     pub bias: Option<Vec<f32>>,
     /// What the output holds before.
     pub before: Vec<f32>,
+}
+
+/// What a product's matrices are multiplied with.
+pub struct Taken {
+    /// (rows, cols)
+    pub x: Vec<f32>,
+    /// The first row that is normed, and the weight; without, all rows are taken as they are.
+    pub norm: Option<(usize, Vec<f32>)>,
+}
+
+impl Taken {
+    /// The rows that are multiplied.
+    pub fn values(&self, n_rows: usize) -> Vec<f32> {
+        let Some((first_row, weight)) = &self.norm else { return self.x.clone() };
+        let rows = self.x.chunks(weight.len()).skip(*first_row).take(n_rows);
+        rows.flat_map(|x| {
+            let mean_square = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
+            x.iter().zip(weight).map(move |(x, w)| x / (mean_square + EPS).sqrt() * w)
+        })
+        .collect()
+    }
+}
+
+/// A multilayer perceptron.
+pub struct Mlp {
+    /// (d_ff, d_model)
+    pub gate: Product,
+    /// (d_ff, d_model)
+    pub up: Product,
+    /// (d_model, d_ff)
+    pub down: Product,
+    /// (d_model)
+    pub norm: Vec<f32>,
 }
 
 /// The tokens from the segment before to `end` in a buffer of their own.
@@ -94,6 +131,19 @@ pub struct Context {
     pub v: Vec<f32>,
 }
 
+impl fmt::Debug for Mlp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "gate {:?}, up {:?}, down {:?}", self.gate, self.up, self.down)
+    }
+}
+
+impl fmt::Debug for Product {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let WeightData { ty, rows, cols, .. } = self.w;
+        write!(f, "{rows} x {cols} of {ty}{}", if self.bias.is_some() { " with a bias" } else { "" })
+    }
+}
+
 impl<'b, B: Backend> Rig<'b, B> {
     /// With working memory for [`SHAPE`].
     pub fn new(backend: &'b B, precision: Precision) -> Self {
@@ -137,9 +187,15 @@ impl<'b, B: Backend> Rig<'b, B> {
 
     /// The outputs of all products, one after the other.
     pub fn matmul(&mut self, products: &[Product], x: &[f32], n_rows: usize, add: bool) -> Vec<f32> {
-        let x = self.buf(x);
-        let weights: Vec<_> = products.iter().map(|p| self.backend.weight(p.w.clone()).unwrap()).collect();
-        let biases: Vec<_> = products.iter().map(|p| p.bias.as_ref().map(|bias| self.buf(bias))).collect();
+        self.matmul_with(products, &Taken { x: x.to_vec(), norm: None }, n_rows, add)
+    }
+
+    /// The same for rows or their norm.
+    pub fn matmul_with(&mut self, products: &[Product], taken: &Taken, n_rows: usize, add: bool) -> Vec<f32> {
+        let x = self.buf(&taken.x);
+        let norm = taken.norm.as_ref().map(|(first_row, weight)| (*first_row, self.buf(weight)));
+        let mut scratch = self.poisoned(size_of_val(&taken.x[..]));
+        let layers: Vec<_> = products.iter().map(|p| self.linear(p)).collect();
         let mut outs: Vec<_> = products
             .iter()
             .map(|p| {
@@ -151,13 +207,54 @@ impl<'b, B: Backend> Rig<'b, B> {
             })
             .collect();
         self.run(|backend, ws| {
-            let parts = outs.iter_mut().zip(&weights).zip(&biases);
-            let parts = parts.map(|((out, w), bias)| MatmulPart { out, w, bias: bias.as_ref() });
-            let parts = &mut parts.collect::<Vec<_>>();
-            backend.matmul(ws, MatmulArgs { parts, x: &x, n_rows, add })
+            let parts = &mut outs.iter_mut().zip(&layers).map(|(out, layer)| layer.to(out)).collect::<Vec<_>>();
+            let input = match &norm {
+                None => Input::Rows(&x),
+                Some((first_row, weight)) => Input::Norm(Norm {
+                    x: &x,
+                    first_row: *first_row,
+                    weight,
+                    eps: EPS,
+                    scratch: &mut scratch,
+                }),
+            };
+            backend.matmul(ws, MatmulArgs { parts, input, n_rows, add })
         })
         .unwrap();
         outs.iter().zip(products).flat_map(|(out, p)| self.read(out, n_rows * p.w.rows)).collect()
+    }
+
+    /// What a perceptron leaves in the residual stream.
+    pub fn mlp(&mut self, mlp: &Mlp, x: &[f32]) -> Vec<f32> {
+        let (d_model, d_ff) = (mlp.norm.len(), mlp.gate.w.rows);
+        let n_rows = x.len() / d_model;
+        let [gate, up, down] = [&mlp.gate, &mlp.up, &mlp.down].map(|p| self.linear(p));
+        let (mut out, norm) = (self.buf(x), self.buf(&mlp.norm));
+        let mut scratch = [d_model, d_ff, d_ff].map(|width| self.poisoned(n_rows * width * 4));
+        self.run(|backend, ws| {
+            let args = MlpArgs {
+                x: &mut out,
+                n_rows,
+                norm: &norm,
+                eps: EPS,
+                gate: &gate,
+                up: &up,
+                down: &down,
+                d_ff,
+                activation: Activation::Silu,
+                scratch: scratch.each_mut(),
+            };
+            backend.mlp(ws, args)
+        })
+        .unwrap();
+        self.read(&out, x.len())
+    }
+
+    fn linear(&self, product: &Product) -> Linear<B> {
+        Linear {
+            w: self.backend.weight(product.w.clone()).unwrap(),
+            bias: product.bias.as_ref().map(|bias| self.buf(bias)),
+        }
     }
 
     /// Appends the context up to the end of `n_tokens` tokens at `pos`, divided as `parts` say, and attends to it.

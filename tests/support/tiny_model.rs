@@ -19,9 +19,10 @@ pub const N_HEADS: usize = 4;
 /// KV heads.
 pub const N_KV_HEADS: usize = 2;
 
-const D_MODEL: usize = 64;
 const HEAD_DIM: usize = 32;
-const D_FF: usize = 96;
+
+/// Widths of the residual stream and of the perceptron.
+const WIDTHS: [usize; 2] = [64, 96];
 
 /// Full, window with sinks, blocks with a sink, blocks with a stride and a phase per query head.
 pub fn plan() -> Vec<LayerAttention> {
@@ -46,25 +47,35 @@ pub fn bytes(ty: TensorType) -> Vec<u8> {
 
 /// The same with another plan.
 pub fn bytes_with(ty: TensorType, plan: &[LayerAttention]) -> Vec<u8> {
+    bytes_of(ty, plan, WIDTHS)
+}
+
+/// The same with the first two layers, but rows so wide that every thread of a device has several parts of them.
+pub fn wide_bytes(ty: TensorType) -> Vec<u8> {
+    bytes_of(ty, &plan()[..2], [2080, 4128])
+}
+
+fn bytes_of(ty: TensorType, plan: &[LayerAttention], widths: [usize; 2]) -> Vec<u8> {
+    let [d_model, d_ff] = widths;
     let (q_dim, kv_dim) = (N_HEADS * HEAD_DIM, N_KV_HEADS * HEAD_DIM);
-    let mut tensors = vec![("token_embd.weight".to_owned(), vec![D_MODEL, N_VOCAB])];
+    let mut tensors = vec![("token_embd.weight".to_owned(), vec![d_model, N_VOCAB])];
     for i in 0..plan.len() {
         for (name, shape) in [
-            ("attn_norm.weight", vec![D_MODEL]),
-            ("attn_q.weight", vec![D_MODEL, q_dim]),
+            ("attn_norm.weight", vec![d_model]),
+            ("attn_q.weight", vec![d_model, q_dim]),
             ("attn_q.bias", vec![q_dim]),
-            ("attn_k.weight", vec![D_MODEL, kv_dim]),
-            ("attn_v.weight", vec![D_MODEL, kv_dim]),
-            ("attn_output.weight", vec![q_dim, D_MODEL]),
-            ("ffn_norm.weight", vec![D_MODEL]),
-            ("ffn_gate.weight", vec![D_MODEL, D_FF]),
-            ("ffn_up.weight", vec![D_MODEL, D_FF]),
-            ("ffn_down.weight", vec![D_FF, D_MODEL]),
+            ("attn_k.weight", vec![d_model, kv_dim]),
+            ("attn_v.weight", vec![d_model, kv_dim]),
+            ("attn_output.weight", vec![q_dim, d_model]),
+            ("ffn_norm.weight", vec![d_model]),
+            ("ffn_gate.weight", vec![d_model, d_ff]),
+            ("ffn_up.weight", vec![d_model, d_ff]),
+            ("ffn_down.weight", vec![d_ff, d_model]),
         ] {
             tensors.push((format!("blk.{i}.{name}"), shape));
         }
     }
-    tensors.push(("output_norm.weight".to_owned(), vec![D_MODEL]));
+    tensors.push(("output_norm.weight".to_owned(), vec![d_model]));
 
     let decl = |(name, shape): &(String, Vec<usize>)| TensorDecl {
         name: name.clone(),
@@ -72,11 +83,13 @@ pub fn bytes_with(ty: TensorType, plan: &[LayerAttention]) -> Vec<u8> {
         ty: if shape.len() == 1 { TensorType::F32 } else { ty },
     };
     let decls: Vec<_> = tensors.iter().map(decl).collect();
-    let mut writer = Writer::new(Cursor::new(Vec::new()), metadata(plan), decls.clone()).unwrap();
+    let mut writer = Writer::new(Cursor::new(Vec::new()), metadata(plan, widths), decls.clone()).unwrap();
     let mut random = Random::new(1);
     for (decl, (name, shape)) in decls.iter().zip(&tensors) {
         let n: usize = shape.iter().product();
-        let mut values = random.vector(n, if name.contains("token_embd") { 1.0 } else { 0.3 });
+        // Whatever the width, products are of one size.
+        let size = 0.3 * (WIDTHS[0] as f32 / d_model as f32).sqrt();
+        let mut values = random.vector(n, if name.contains("token_embd") { 1.0 } else { size });
         if name.contains("norm") {
             values.iter_mut().for_each(|x| *x += 1.0);
         }
@@ -87,7 +100,7 @@ pub fn bytes_with(ty: TensorType, plan: &[LayerAttention]) -> Vec<u8> {
     writer.finish().unwrap().into_inner()
 }
 
-fn metadata(plan: &[LayerAttention]) -> Vec<(String, OwnedValue)> {
+fn metadata(plan: &[LayerAttention], [d_model, d_ff]: [usize; 2]) -> Vec<(String, OwnedValue)> {
     let u32s = |number: &dyn Fn(&Mask) -> u32| {
         OwnedValue::U32s(plan.iter().map(|layer| number(&layer.mask)).collect())
     };
@@ -125,8 +138,8 @@ fn metadata(plan: &[LayerAttention]) -> Vec<(String, OwnedValue)> {
         (keys::FORMAT_VERSION, OwnedValue::U32(1)),
         (keys::BLOCK_COUNT, u32(plan.len())),
         (keys::CONTEXT_LENGTH, OwnedValue::U32(1024)),
-        (keys::EMBEDDING_LENGTH, u32(D_MODEL)),
-        (keys::FEED_FORWARD_LENGTH, u32(D_FF)),
+        (keys::EMBEDDING_LENGTH, u32(d_model)),
+        (keys::FEED_FORWARD_LENGTH, u32(d_ff)),
         (keys::ATTENTION_HEAD_COUNT, u32(N_HEADS)),
         (keys::ATTENTION_HEAD_COUNT_KV, u32(N_KV_HEADS)),
         (keys::ATTENTION_KEY_LENGTH, u32(HEAD_DIM)),

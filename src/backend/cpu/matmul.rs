@@ -10,6 +10,7 @@ use longgen_format::TensorType;
 
 use super::CpuBackend;
 use super::quant::*;
+use super::rowwise;
 use super::simd::{Kernel, Lanes, Simd};
 use super::team::{Crew, Grid, Tile};
 use super::workspace::Workspace;
@@ -39,10 +40,9 @@ pub(super) fn matmul(
     ws: &mut Workspace,
     args: MatmulArgs<'_, '_, CpuBackend>,
 ) -> Result<()> {
-    let MatmulArgs { parts, x, n_rows, add } = args;
+    let MatmulArgs { parts, mut input, n_rows, add } = args;
     let Some(first) = parts.first() else { return Ok(()) };
     let cols = first.w.cols;
-    let x = &x.of::<f32>()[..n_rows * cols];
     if let Some(other) = parts.iter().find(|part| part.w.cols != cols) {
         return Err(Error::invalid(format!("one product of {cols} inputs, another of {}", other.w.cols)));
     }
@@ -52,6 +52,14 @@ pub(super) fn matmul(
             ws.shape.max_rows, ws.shape.max_cols
         )));
     }
+    if let Input::Norm(norm) = &mut input {
+        rowwise::norm(simd, crew, norm, n_rows, cols)?;
+    }
+    let x = match &input {
+        Input::Rows(x) => *x,
+        Input::Norm(norm) => &*norm.scratch,
+    };
+    let x = &x.of::<f32>()[..n_rows * cols];
     let is_quantised = |part: &MatmulPart<'_, CpuBackend>| part.w.ty.block_elems() == BLOCK;
     let fast = ws.precision == Precision::Fast;
     let (blocks, scratch) = ws.for_matmul();

@@ -176,10 +176,6 @@ impl Backend for CpuBackend {
         rowwise::embed(self.simd, self.crew(&ws.cancel), args)
     }
 
-    fn norm(&self, ws: &mut Workspace, args: NormArgs<'_, Self>) -> Result<()> {
-        rowwise::norm(self.simd, self.crew(&ws.cancel), args)
-    }
-
     fn matmul(&self, ws: &mut Workspace, args: MatmulArgs<'_, '_, Self>) -> Result<()> {
         let cancel = ws.cancel.clone();
         matmul::matmul(self.simd, self.crew(&cancel), ws, args)

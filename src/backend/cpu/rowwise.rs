@@ -35,14 +35,21 @@ pub(super) fn embed(simd: Simd, crew: Crew<'_>, args: EmbedArgs<'_, CpuBackend>)
     })
 }
 
-pub(super) fn norm(simd: Simd, crew: Crew<'_>, args: NormArgs<'_, CpuBackend>) -> Result<()> {
-    let NormArgs { out, x, first_row, weight, n_rows, width, eps } = args;
-    let x = &x.of::<f32>()[first_row * width..(first_row + n_rows) * width];
-    let (out, weight) = (&mut out.of_mut::<f32>()[..n_rows * width], &weight.of::<f32>()[..width]);
+/// Leaves the norm of `n_rows` rows of `width` elements in `norm.scratch`.
+pub(super) fn norm(
+    simd: Simd,
+    crew: Crew<'_>,
+    norm: &mut Norm<'_, CpuBackend>,
+    n_rows: usize,
+    width: usize,
+) -> Result<()> {
+    let Norm { x, first_row, weight, eps, scratch } = norm;
+    let x = &x.of::<f32>()[*first_row * width..(*first_row + n_rows) * width];
+    let (out, weight) = (&mut scratch.of_mut::<f32>()[..n_rows * width], &weight.of::<f32>()[..width]);
     let chunk = rows_an_item(width) * width;
     crew.for_each_chunk(out, chunk, &mut [], |_, i, out| {
         for (out, x) in out.chunks_exact_mut(width).zip(x[i * chunk..].chunks_exact(width)) {
-            simd.dispatch(NormRow { out, x, weight, eps });
+            simd.dispatch(NormRow { out, x, weight, eps: *eps });
         }
     })
 }

@@ -185,7 +185,7 @@ fn hopper_tiles(
     let kv_bytes = (rows.pos + rows.n_tokens) as usize * 2 * shape.ty.row_bytes(shape.head_dim);
     let kv_heads_at_once = (backend.device.cache_bytes / 3 / kv_bytes).max(1);
     let heads_at_once = (n_heads / shape.n_kv_heads * kv_heads_at_once).min(n_heads);
-    let params = params::AttnTiled { maps, attn: *params, heads_at_once: word(heads_at_once) };
+    let params = params::AttnHopper { maps, attn: *params, heads_at_once: word(heads_at_once) };
     // One more than the tokens fill: they may begin within a tile.
     let n_tiles = (params.attn.n_tokens as usize).div_ceil(tile.queries) + 1;
     let n_threads = 128 * (1 + word(tile.queries) / 64);
@@ -216,8 +216,8 @@ fn rows(backend: &CudaBackend, n_seqs: usize, shape: &KvShape, params: &params::
     let heads_at_once = if group == 1 { 1 } else { 4 };
     let n_parts = shape.n_kv_heads * group.div_ceil(heads_at_once);
     let kernel = format!("attn_rows_{ty}_{dim}_{heads_at_once}");
-    // As many parts as run at once: one more, and the device would be half idle while it runs.
-    let n_blocks = backend.device.blocks_at_once(&kernel, ROW_THREADS)?;
+    // As many blocks as run at once: one more, and the device would be half idle while it runs.
+    let n_blocks = backend.device.blocks_at_once(&kernel, ROW_THREADS, 0)?;
     let n_splits = (n_blocks / (n_parts * n_tokens * n_seqs)).clamp(1, MAX_SPLITS);
     // Several sessions have one token each.
     let tokens_at_once = PARTIALS / (n_splits * n_seqs);

@@ -45,12 +45,16 @@ pub(super) struct Device {
     /// What people call it.
     pub name: String,
     n_multiprocessors: u32,
+    /// How many blocks of a kernel run at once, by its name, threads and shared memory of a block.
+    occupancies: Mutex<HashMap<(String, [u32; 2]), usize>>,
     /// Most shared memory of one block of threads.
     pub max_shared_bytes: u32,
     /// Bytes of the second-level cache.
     pub cache_bytes: usize,
     /// Whether it runs the kernels that are for Hopper alone.
     pub is_hopper: bool,
+    /// Whether kernels may begin before the ones before them have ended.
+    begins_early: bool,
     /// Most bytes per second of its memory, if the driver says what it takes.
     pub bandwidth: Option<f64>,
     pub meter: Meter,
@@ -142,9 +146,11 @@ impl Device {
             functions: Mutex::new(kernels),
             name,
             n_multiprocessors,
+            occupancies: Mutex::default(),
             max_shared_bytes,
             cache_bytes,
             is_hopper,
+            begins_early: major >= 9,
             bandwidth: Some(bandwidth).filter(|&bandwidth| bandwidth > 0.0),
             meter: Meter::default(),
         }))
@@ -263,7 +269,7 @@ impl Device {
             sharedMemBytes: shared_bytes,
             hStream: self.stream(),
             attrs: &mut begins_early,
-            numAttrs: u32::from(self.is_recording()),
+            numAttrs: u32::from(self.begins_early && self.is_recording()),
         };
         // SAFETY: `P` is what the kernel takes, and the driver copies it during the call. That the addresses in it
         // are of living buffers that are large enough is the duty of the op's wrapper.
@@ -272,15 +278,24 @@ impl Device {
             .map_err(|error| failed(&format!("cannot launch {name} over {x} x {y} x {z} blocks"))(error))
     }
 
-    /// How many blocks of `block` threads of the kernel `name` the device runs at a time.
-    pub fn blocks_at_once(&self, name: &str, block: u32) -> Result<usize> {
-        let (function, mut n) = (self.function(name, 0)?, 0);
+    /// How many blocks of the kernel `name` the device runs at a time, of `block` threads with `shared_bytes` each.
+    pub fn blocks_at_once(&self, name: &str, block: u32, shared_bytes: u32) -> Result<usize> {
+        let mut known = self.occupancies.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (name.to_owned(), [block, shared_bytes]);
+        if let Some(&n) = known.get(&key) {
+            return Ok(n);
+        }
+        let (function, mut n) = (self.function(name, shared_bytes)?, 0);
         let block = i32::try_from(block).unwrap_or(i32::MAX);
         // SAFETY: the handle is of a loaded module.
-        unsafe { sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut n, function, block, 0) }
-            .result()
-            .map_err(failed("cannot ask how many blocks fit"))?;
-        Ok(usize::try_from(n).unwrap_or(1).max(1) * self.n_multiprocessors as usize)
+        unsafe {
+            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut n, function, block, shared_bytes as usize)
+        }
+        .result()
+        .map_err(failed("cannot ask how many blocks fit"))?;
+        let n = usize::try_from(n).unwrap_or(1).max(1) * self.n_multiprocessors as usize;
+        known.insert(key, n);
+        Ok(n)
     }
 
     fn function(&self, name: &str, shared_bytes: u32) -> Result<sys::CUfunction> {
@@ -364,7 +379,8 @@ impl DeviceBuf {
         let (sizes, strides) = ([width as u64, (self.n_bytes / row_bytes) as u64], [row_bytes as u64]);
         let (box_sizes, steps) = ([64, 64], [1, 1]);
         let mut map = sys::CUtensorMap { opaque: [0; 16] };
-        // SAFETY: every array has as many entries as the map has dimensions, and the map is only written.
+        // SAFETY: every array has an entry for each of the map's dimensions, strides for all but the first, and the map
+        // is only written.
         unsafe {
             sys::cuTensorMapEncodeTiled(
                 &mut map,

@@ -1,8 +1,9 @@
 //! Products of matrices and activations.
 //!
-//! A few rows, and all rows in `exact` precision, are multiplied in f32, every warp one output; quantised matrices with a
-//! few rows in f16, unless exactly. Many rows go through the tensor cores in 16 bits: bf16 where the matrix is, f16
-//! elsewhere. Other matrices are converted on the way, so many rows at a time that their copy fits in the workspace.
+//! In `exact` precision everything is multiplied in f32, every warp one output. In `fast` precision all but f32 matrices go
+//! through the tensor cores in 16 bits: bf16 where the matrix is, f16 elsewhere. A few rows wait for the matrix, which is read
+//! as it lies; for many, a matrix that is not of 16 bits is converted, so many rows at a time that their copy fits in the
+//! workspace.
 
 use super::CudaBackend;
 use super::blas::Product;
@@ -28,14 +29,19 @@ const FEW_ROWS_CONVERTED: usize = 16;
 const MATVEC_ROWS: usize = 4;
 const MATVEC_X_ROWS: [usize; 3] = [1, 4, 8];
 
-/// Rows of a quantised matrix that one block multiplies on the tensor cores, with how many warps; rows of x that it
-/// multiplies with.
-const QUANT_ROWS: usize = 16;
-const QUANT_WARPS: usize = 8;
-const QUANT_X_ROWS: usize = 8;
+/// Rows of a matrix that one block multiplies at a time on the tensor cores, with how many warps; rows of x that it
+/// multiplies with, and bytes of them that it may keep.
+const MMA_ROWS: usize = 16;
+const MMA_WARPS: usize = 8;
+const MMA_X_ROWS: usize = 8;
+const MMA_X_BYTES: usize = 80 << 10;
 
-/// Threads of the kernels that go through elements one by one.
+/// Threads of the kernels that go through elements one by one; elements that those that convert take at once.
 const ELEMENT_THREADS: u32 = 256;
+const CONVERTED_AT_ONCE: usize = 8;
+
+/// Most threads that norm a row.
+const MAX_NORM_THREADS: u32 = 1024;
 
 /// Matrix rows are converted in multiples of this, so that outputs stay aligned.
 const SLAB_ROWS: usize = 64;
@@ -44,45 +50,106 @@ const SLAB_ROWS: usize = 64;
 const GEMM_TILE: usize = 128;
 const GEMM_SHARED_BYTES: u32 = 3 * 2 * 128 * (32 + 8) * 2;
 
+/// Rows that are multiplied, (n_rows, cols) floats, as they are or normed.
+#[derive(Clone, Copy)]
+struct Rows {
+    x: params::Address,
+    /// The weight of the norm, and what is added to the mean square
+    norm: Option<(params::Address, f32)>,
+}
+
+impl Rows {
+    fn new(input: &Input<'_, CudaBackend>, n_rows: usize, cols: usize) -> Result<Self> {
+        match input {
+            Input::Rows(x) => Ok(Self { x: x.f32s(n_rows * cols)?, norm: None }),
+            Input::Norm(Norm { x, first_row, weight, eps, .. }) => {
+                let first = x.f32s((first_row + n_rows) * cols)?;
+                let x = first + (first_row * cols * size_of::<f32>()) as u64;
+                Ok(Self { x, norm: Some((weight.f32s(cols)?, *eps)) })
+            }
+        }
+    }
+}
+
+/// What is converted to 16 bits.
+#[derive(Clone, Copy)]
+enum Source {
+    Rows(Rows),
+    /// `silu(gate) * up`, each (n_rows, cols)
+    Glu {
+        gate: params::Address,
+        up: params::Address,
+    },
+}
+
+/// What becomes of the products of a few rows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Output {
+    Replace,
+    Add,
+    /// `silu(first) * second`, in place of the first of two
+    Glu,
+}
+
 pub(super) fn matmul(
     backend: &CudaBackend,
     ws: &mut Workspace,
     args: MatmulArgs<'_, '_, CudaBackend>,
 ) -> Result<()> {
-    let MatmulArgs { parts, x, n_rows, add } = args;
+    let MatmulArgs { parts, input, n_rows, add } = args;
     let cols = parts.first().map_or(0, |part| part.w.cols);
     if parts.iter().any(|part| part.w.cols != cols) {
         return Err(Error::invalid("matrices with inputs of different widths"));
     }
-    let is_fast = |w: &Weight| {
-        let few = if is_16_bit(w) { FEW_ROWS } else { FEW_ROWS_CONVERTED };
-        ws.precision == Precision::Fast && n_rows > few && cols % 8 == 0
-    };
-    let (mut fast, mut slow): (Vec<_>, Vec<_>) = parts.iter_mut().partition(|part| is_fast(part.w));
-    let x = x.f32s(n_rows * cols)?;
+    let rows = Rows::new(&input, n_rows, cols)?;
+    let (mut many, mut few): (Vec<_>, Vec<_>) =
+        parts.iter_mut().partition(|part| takes_many(ws, part.w, n_rows));
     // One launch for neighbours of a type.
-    for parts in slow.chunk_by_mut(|a, b| a.w.ty == b.w.ty) {
+    for parts in few.chunk_by_mut(|a, b| a.w.ty == b.w.ty) {
         for parts in parts.chunks_mut(MAX_PRODUCTS) {
-            matvec(backend, ws.precision, parts, x, n_rows, add)?;
+            few_rows(backend, ws, parts, rows, n_rows, if add { Output::Add } else { Output::Replace })?;
         }
     }
-    if fast.is_empty() {
-        return Ok(());
-    }
-    if n_rows > ws.shape.max_rows || cols > ws.shape.max_cols {
-        let (rows, max) = (ws.shape.max_rows, ws.shape.max_cols);
-        return Err(Error::invalid(format!("{n_rows} rows of {cols} in a workspace for {rows} of {max}")));
-    }
-    let mut converted = None;
-    for part in &mut fast {
-        let is_bf16 = part.w.ty == TensorType::BF16;
-        if converted != Some(is_bf16) {
-            convert(backend, ws, x, n_rows * cols, is_bf16)?;
-            converted = Some(is_bf16);
+    many_rows(backend, ws, &mut many, Source::Rows(rows), n_rows, add)
+}
+
+pub(super) fn glu(backend: &CudaBackend, args: GluArgs<'_, CudaBackend>) -> Result<()> {
+    let GluArgs { gate, up, activation: Activation::Silu, n_elems } = args;
+    let (gate, up) = (gate.f32s(n_elems)?, up.f32s(n_elems)?);
+    let params = params::Glu { out: gate, gate, up, n_elems: n_elems as u64 };
+    backend.device.launch("glu_silu", blocks_of(n_elems), ELEMENT_THREADS, 0, &params)
+}
+
+/// The norm and the gated units are computed with the products of a few rows, or where many are converted.
+pub(super) fn mlp(backend: &CudaBackend, ws: &mut Workspace, args: MlpArgs<'_, CudaBackend>) -> Result<()> {
+    let MlpArgs { x, n_rows, norm, eps, gate, up, down, d_ff, activation, scratch } = args;
+    let Activation::Silu = activation;
+    let [normed, gates, ups] = scratch;
+    let input = Input::Norm(Norm { x: &*x, first_row: 0, weight: norm, eps, scratch: normed });
+    let mut parts = [gate.to(gates), up.to(ups)];
+    let is_alike = gate.w.ty == up.w.ty && [gate.w.rows, gate.w.cols] == [up.w.rows, up.w.cols];
+    let is_mma = takes_mma(ws, &gate.w) && takes_mma(ws, &up.w);
+    let at_once = is_alike && is_mma && !takes_many(ws, &gate.w, n_rows);
+    if at_once {
+        let rows = Rows::new(&input, n_rows, gate.w.cols)?;
+        few_rows(backend, ws, &mut parts.each_mut(), rows, n_rows, Output::Glu)?;
+    } else {
+        matmul(backend, ws, MatmulArgs { parts: &mut parts, input, n_rows, add: false })?;
+        if takes_many(ws, &down.w, n_rows) {
+            let n_elems = n_rows * d_ff;
+            let source = Source::Glu { gate: gates.f32s(n_elems)?, up: ups.f32s(n_elems)? };
+            return many_rows(backend, ws, &mut [&mut down.to(x)], source, n_rows, true);
         }
-        many_rows(backend, ws, part, n_rows, is_bf16, add)?;
+        glu(backend, GluArgs { gate: gates, up: ups, activation, n_elems: n_rows * d_ff })?;
     }
-    Ok(())
+    let parts = &mut [down.to(x)];
+    matmul(backend, ws, MatmulArgs { parts, input: Input::Rows(gates), n_rows, add: true })
+}
+
+/// Whether many rows are multiplied in another way than a few, and these are many.
+fn takes_many(ws: &Workspace, w: &Weight, n_rows: usize) -> bool {
+    let few = if is_16_bit(w) { FEW_ROWS } else { FEW_ROWS_CONVERTED };
+    ws.precision == Precision::Fast && n_rows > few && w.cols % 8 == 0
 }
 
 /// Whether the tensor cores take the matrix as it is.
@@ -90,18 +157,25 @@ fn is_16_bit(w: &Weight) -> bool {
     matches!(w.ty, TensorType::BF16 | TensorType::F16)
 }
 
+/// Whether a few rows are multiplied on the tensor cores.
+fn takes_mma(ws: &Workspace, w: &Weight) -> bool {
+    ws.precision == Precision::Fast && w.fits_mma
+}
+
 /// Products of matrices of one type, at most [`MAX_PRODUCTS`], with a few rows.
-fn matvec(
+fn few_rows(
     backend: &CudaBackend,
-    precision: Precision,
+    ws: &Workspace,
     parts: &mut [&mut MatmulPart<'_, CudaBackend>],
-    x: params::Address,
+    rows: Rows,
     n_rows: usize,
-    add: bool,
+    output: Output,
 ) -> Result<()> {
-    let name = type_name(parts[0].w)?;
-    let is_quant = precision == Precision::Fast && parts[0].w.is_quantized();
-    let rows_at_once = if is_quant { QUANT_ROWS } else { MATVEC_ROWS };
+    let device = &backend.device;
+    let (ty, cols, name) = (parts[0].w.ty, parts[0].w.cols, type_name(parts[0].w)?);
+    let is_mma = parts.iter().all(|part| takes_mma(ws, part.w));
+    let is_glu = output == Output::Glu;
+    let rows_at_once = if is_mma { MMA_ROWS } else { MATVEC_ROWS } / if is_glu { 2 } else { 1 };
     let mut n_blocks = 0;
     let mut of_part = |part: &mut &mut MatmulPart<'_, CudaBackend>| {
         let first_block = word(n_blocks);
@@ -115,48 +189,108 @@ fn matvec(
         })
     };
     let described = parts.iter_mut().map(&mut of_part).collect::<Result<Vec<_>>>()?;
-    let params = params::Matvec {
+    // The second of a gated unit is computed with the first.
+    let n_blocks = if is_glu { n_blocks / 2 } else { n_blocks };
+    let (norm, eps) = rows.norm.unwrap_or((0, 0.0));
+    let mut params = params::Matvec {
         parts: filled(&described),
-        x,
+        x: rows.x,
+        norm,
+        eps,
         n_parts: word(described.len()),
         n_rows: word(n_rows),
-        add: u32::from(add),
+        add: u32::from(output == Output::Add),
+        is_glu: u32::from(is_glu),
+        n_tiles: word(n_blocks),
+        stages_once: 0,
         unused: 0,
     };
-    if is_quant {
-        let grid = [n_blocks, n_rows.div_ceil(QUANT_X_ROWS), 1];
-        let shared_bytes = word(quant_shared_bytes(parts[0].w.ty, n_rows.min(QUANT_X_ROWS)));
-        let name = format!("matvec_quant_{name}");
-        return backend.device.launch(&name, grid, 32 * word(QUANT_WARPS), shared_bytes, &params);
+    if is_mma {
+        let (shared_bytes, stages_once) = mma_shared_bytes(ty, cols, n_rows.min(MMA_X_ROWS));
+        params.stages_once = u32::from(stages_once);
+        let (kernel, n_threads) = (format!("matvec_mma_{name}"), 32 * word(MMA_WARPS));
+        let at_once = device.blocks_at_once(&kernel, n_threads, word(shared_bytes))?;
+        let grid = [n_blocks.min(at_once), n_rows.div_ceil(MMA_X_ROWS), 1];
+        return device.launch(&kernel, grid, n_threads, word(shared_bytes), &params);
     }
     let largest = MATVEC_X_ROWS[MATVEC_X_ROWS.len() - 1];
     let at_once = MATVEC_X_ROWS.into_iter().find(|&n| n >= n_rows).unwrap_or(largest);
     let grid = [n_blocks, n_rows.div_ceil(at_once), 1];
-    backend.device.launch(&format!("matvec{at_once}_{name}"), grid, 32 * word(MATVEC_ROWS), 0, &params)
+    device.launch(&format!("matvec{at_once}_{name}"), grid, 32 * word(MATVEC_ROWS), 0, &params)
 }
 
-/// Shared memory of the kernel for quantised matrices: what its warps hold of x, four lanes with 64 bytes of quants each,
-/// or the sums of all warps.
-fn quant_shared_bytes(ty: TensorType, n_x: usize) -> usize {
-    let blocks = if ty == TensorType::Q8_0 { 2 } else { 4 };
-    let x_bytes = 4 * (blocks * QUANT_BLOCK * 2 + 8);
-    QUANT_WARPS * (n_x * x_bytes).max(QUANT_ROWS * QUANT_X_ROWS * size_of::<f32>())
+/// Shared memory of the kernel for tensor cores, and whether it keeps all of x: twice the sums of all warps, and what they
+/// hold of x, stretches for four lanes that read 64 bytes of the matrix each.
+fn mma_shared_bytes(ty: TensorType, cols: usize, n_x: usize) -> (usize, bool) {
+    let lane_blocks = match ty {
+        TensorType::F16 | TensorType::BF16 => 1,
+        TensorType::Q8_0 => 2,
+        _ => 4,
+    };
+    let sums = 2 * MMA_WARPS * MMA_ROWS * MMA_X_ROWS * size_of::<f32>();
+    let stretch = MMA_WARPS * n_x * 4 * (lane_blocks * QUANT_BLOCK * 2 + 8);
+    let all = cols.div_ceil(4 * lane_blocks * QUANT_BLOCK).div_ceil(MMA_WARPS) * stretch;
+    if all <= MMA_X_BYTES { (sums + all, true) } else { (sums + stretch, false) }
 }
 
+/// Products of matrices with the same many rows.
+fn many_rows(
+    backend: &CudaBackend,
+    ws: &mut Workspace,
+    parts: &mut [&mut MatmulPart<'_, CudaBackend>],
+    source: Source,
+    n_rows: usize,
+    add: bool,
+) -> Result<()> {
+    let Some(cols) = parts.first().map(|part| part.w.cols) else { return Ok(()) };
+    if n_rows > ws.shape.max_rows || cols > ws.shape.max_cols {
+        let (rows, max) = (ws.shape.max_rows, ws.shape.max_cols);
+        return Err(Error::invalid(format!("{n_rows} rows of {cols} in a workspace for {rows} of {max}")));
+    }
+    let mut converted = None;
+    for part in parts {
+        let is_bf16 = part.w.ty == TensorType::BF16;
+        if converted != Some(is_bf16) {
+            convert(backend, ws, source, n_rows, cols, is_bf16)?;
+            converted = Some(is_bf16);
+        }
+        product(backend, ws, part, n_rows, is_bf16, add)?;
+    }
+    Ok(())
+}
+
+/// Leaves the source in 16 bits in the workspace.
 fn convert(
     backend: &CudaBackend,
     ws: &mut Workspace,
-    x: params::Address,
-    n_elems: usize,
+    source: Source,
+    n_rows: usize,
+    cols: usize,
     is_bf16: bool,
 ) -> Result<()> {
-    let name = if is_bf16 { "to_bf16" } else { "to_f16" };
-    let params = params::Convert { out: ws.activations.address(), x, n_elems: n_elems as u64 };
-    backend.device.launch(name, blocks_of(n_elems), ELEMENT_THREADS, 0, &params)
+    let (out, device) = (ws.activations.address(), &backend.device);
+    let ty = if is_bf16 { "bf16" } else { "f16" };
+    let n_elems = (n_rows * cols) as u64;
+    let grid = blocks_of(n_rows * cols / CONVERTED_AT_ONCE);
+    match source {
+        Source::Rows(Rows { x, norm: None }) => {
+            let params = params::Convert { out, x, n_elems };
+            device.launch(&format!("rows_to_{ty}"), grid, ELEMENT_THREADS, 0, &params)
+        }
+        Source::Rows(Rows { x, norm: Some((weight, eps)) }) => {
+            let params = params::Norm { out, x, weight, width: word(cols), eps };
+            let n_threads = word(cols.div_ceil(32 * CONVERTED_AT_ONCE) * 32).clamp(32, MAX_NORM_THREADS);
+            device.launch(&format!("norm_to_{ty}"), [n_rows, 1, 1], n_threads, 0, &params)
+        }
+        Source::Glu { gate, up } => {
+            let params = params::Glu { out, gate, up, n_elems };
+            device.launch(&format!("glu_to_{ty}"), grid, ELEMENT_THREADS, 0, &params)
+        }
+    }
 }
 
 /// The product with the converted activations.
-fn many_rows(
+fn product(
     backend: &CudaBackend,
     ws: &mut Workspace,
     part: &mut MatmulPart<'_, CudaBackend>,
@@ -229,7 +363,7 @@ fn own(
 }
 
 /// The grid of a kernel that goes through elements one by one.
-pub(super) fn blocks_of(n_elems: usize) -> [usize; 3] {
+fn blocks_of(n_elems: usize) -> [usize; 3] {
     [n_elems.div_ceil(ELEMENT_THREADS as usize), 1, 1]
 }
 

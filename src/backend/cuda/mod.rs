@@ -24,16 +24,16 @@ use blas::Blas;
 use device::Device;
 pub use device::DeviceBuf;
 use graph::{Graph, Recording};
-use matmul::{blocks_of, type_name};
+use matmul::type_name;
 use params::{MAX_PARTS, filled, word};
 pub use weight::Weight;
 pub use workspace::Workspace;
 
-/// Threads of the kernels that take a row each.
-const ROW_THREADS: u32 = 256;
+/// Threads of the kernel that looks up a row.
+const EMBED_THREADS: u32 = 256;
 
-/// Most threads of a block.
-const MAX_THREADS: u32 = 1024;
+/// Heads that a block of threads turns and appends.
+const APPEND_WARPS: usize = 8;
 
 /// Threads of the kernel that finds the largest elements.
 const TOP_THREADS: u32 = 1024;
@@ -274,22 +274,7 @@ impl Backend for CudaBackend {
             unused: 0,
         };
         let name = format!("embed_{}", type_name(table)?);
-        self.device.launch(&name, [n_tokens, 1, 1], ROW_THREADS, 0, &params)
-    }
-
-    fn norm(&self, ws: &mut Workspace, args: NormArgs<'_, Self>) -> Result<()> {
-        ws.check()?;
-        let NormArgs { out, x, first_row, weight, n_rows, width, eps } = args;
-        let params = params::Norm {
-            out: out.f32s(n_rows * width)?,
-            x: x.f32s((first_row + n_rows) * width)? + (first_row * width * size_of::<f32>()) as u64,
-            weight: weight.f32s(width)?,
-            width: word(width),
-            eps,
-        };
-        // Four elements a thread.
-        let n_threads = word(width.div_ceil(128) * 32).clamp(32, MAX_THREADS);
-        self.device.launch("norm_rms", [n_rows, 1, 1], n_threads, 0, &params)
+        self.device.launch(&name, [n_tokens, 1, 1], EMBED_THREADS, 0, &params)
     }
 
     fn matmul(&self, ws: &mut Workspace, args: MatmulArgs<'_, '_, Self>) -> Result<()> {
@@ -346,9 +331,9 @@ impl Backend for CudaBackend {
                 seqs: filled(&seqs.iter().map(of_seq).collect::<Vec<_>>()),
             };
             let n_tokens = most_tokens(seqs.iter().map(|seq| seq.desc));
-            let grid = [n_tokens, n_heads + shape.n_kv_heads, seqs.len()];
-            let shared_bytes = word(shape.head_dim * size_of::<f32>());
-            self.device.launch("rope_append", grid, 64, shared_bytes, &params)?;
+            let grid = [n_tokens, (n_heads + shape.n_kv_heads).div_ceil(APPEND_WARPS), seqs.len()];
+            let shared_bytes = word(APPEND_WARPS * shape.head_dim * size_of::<f32>());
+            self.device.launch("rope_append", grid, 32 * word(APPEND_WARPS), shared_bytes, &params)?;
         }
         Ok(())
     }
@@ -383,10 +368,12 @@ impl Backend for CudaBackend {
 
     fn glu(&self, ws: &mut Workspace, args: GluArgs<'_, Self>) -> Result<()> {
         ws.check()?;
-        let GluArgs { gate, up, activation: Activation::Silu, n_elems } = args;
-        let params =
-            params::Glu { gate: gate.f32s(n_elems)?, up: up.f32s(n_elems)?, n_elems: n_elems as u64 };
-        self.device.launch("glu_silu", blocks_of(n_elems), ROW_THREADS, 0, &params)
+        matmul::glu(self, args)
+    }
+
+    fn mlp(&self, ws: &mut Workspace, args: MlpArgs<'_, Self>) -> Result<()> {
+        ws.check()?;
+        matmul::mlp(self, ws, args)
     }
 
     fn top(&self, ws: &mut Workspace, args: TopArgs<'_, Self>) -> Result<()> {

@@ -45,7 +45,6 @@ params! {
     }
     Segment = 32 { blocks: Address, places: BlockPlaces, end_kind: u32, end: u32 }
     Embed = 48 { out: Address, table: Weight, tokens: Address, scale: f32, unused: u32 }
-    Norm = 32 { out: Address, x: Address, weight: Address, width: u32, eps: f32 }
     RopeTable = 152 {
         out: Address, inv_freq: Address, n_pairs: u32, attention_factor: f32, rows: [Address; MAX_PARTS],
     }
@@ -67,14 +66,16 @@ params! {
     }
     #[repr(align(128))]
     TensorMap = 128 { opaque: [u64; 16] }
-    AttnTiled = 2304 { maps: [TensorMap; 3], attn: Attn, heads_at_once: u32 }
+    AttnHopper = 2304 { maps: [TensorMap; 3], attn: Attn, heads_at_once: u32 }
     Top = 32 { values: Address, columns: Address, x: Address, width: u32, n: u32 }
-    Glu = 24 { gate: Address, up: Address, n_elems: u64 }
     MatvecPart = 48 { out: Address, w: Weight, bias: Address, first_block: u32, unused: u32 }
-    Matvec = 168 {
-        parts: [MatvecPart; MAX_PRODUCTS], x: Address, n_parts: u32, n_rows: u32, add: u32, unused: u32,
+    Matvec = 192 {
+        parts: [MatvecPart; MAX_PRODUCTS], x: Address, norm: Address, eps: f32, n_parts: u32, n_rows: u32, add: u32,
+        is_glu: u32, n_tiles: u32, stages_once: u32, unused: u32,
     }
     Convert = 24 { out: Address, x: Address, n_elems: u64 }
+    Norm = 32 { out: Address, x: Address, weight: Address, width: u32, eps: f32 }
+    Glu = 32 { out: Address, gate: Address, up: Address, n_elems: u64 }
     Dequant = 32 { out: Address, w: Weight }
     Gemm = 48 {
         out: Address, x: Address, w: Address, n: u32, m: u32, k: u32, out_width: u32, add: u32, unused: u32,

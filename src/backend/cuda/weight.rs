@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use half::f16;
+
 use super::device::{Device, DeviceBuf};
 use super::params::{self, word};
 use crate::alloc::try_vec;
@@ -19,6 +21,22 @@ pub struct Weight {
     pub(super) cols: usize,
     data: DeviceBuf,
     scales: Option<DeviceBuf>,
+    /// Whether a few rows can be multiplied with it on the tensor cores: in 16 bits, block by block.
+    pub(super) fits_mma: bool,
+}
+
+/// The largest number of f16.
+const MAX_F16: f32 = 65504.0;
+
+/// Whether all elements of blocks with these scales fit in f16.
+fn fits_f16(ty: TensorType, scales: &[u8]) -> bool {
+    let number = |bytes: &[u8]| f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
+    let most = |scale: &[u8]| match ty {
+        TensorType::Q8_0 => number(scale).abs() * 128.0,
+        TensorType::Q4_0 => number(scale).abs() * 8.0,
+        _ => number(scale).abs() * 15.0 + number(&scale[2..]).abs(),
+    };
+    scales.chunks_exact(if ty == TensorType::Q4_1 { 4 } else { 2 }).all(|scale| most(scale) <= MAX_F16)
 }
 
 /// What kernels call the type, and bytes of a block's scales, for the types that there are products of.
@@ -58,7 +76,8 @@ impl Weight {
             Ok::<_, Error>(buf)
         };
         if scale_bytes == 0 {
-            return Ok(Self { ty, rows, cols, data: upload(bytes)?, scales: None });
+            let fits_mma = ty != TensorType::F32 && cols.is_multiple_of(QUANT_BLOCK);
+            return Ok(Self { ty, rows, cols, data: upload(bytes)?, scales: None, fits_mma });
         }
         let quant_bytes = ty.block_bytes() - scale_bytes;
         let n_blocks = rows * (cols / QUANT_BLOCK);
@@ -69,12 +88,9 @@ impl Weight {
             scales.copy_from_slice(&block[..scale_bytes]);
             quants.copy_from_slice(&block[scale_bytes..]);
         }
-        Ok(Self { ty, rows, cols, data: upload(&quants)?, scales: Some(upload(&scales)?) })
-    }
-
-    /// Whether its elements are quants with scales.
-    pub(super) fn is_quantized(&self) -> bool {
-        self.scales.is_some()
+        let fits_mma = fits_f16(ty, &scales);
+        let (data, scales) = (upload(&quants)?, Some(upload(&scales)?));
+        Ok(Self { ty, rows, cols, data, scales, fits_mma })
     }
 
     /// The whole matrix as kernels take it.
