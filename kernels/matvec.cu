@@ -16,7 +16,7 @@ __device__ void matvec(const MatvecParams& p) {
     let_next_start();
     const MatvecPart& part = p.part(blockIdx.x);
     const Weight& matrix = part.w;
-    uint32_t row = (blockIdx.x - part.first_block) * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
+    uint32_t row = (blockIdx.x - part.first_tile) * WARPS + threadIdx.x / 32, lane = threadIdx.x % 32;
     uint32_t first = blockIdx.y * N, n_x = min(uint32_t(N), p.n_rows - first);
     if (row >= matrix.rows) return;
     uint32_t cols = matrix.cols, groups = cols / 8;

@@ -2,16 +2,17 @@
 //
 // Bound by memory: quants cost less to unpack than to load. Eight warps take stretches of 128 to 512 columns in turn; in a
 // warp, four lanes share a row of the matrix and read 64 consecutive bytes of it each, of two rows. A block goes from tile
-// to tile: x is converted once, if there is room, and the next part of the matrix is on its way while sums are added up.
-// The first one is before the kernel waits for x. x may be normed as it is converted, and a gated unit is computed as a
-// whole: short kernels are not worth a launch.
+// to tile: x is converted once, if there is room, and the next part of the matrix is on its way while sums are added up, the
+// first part while the kernel waits for x. x may be normed as it is converted, and a gated unit is computed as a whole: short
+// kernels are not worth a launch.
 //
 // Quants become 16-bit floats by putting them into the mantissa of 1024, an exact number, and taking 1024 off again; times
-// their scale they are rounded to what products of many rows use. The order of columns is free, as long as x has it too:
-// every lane feeds the tensor cores what it has read, and x lies in shared memory in the order of the lanes. x is rounded to
-// 16 bits, sums are f32, in one order - the columns of a stretch, stretches of a warp, warps - whatever the number of rows.
+// their scale they are rounded. The order of columns is free, as long as x has it too: every lane feeds the tensor cores what
+// it has read, and x lies in shared memory in the order of the lanes. x is rounded to 16 bits, sums are f32, in one order -
+// the even and the odd quads of a warp's stretches, then both, then warps - whatever the number of rows.
 #include <type_traits>
 
+#include "common/activation.cuh"
 #include "common/launch.cuh"
 #include "common/mma.cuh"
 #include "common/norm.cuh"
@@ -72,13 +73,24 @@ struct FourBits : Quants {
 #pragma unroll
         for (int w = 0; w < 4; w++) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                // Bytes 0 and 2, 1 and 3; low halves, then high ones.
-                uint32_t quants = (words[w] >> (i % 2 * 8 + i / 2 * 4) & 0x000f000f) | 0x64006400;
-                __half2 q = __hsub2(as_half2(quants), pair_of(HAS_MINIMUM ? 1024.0f : 1032.0f));
-                to[4 * w + i] = as_bits(HAS_MINIMUM ? __hfma2(q, d, m) : __hmul2(q, d));
+            for (int i = 0; i < 2; i++) {
+                // Bytes 0 and 2, 1 and 3: their low halves are added to 1024, the high ones times 16.
+                uint32_t bytes = words[w] >> 8 * i;
+                __half2 low = as_half2(join<0x000f000f>(bytes)), high = as_half2(join<0x00f000f0>(bytes));
+                low = __hsub2(low, pair_of(HAS_MINIMUM ? 1024.0f : 1032.0f));
+                high = __hfma2(high, pair_of(1.0f / 16.0f), pair_of(HAS_MINIMUM ? -64.0f : -72.0f));
+                to[4 * w + i] = as_bits(HAS_MINIMUM ? __hfma2(low, d, m) : __hmul2(low, d));
+                to[4 * w + i + 2] = as_bits(HAS_MINIMUM ? __hfma2(high, d, m) : __hmul2(high, d));
             }
         }
+    }
+
+    // Some bits in the mantissas of two numbers of 1024, in one instruction.
+    template <uint32_t BITS>
+    static __device__ __forceinline__ uint32_t join(uint32_t bits) {
+        uint32_t out;
+        asm("lop3.b32 %0, %1, %2, %3, 0xea;\n" : "=r"(out) : "r"(bits), "n"(BITS), "r"(0x64006400));
+        return out;
     }
 };
 using Q4_0Unpack = FourBits<false>;
@@ -107,7 +119,7 @@ template <typename Q>
 struct Stretch {
     static constexpr uint32_t LANE_BLOCKS = LANE_WORDS / Q::BLOCK_WORDS;
     static constexpr uint32_t BLOCKS = LANES * LANE_BLOCKS;
-    // Bytes of x of a lane and of a row in shared memory: eight lanes of four rows of x meet every bank once.
+    // Bytes of x of a lane and of a row in shared memory: the sixteen lanes that read four rows of x together meet every bank once.
     static constexpr uint32_t X_LANE_BYTES = LANE_BLOCKS * QUADS * 8 + 8;
     static constexpr uint32_t X_BYTES = LANES * X_LANE_BYTES;
 };
@@ -146,7 +158,7 @@ struct OutputTile {
 
     __device__ __forceinline__ OutputTile(const MatvecParams& p, uint32_t tile)
         : part(p.is_glu ? p.parts[0] : p.part(tile)), part_high(p.is_glu ? p.parts[1] : part),
-          first_row((tile - part.first_block) * (p.is_glu ? TILE_ROWS / 2 : TILE_ROWS)),
+          first_row((tile - part.first_tile) * (p.is_glu ? TILE_ROWS / 2 : TILE_ROWS)),
           first_high(p.is_glu ? first_row : first_row + TILE_ROWS / 2) {}
 };
 
@@ -275,7 +287,7 @@ __device__ __forceinline__ void matvec_mma(const MatvecParams& p) {
     }
 }
 
-// Grid (as many blocks as run at once, at most the tiles: rows of all parts / 16, or rows of a gated unit / 8; n_rows / 8).
+// Grid (at most the tiles: rows of all parts / 16, or rows of a gated unit / 8; n_rows / 8): as many blocks as run at once.
 #define LG_MATVEC_MMA(Q)                                                                                                 \
     extern "C" __global__ void __launch_bounds__(32 * WARPS) matvec_mma_##Q(const __grid_constant__ MatvecParams p) {    \
         matvec_mma<Q##Unpack>(p);                                                                                        \

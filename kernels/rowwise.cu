@@ -1,5 +1,6 @@
 // Ops on rows: embedding, RoPE angles, gated units, bias, and conversions to 16 bits. All of them wait for memory, not for
 // arithmetic.
+#include "common/activation.cuh"
 #include "common/launch.cuh"
 #include "common/norm.cuh"
 #include "common/weights.cuh"
@@ -115,9 +116,7 @@ __device__ void dequant(const DequantParams& p) {
     if (group >= uint64_t(p.w.rows) * groups_a_row) return;
     float x[8];
     W::load8(x, p.w, static_cast<uint32_t>(group / groups_a_row), static_cast<uint32_t>(group % groups_a_row));
-    __half out[8];
-    for (int i = 0; i < 8; i++) out[i] = to_f16(x[i]);
-    static_cast<uint4*>(p.out)[group] = *reinterpret_cast<uint4*>(out);
+    store8(static_cast<__half*>(p.out) + group * 8, x);
 }
 #define LG_DEQUANT(W) extern "C" __global__ void dequant_##W(DequantParams p) { dequant<W>(p); }
 LG_FOR_EACH_WEIGHT_TYPE(LG_DEQUANT)

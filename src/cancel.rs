@@ -53,3 +53,20 @@ impl Cancel {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flag_is_set_once_it_was_looked_at_often_enough() {
+        let cancel = Cancel::after(2);
+        let clone = cancel.clone();
+        assert_eq!([&cancel, &clone, &cancel, &clone].map(Cancel::is_cancelled), [false, false, true, true]);
+        cancel.reset();
+        assert!((0..1000).all(|_| !clone.is_cancelled()));
+        clone.cancel();
+        assert!(cancel.is_cancelled() && cancel.check().is_err());
+        assert!(Cancel::after(0).is_cancelled());
+    }
+}

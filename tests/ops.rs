@@ -169,15 +169,16 @@ fn matmul_gives_a_row_the_same_bits_alone_and_among_others() {
 #[test]
 fn a_row_that_is_not_finite_spoils_its_own_outputs_only() {
     let mut random = Random::new(5);
-    let (n_rows, cols, rows) = (10, 96, 20);
+    let (cols, rows) = (96, 20);
     on_every_backend!(|name, backend| {
-        for ty in [TensorType::Q4_1, TensorType::Q8_0, TensorType::F16] {
-            for bad in [f32::NAN, f32::INFINITY] {
+        for (ty, n_rows) in TensorType::ALL.into_iter().flat_map(|ty| [5, 10, 40].map(|n| (ty, n))) {
+            for (bad, is_normed) in [(f32::NAN, false), (f32::INFINITY, false), (f32::NAN, true)] {
                 let w = random_weight(&mut random, ty, rows, cols);
                 let products = [Product { w, bias: None, before: vec![] }];
                 let mut x = random.vector(n_rows * cols, 1.0);
                 x[3 * cols + 40] = bad;
-                let has = Rig::new(&backend, Precision::Fast).matmul(&products, &x, n_rows, false);
+                let x = Taken { x, norm: is_normed.then(|| (0, random.vector(cols, 2.0))) };
+                let has = Rig::new(&backend, Precision::Fast).matmul_with(&products, &x, n_rows, false);
                 for (i, out) in has.chunks(rows).enumerate() {
                     assert!(
                         out.iter().all(|x| x.is_finite() == (i != 3)),
@@ -251,7 +252,9 @@ fn glu_is_the_oracles() {
 }
 
 fn random_mlp(random: &mut Random, types: &[TensorType]) -> Mlp {
-    let (d_model, d_ff) = (32 * (1 + random.below(12)), 32 * (1 + random.below(20)));
+    let is_any_width = types.iter().all(|ty| ty.block_elems() == 1);
+    let d_model = pick(random, &[32, 96, 320, 2080]);
+    let d_ff = if is_any_width { 1 + random.below(640) } else { 32 * (1 + random.below(20)) };
     let mut linear = |rows, cols| {
         let ty = pick(random, types);
         let w = random_weight(random, ty, rows, cols);
@@ -817,24 +820,56 @@ mod cuda {
     }
 
     #[test]
+    fn a_few_rows_have_the_same_bits_alone_and_together() {
+        for (name, backend) in backends() {
+            let mut random = Random::new(26);
+            for ty in TensorType::ALL {
+                let cols = pick(&mut random, &[96, 2080, 5120]);
+                let n_rows = if [TensorType::F16, TensorType::BF16].contains(&ty) { 8 } else { 16 };
+                let w = random_weight(&mut random, ty, 70, cols);
+                let products = [Product { w, bias: None, before: vec![] }];
+                for precision in [Precision::Exact, Precision::Fast] {
+                    for is_normed in [false, true] {
+                        let norm = is_normed.then(|| (0, random.vector(cols, 2.0)));
+                        let x = Taken { x: random.vector(n_rows * cols, 1.0), norm };
+                        let mut rig = Rig::new(&backend, precision);
+                        let all = rig.matmul_with(&products, &x, n_rows, false);
+                        for (first, n) in [(0, 1), (n_rows - 1, 1), (1, 3), (2, 5), (0, 8)] {
+                            let some = x.x[first * cols..(first + n) * cols].to_vec();
+                            let some = Taken { x: some, norm: x.norm.clone() };
+                            let has = rig.matmul_with(&products, &some, n, false);
+                            let what = format!("{name}, {ty}, {precision:?}, {n} of {n_rows} rows of {cols}");
+                            assert_same_bits(&what, &has, &all[first * 70..(first + n) * 70]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn quantised_elements_beyond_16_bits_stay_numbers() {
         let oracle = ReferenceBackend::default();
         for (name, backend) in backends() {
             let mut random = Random::new(23);
-            for (ty, scale) in [(TensorType::Q8_0, 600.0), (TensorType::Q4_0, 9000.0), (TensorType::Q4_1, 5000.0)] {
+            for (ty, scale) in
+                [(TensorType::Q8_0, 600.0), (TensorType::Q4_0, 9000.0), (TensorType::Q4_1, 5000.0)]
+            {
                 let mut w = random_weight(&mut random, ty, 40, 640);
                 let mut bytes = w.bytes().to_vec();
                 for block in bytes.chunks_exact_mut(ty.block_bytes()) {
                     block[..2].copy_from_slice(&half::f16::from_f32(scale).to_le_bytes());
                 }
                 (w.range, w.file) = (0..bytes.len(), std::sync::Arc::new(bytes));
-                let products = [Product { w, bias: None, before: vec![] }];
-                for n_rows in [1, 5, 40] {
+                let others =
+                    Product { w: random_weight(&mut random, ty, 40, 640), bias: None, before: vec![] };
+                let products = [Product { w, bias: None, before: vec![] }, others];
+                for n_rows in [1, 5, 16, 40] {
                     let x = random.vector(n_rows * 640, 1e-4);
                     let expected = Rig::new(&oracle, Precision::Exact).matmul(&products, &x, n_rows, false);
                     let has = Rig::new(&backend, Precision::Fast).matmul(&products, &x, n_rows, false);
                     assert!(has.iter().all(|x| x.is_finite()), "{name}, {ty}, {n_rows} rows");
-                    if n_rows < 9 {
+                    if n_rows <= 16 {
                         let tolerance = of_their_size(1e-3, &expected);
                         assert_close(&format!("{name}, {ty}, {n_rows} rows"), &has, &expected, tolerance);
                     }
@@ -855,7 +890,8 @@ mod cuda {
                 let x = random.vector(n_rows * mlp.norm.len(), 3.0);
                 let expected = Rig::new(&oracle, Precision::Exact).mlp(&mlp, &x);
                 let has = Rig::new(&backend, Precision::Fast).mlp(&mlp, &x);
-                let is_bf16 = [&mlp.gate, &mlp.up, &mlp.down].iter().any(|part| part.w.ty == TensorType::BF16);
+                let is_bf16 =
+                    [&mlp.gate, &mlp.up, &mlp.down].iter().any(|part| part.w.ty == TensorType::BF16);
                 let what = format!("{name}, case {case}: {n_rows} rows, {mlp:?}");
                 let fraction = if is_bf16 { 0.03 } else { 0.005 };
                 assert_close(&what, &has, &expected, of_their_size(fraction, &expected));
@@ -870,7 +906,14 @@ mod cuda {
             && context.softcap == 0.0
     }
 
-    fn assert_near(what: &str, backend: &CudaBackend, context: &Context, parts: &[Part], pos: u32, n_tokens: u32) {
+    fn assert_near(
+        what: &str,
+        backend: &CudaBackend,
+        context: &Context,
+        parts: &[Part],
+        pos: u32,
+        n_tokens: u32,
+    ) {
         let oracle = ReferenceBackend::default();
         let mut expected_rig = Rig::new(&oracle, Precision::Exact);
         let expected = expected_rig.attend(context, &whole(pos + n_tokens), pos, n_tokens);

@@ -107,7 +107,7 @@ fn logits_are_the_same_bits_for_every_chunk_size_and_thread_count() {
 #[test]
 fn wide_tokens_decoded_one_by_one_are_those_of_a_prompt() {
     let text = tokens(24, 9);
-    for ty in [TensorType::F16, TensorType::BF16, TensorType::Q8_0, TensorType::Q4_0] {
+    for ty in [TensorType::F16, TensorType::BF16, TensorType::Q8_0, TensorType::Q4_0, TensorType::Q4_1] {
         let file = File::new(&tiny_model::wide_bytes(ty));
         let model = file.open(Device::Cpu, 2);
         let of_cpu = params(24, Precision::Exact, KvType::F32);
@@ -420,6 +420,37 @@ fn a_cancelled_prompt_leaves_the_chunks_before_it_and_no_trace() {
         assert!(n_cancelled > 20, "{device:?}: {n_cancelled}");
         assert_eq!(session.tokens(), [first, second].concat());
         assert_eq!(session.logits().unwrap(), expected);
+    }
+}
+
+#[test]
+fn another_thread_stops_a_prompt_between_its_chunks() {
+    for device in devices() {
+        let model = File::new(&tiny_model::bytes(TensorType::Q8_0)).open(device, 2);
+        let mut session = Session::new(&model, &params(50, Precision::Fast, KvType::F16)).unwrap();
+        let cancel = Cancel::default();
+        let flag = cancel.clone();
+        let (begun, has_begun) = std::sync::mpsc::channel();
+        let (stopped, has_stopped) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                has_begun.recv().unwrap();
+                flag.cancel();
+                stopped.send(()).unwrap();
+            });
+            let mut n_chunks = 0;
+            let result = session.prefill(&tokens(150, 3), &cancel, &mut |_, _| {
+                n_chunks += 1;
+                if n_chunks == 1 {
+                    begun.send(()).unwrap();
+                    has_stopped.recv().unwrap();
+                }
+            });
+            assert_eq!(result.unwrap_err().kind(), ErrorKind::Cancelled);
+        });
+        assert_eq!(session.tokens().len(), 50);
+        cancel.reset();
+        session.prefill(&tokens(10, 4), &cancel, &mut |_, _| {}).unwrap();
     }
 }
 

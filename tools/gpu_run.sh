@@ -109,12 +109,19 @@ main_benches() {
 }
 
 other_benches() {
+    local seven=(--synthetic llama-2-7b --attention longgen-sink)
     for ty in q8_0 q4_0; do
-        bench "7B, $ty, longgen-sink" --synthetic llama-2-7b --type $ty --attention longgen-sink -p 4096 -n 64 -r 3
+        bench "7B, $ty, longgen-sink" "${seven[@]}" --type $ty -p 4096 -n 64 -r 3
+        bench "7B, $ty, longgen-sink, 4K deep" "${seven[@]}" --type $ty -d 4096 -p 0 -n 64 -r 3
+        bench "7B, $ty, longgen-sink, 128K deep" "${seven[@]}" --type $ty -d 131008 -p 0 -n 64 -r 2
     done
-    bench "7B, bf16, all full, 32K" --synthetic llama-2-7b --type bf16 --attention full -p 32768 -n 0 -r 1
-    bench "7B, bf16, longgen-sink, 8-bit cache, 128K" --synthetic llama-2-7b --type bf16 --attention longgen-sink \
-        --kv q8 -d 131008 -p 0 -n 64 -r 2
+    for depth in 4096 32768; do
+        bench "7B, bf16, longgen-sink, $depth deep" "${seven[@]}" --type bf16 -d $depth -p 0 -n 64 -r 3
+    done
+    bench "7B, bf16, longgen-sink, 8-bit cache, 128K deep" "${seven[@]}" --type bf16 --kv q8 -d 131008 -p 0 -n 64 -r 2
+    bench "7B, bf16, all full, 32K prompt" --synthetic llama-2-7b --type bf16 --attention full -p 32768 -n 0 -r 1
+    bench "Llama-3-8B, q4_0, all full, 4K deep" --synthetic llama-3-8b --type q4_0 --attention full -d 4096 -p 0 -n 64 -r 3
+    bench "SmolLM2-135M, f16, all full, 4K deep" --synthetic smollm2-135m --type f16 --attention full -d 4096 -p 4096 -n 64 -r 3
 }
 
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader

@@ -3,7 +3,7 @@
 #include <cstdint>
 
 // 1 / sqrt(mean(x^2) + eps) of the first n of N rows of x (N, width). All threads of the block take part, at least N and
-// at most 1024. The sum of a row has one order, whatever n and N are.
+// at most 1024. The sum of a row has one order, which depends on the number of threads alone.
 template <int N>
 __device__ __forceinline__ void norm_factors(float (&factors)[N], const float* x, uint32_t n, uint32_t width, float eps) {
     __shared__ float of_warps[N][32];

@@ -156,7 +156,7 @@ struct MatvecPart {
     float* out;
     Weight w;
     const float* bias;     // null: none
-    uint32_t first_block;  // of the grid's, along x
+    uint32_t first_tile;   // of all tiles of outputs; for matvec.cu a tile is a block of the grid, along x
     uint32_t unused;
 };
 
@@ -169,14 +169,14 @@ struct MatvecParams {
     uint32_t n_rows;
     uint32_t add;
     uint32_t is_glu;       // whether there are two parts, and silu(first) * second goes to the output of the first
-    uint32_t n_tiles;      // first blocks, and this number of them, count tiles of outputs for matvec_mma.cu,
-    uint32_t stages_once;  // which may keep all of x
+    uint32_t n_tiles;      // of all parts, or of a gated unit
+    uint32_t stages_once;  // whether matvec_mma.cu keeps all of x
     uint32_t unused;
 
-    // The part that a block of the grid works on.
-    LG_FN const MatvecPart& part(uint32_t block) const {
+    // The part that a tile belongs to.
+    LG_FN const MatvecPart& part(uint32_t tile) const {
         uint32_t i = n_parts - 1;
-        while (block < parts[i].first_block) i--;
+        while (tile < parts[i].first_tile) i--;
         return parts[i];
     }
 };
@@ -200,7 +200,7 @@ struct NormParams {
 };
 static_assert(sizeof(NormParams) == 32);
 
-// The same for silu(gate) * up; 32 bits of `gate` itself where `out` is it.
+// The same for silu(gate) * up; glu_silu leaves floats of 32 bits, where `out` may be `gate`.
 struct GluParams {
     void* out;
     const float* gate;

@@ -25,9 +25,7 @@ __device__ __forceinline__ __half to_f16(float x) {
     return __float2half_rn(fabsf(x) <= 3.4e38f ? fminf(fmaxf(x, -65504.0f), 65504.0f) : x);
 }
 
-__device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
-
-// Element types. load8 reads elements 8 * i .. 8 * i + 7 of a row of `cols`, a multiple of 8; bytes(cols) is a row's.
+// Element types. load8 reads elements 8 * i .. 8 * i + 7 of a row of `cols`, a multiple of 8.
 struct F32 {
     static __device__ __forceinline__ void load8(float* out, const Weight& w, uint32_t row, uint32_t i) {
         const float4* p = static_cast<const float4*>(w.data) + uint64_t(row) * (w.cols / 4) + 2 * i;

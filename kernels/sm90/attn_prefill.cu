@@ -165,6 +165,7 @@ struct Prefill {
                 }
             }
         } else {
+            __syncwarp();
             named_sync(BARRIER_COPIERS, WARPGROUP);
             copy_run(to, source.key[0], is_value);
             copy_run(to + RUN * SWIZZLE_BYTES, source.key[1], is_value);

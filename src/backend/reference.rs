@@ -200,7 +200,8 @@ impl Backend for ReferenceBackend {
     }
 
     fn matmul(&self, ws: &mut ReferenceWorkspace, args: MatmulArgs<'_, '_, Self>) -> Result<()> {
-        let input = args.parts.first().map_or(Vec::new(), |part| values(&args.input, args.n_rows, part.w.cols));
+        let input =
+            args.parts.first().map_or(Vec::new(), |part| values(&args.input, args.n_rows, part.w.cols));
         for part in args.parts.iter_mut() {
             let (rows, cols) = (part.w.rows, part.w.cols);
             for row in 0..rows {

@@ -61,8 +61,7 @@ impl<B: Backend> Step<'_, '_, B> {
     fn attention(&mut self, ws: &mut B::Workspace, i_layer: usize, layer: &LayerWeights<B>) -> Result<()> {
         let (backend, config, n_rows) = (self.backend, self.config, self.n_rows);
         let Activations { x, h, q, k, v, rope, attn, .. } = &mut *self.acts;
-        let input =
-            Norm { x, first_row: 0, weight: &layer.attn_norm, eps: config.norm_eps, scratch: h };
+        let input = Norm { x, first_row: 0, weight: &layer.attn_norm, eps: config.norm_eps, scratch: h };
         let parts = &mut [layer.q.to(q), layer.k.to(k), layer.v.to(v)];
         backend.matmul(ws, MatmulArgs { parts, input: Input::Norm(input), n_rows, add: false })?;
 

@@ -207,7 +207,8 @@ impl<'b, B: Backend> Rig<'b, B> {
             })
             .collect();
         self.run(|backend, ws| {
-            let parts = &mut outs.iter_mut().zip(&layers).map(|(out, layer)| layer.to(out)).collect::<Vec<_>>();
+            let parts =
+                &mut outs.iter_mut().zip(&layers).map(|(out, layer)| layer.to(out)).collect::<Vec<_>>();
             let input = match &norm {
                 None => Input::Rows(&x),
                 Some((first_row, weight)) => Input::Norm(Norm {

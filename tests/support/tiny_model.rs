@@ -50,9 +50,9 @@ pub fn bytes_with(ty: TensorType, plan: &[LayerAttention]) -> Vec<u8> {
     bytes_of(ty, plan, WIDTHS)
 }
 
-/// The same with the first two layers, but rows so wide that every thread of a device has several parts of them.
+/// The same with the first two layers, but rows so wide that every warp of a device has several parts of them.
 pub fn wide_bytes(ty: TensorType) -> Vec<u8> {
-    bytes_of(ty, &plan()[..2], [2080, 4128])
+    bytes_of(ty, &plan()[..2], [1056, 8288])
 }
 
 fn bytes_of(ty: TensorType, plan: &[LayerAttention], widths: [usize; 2]) -> Vec<u8> {

@@ -41,7 +41,7 @@ pub(super) fn matmul(
     args: MatmulArgs<'_, '_, CpuBackend>,
 ) -> Result<()> {
     let MatmulArgs { parts, mut input, n_rows, add } = args;
-    let Some(first) = parts.first() else { return Ok(()) };
+    let Some(first) = parts.first().filter(|_| n_rows > 0) else { return Ok(()) };
     let cols = first.w.cols;
     if let Some(other) = parts.iter().find(|part| part.w.cols != cols) {
         return Err(Error::invalid(format!("one product of {cols} inputs, another of {}", other.w.cols)));

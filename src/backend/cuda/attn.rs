@@ -101,7 +101,8 @@ pub(super) fn attn(
         let is_tiled = params.n_tokens as usize >= MANY_TOKENS;
         if let Some(tile) = hopper_tile(backend, ws.precision, shape, *softcap).filter(|_| is_tiled) {
             hopper_tiles(backend, &tile, shape, &seqs[0], &params)?;
-        } else if let Some(tile) = tile(ws.precision, shape, backend.max_shared_bytes).filter(|_| is_tiled) {
+        } else if let Some(tile) = tile(ws.precision, shape, backend.limits.shared_bytes).filter(|_| is_tiled)
+        {
             tiles(backend, &tile, &params)?;
         } else {
             rows(backend, seqs.len(), shape, &params)?;
@@ -161,7 +162,7 @@ fn hopper_tile(backend: &CudaBackend, precision: Precision, shape: &KvShape, sof
         128 => 128,
         _ => return None,
     };
-    let is_served = backend.uses_hopper && shape.block_size.is_multiple_of(64) && softcap == 0.0;
+    let is_served = backend.limits.has_hopper && shape.block_size.is_multiple_of(64) && softcap == 0.0;
     // Queries, two stages of 128 keys and values, barriers, and what aligning it takes.
     let shared_bytes = word((queries + 4 * 128) * shape.head_dim * 2 + 2048);
     let kernel = format!("attn_prefill_sm90_{ty}_{}", shape.head_dim);

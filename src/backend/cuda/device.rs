@@ -19,8 +19,8 @@ const KERNELS: &[(bool, &[u8])] = &include!(concat!(env!("OUT_DIR"), "/kernels.r
 /// The CUDA version that the kernels were compiled with, as the driver numbers versions.
 const CUDA_VERSION: i32 = 13_000;
 
-/// Shared memory that a kernel gets without asking.
-const DEFAULT_SHARED_BYTES: u32 = 48 * 1024;
+/// Shared memory that a kernel gets without asking: 48 KiB, less what it may have of its own.
+const DEFAULT_SHARED_BYTES: u32 = 40 * 1024;
 
 /// A kernel, and whether it may use all the shared memory it needs already.
 #[derive(Clone, Copy)]
@@ -60,10 +60,10 @@ pub(super) struct Device {
     pub meter: Meter,
 }
 
-// SAFETY: the handles are the driver's, which may be used from any thread that has the context bound; every method
-// binds it first.
+// SAFETY: the handles are the driver's, which may be used from any thread that has the context bound: methods bind it, or
+// are called within a step, whose thread has.
 unsafe impl Send for Device {}
-// SAFETY: as above; the one table that changes is behind a mutex.
+// SAFETY: as above; the tables that change are behind mutexes.
 unsafe impl Sync for Device {}
 
 /// Says what failed.

@@ -1,9 +1,9 @@
 //! Products of matrices and activations.
 //!
-//! In `exact` precision everything is multiplied in f32, every warp one output. In `fast` precision all but f32 matrices go
-//! through the tensor cores in 16 bits: bf16 where the matrix is, f16 elsewhere. A few rows wait for the matrix, which is read
-//! as it lies; for many, a matrix that is not of 16 bits is converted, so many rows at a time that their copy fits in the
-//! workspace.
+//! In `exact` precision everything is multiplied in f32, every warp one output. In `fast` precision products go through the
+//! tensor cores in 16 bits: bf16 where the matrix is, f16 elsewhere. A few rows wait for the matrix, which is read as it
+//! lies, in f32 if the tensor cores cannot take it so; for many, a matrix that is not of 16 bits is converted, so many of its
+//! rows at a time that their copy fits in the workspace.
 
 use super::CudaBackend;
 use super::blas::Product;
@@ -11,7 +11,7 @@ use super::params::{self, MAX_PRODUCTS, filled, word};
 use super::weight::{QUANT_BLOCK, Weight, kernel_name};
 use super::workspace::Workspace;
 use crate::backend::args::*;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Elements of a matrix that are converted at once.
 pub(super) const MAX_DEQUANTIZED: usize = 32 << 20;
@@ -30,11 +30,10 @@ const MATVEC_ROWS: usize = 4;
 const MATVEC_X_ROWS: [usize; 3] = [1, 4, 8];
 
 /// Rows of a matrix that one block multiplies at a time on the tensor cores, with how many warps; rows of x that it
-/// multiplies with, and bytes of them that it may keep.
+/// multiplies with.
 const MMA_ROWS: usize = 16;
 const MMA_WARPS: usize = 8;
 const MMA_X_ROWS: usize = 8;
-const MMA_X_BYTES: usize = 80 << 10;
 
 /// Threads of the kernels that go through elements one by one; elements that those that convert take at once.
 const ELEMENT_THREADS: u32 = 256;
@@ -120,17 +119,21 @@ pub(super) fn glu(backend: &CudaBackend, args: GluArgs<'_, CudaBackend>) -> Resu
     backend.device.launch("glu_silu", blocks_of(n_elems), ELEMENT_THREADS, 0, &params)
 }
 
-/// The norm and the gated units are computed with the products of a few rows, or where many are converted.
+/// With a few rows, the norm and the gated units are computed within the products; with many, where their inputs are
+/// converted to 16 bits.
 pub(super) fn mlp(backend: &CudaBackend, ws: &mut Workspace, args: MlpArgs<'_, CudaBackend>) -> Result<()> {
     let MlpArgs { x, n_rows, norm, eps, gate, up, down, d_ff, activation, scratch } = args;
     let Activation::Silu = activation;
     let [normed, gates, ups] = scratch;
+    let widths = [gate.w.rows, up.w.rows, down.w.cols];
+    if widths != [d_ff; 3] {
+        return Err(Error::invalid(format!("a perceptron of {d_ff} with matrices for {widths:?}")));
+    }
     let input = Input::Norm(Norm { x: &*x, first_row: 0, weight: norm, eps, scratch: normed });
     let mut parts = [gate.to(gates), up.to(ups)];
-    let is_alike = gate.w.ty == up.w.ty && [gate.w.rows, gate.w.cols] == [up.w.rows, up.w.cols];
+    let is_alike = gate.w.ty == up.w.ty && gate.w.cols == up.w.cols;
     let is_mma = takes_mma(ws, &gate.w) && takes_mma(ws, &up.w);
-    let at_once = is_alike && is_mma && !takes_many(ws, &gate.w, n_rows);
-    if at_once {
+    if is_alike && is_mma && !takes_many(ws, &gate.w, n_rows) {
         let rows = Rows::new(&input, n_rows, gate.w.cols)?;
         few_rows(backend, ws, &mut parts.each_mut(), rows, n_rows, Output::Glu)?;
     } else {
@@ -175,22 +178,26 @@ fn few_rows(
     let (ty, cols, name) = (parts[0].w.ty, parts[0].w.cols, type_name(parts[0].w)?);
     let is_mma = parts.iter().all(|part| takes_mma(ws, part.w));
     let is_glu = output == Output::Glu;
-    let rows_at_once = if is_mma { MMA_ROWS } else { MATVEC_ROWS } / if is_glu { 2 } else { 1 };
-    let mut n_blocks = 0;
+    if is_glu && !is_mma {
+        return Err(Error::new(ErrorKind::Internal, "a gated unit that the tensor cores cannot take"));
+    }
+    let tile_rows = if is_mma { MMA_ROWS } else { MATVEC_ROWS };
+    // Gates and what they let through share a tile.
+    let tile_rows = if is_glu { tile_rows / 2 } else { tile_rows };
+    let mut n_tiles = 0;
     let mut of_part = |part: &mut &mut MatmulPart<'_, CudaBackend>| {
-        let first_block = word(n_blocks);
-        n_blocks += part.w.rows.div_ceil(rows_at_once);
+        let first_tile = word(n_tiles);
+        n_tiles += part.w.rows.div_ceil(tile_rows);
         Ok(params::MatvecPart {
             out: part.out.f32s(n_rows * part.w.rows)?,
             w: part.w.params(),
             bias: part.bias.map_or(Ok(0), |bias| bias.f32s(part.w.rows))?,
-            first_block,
+            first_tile,
             unused: 0,
         })
     };
     let described = parts.iter_mut().map(&mut of_part).collect::<Result<Vec<_>>>()?;
-    // The second of a gated unit is computed with the first.
-    let n_blocks = if is_glu { n_blocks / 2 } else { n_blocks };
+    let n_tiles = if is_glu { n_tiles / 2 } else { n_tiles };
     let (norm, eps) = rows.norm.unwrap_or((0, 0.0));
     let mut params = params::Matvec {
         parts: filled(&described),
@@ -201,27 +208,30 @@ fn few_rows(
         n_rows: word(n_rows),
         add: u32::from(output == Output::Add),
         is_glu: u32::from(is_glu),
-        n_tiles: word(n_blocks),
+        n_tiles: word(n_tiles),
         stages_once: 0,
         unused: 0,
     };
     if is_mma {
-        let (shared_bytes, stages_once) = mma_shared_bytes(ty, cols, n_rows.min(MMA_X_ROWS));
+        let [sums, stretch, all] = mma_shared_bytes(ty, cols, n_rows.min(MMA_X_ROWS));
+        let stages_once = all <= backend.limits.kept_x_bytes;
         params.stages_once = u32::from(stages_once);
+        let shared_bytes = word(sums + if stages_once { all } else { stretch });
         let (kernel, n_threads) = (format!("matvec_mma_{name}"), 32 * word(MMA_WARPS));
-        let at_once = device.blocks_at_once(&kernel, n_threads, word(shared_bytes))?;
-        let grid = [n_blocks.min(at_once), n_rows.div_ceil(MMA_X_ROWS), 1];
-        return device.launch(&kernel, grid, n_threads, word(shared_bytes), &params);
+        let n_blocks = device.blocks_at_once(&kernel, n_threads, shared_bytes)?.min(backend.limits.blocks);
+        let x_tiles = n_rows.div_ceil(MMA_X_ROWS);
+        let grid = [n_tiles.min((n_blocks / x_tiles).max(1)), x_tiles, 1];
+        return device.launch(&kernel, grid, n_threads, shared_bytes, &params);
     }
     let largest = MATVEC_X_ROWS[MATVEC_X_ROWS.len() - 1];
     let at_once = MATVEC_X_ROWS.into_iter().find(|&n| n >= n_rows).unwrap_or(largest);
-    let grid = [n_blocks, n_rows.div_ceil(at_once), 1];
+    let grid = [n_tiles, n_rows.div_ceil(at_once), 1];
     device.launch(&format!("matvec{at_once}_{name}"), grid, 32 * word(MATVEC_ROWS), 0, &params)
 }
 
-/// Shared memory of the kernel for tensor cores, and whether it keeps all of x: twice the sums of all warps, and what they
-/// hold of x, stretches for four lanes that read 64 bytes of the matrix each.
-fn mma_shared_bytes(ty: TensorType, cols: usize, n_x: usize) -> (usize, bool) {
+/// Shared memory of the kernel for tensor cores: twice the sums of all warps, a stretch of x for each of them - for four
+/// lanes that read 64 bytes of the matrix each - and instead all stretches.
+fn mma_shared_bytes(ty: TensorType, cols: usize, n_x: usize) -> [usize; 3] {
     let lane_blocks = match ty {
         TensorType::F16 | TensorType::BF16 => 1,
         TensorType::Q8_0 => 2,
@@ -230,7 +240,7 @@ fn mma_shared_bytes(ty: TensorType, cols: usize, n_x: usize) -> (usize, bool) {
     let sums = 2 * MMA_WARPS * MMA_ROWS * MMA_X_ROWS * size_of::<f32>();
     let stretch = MMA_WARPS * n_x * 4 * (lane_blocks * QUANT_BLOCK * 2 + 8);
     let all = cols.div_ceil(4 * lane_blocks * QUANT_BLOCK).div_ceil(MMA_WARPS) * stretch;
-    if all <= MMA_X_BYTES { (sums + all, true) } else { (sums + stretch, false) }
+    [sums, stretch, all]
 }
 
 /// Products of matrices with the same many rows.

@@ -41,6 +41,9 @@ const TOP_THREADS: u32 = 1024;
 /// Shared memory that a block of threads can have on every card from compute capability 8.0 on.
 const LEAST_SHARED_BYTES: u32 = 99 * 1024;
 
+/// See [`Limits::kept_x_bytes`].
+const KEPT_X_BYTES: usize = 80 << 10;
+
 /// Recorded steps that a session keeps.
 const MAX_RECORDINGS: usize = 16;
 
@@ -50,12 +53,21 @@ const MAX_RECORDINGS: usize = 16;
 pub struct CudaBackend {
     device: Arc<Device>,
     blas: Option<Blas>,
-    /// Shared memory that a block of threads may have.
-    max_shared_bytes: u32,
-    /// Whether kernels that are for Hopper alone may be chosen.
-    uses_hopper: bool,
+    limits: Limits,
     /// Held by the running step.
     step: Mutex<()>,
+}
+
+/// What kernels may count on.
+struct Limits {
+    /// Shared memory of a block of threads.
+    shared_bytes: u32,
+    /// Bytes of it for rows that products of a few rows keep: two blocks should have room on a multiprocessor.
+    kept_x_bytes: usize,
+    /// Blocks of kernels whose blocks go from tile to tile.
+    blocks: usize,
+    /// Whether kernels that are for Hopper alone may be chosen.
+    has_hopper: bool,
 }
 
 /// The rows of a session, here and on the device.
@@ -92,21 +104,27 @@ impl CudaBackend {
         let device = Device::open(ordinal)?;
         Ok(Self {
             blas: Blas::load(&device),
-            max_shared_bytes: device.max_shared_bytes,
-            uses_hopper: device.is_hopper,
+            limits: Limits {
+                shared_bytes: device.max_shared_bytes,
+                kept_x_bytes: KEPT_X_BYTES,
+                blocks: usize::MAX,
+                has_hopper: device.is_hopper,
+            },
             device,
             step: Mutex::default(),
         })
     }
 
     /// The same with what is there on every card, whatever this one has: without cuBLASLt, products of many rows are
-    /// our own, and without Hopper's kernels and with the least shared memory attention takes smaller tiles.
+    /// our own, without Hopper's kernels and with the least shared memory attention takes smaller tiles, and a few blocks
+    /// do all the work of a few rows, keeping nothing.
     ///
     /// # Errors
     /// Those of [`new`](Self::new).
     pub fn with_the_least(ordinal: usize) -> Result<Self> {
-        let max_shared_bytes = LEAST_SHARED_BYTES;
-        Ok(Self { blas: None, max_shared_bytes, uses_hopper: false, ..Self::new(ordinal)? })
+        let limits =
+            Limits { shared_bytes: LEAST_SHARED_BYTES, kept_x_bytes: 0, blocks: 3, has_hopper: false };
+        Ok(Self { blas: None, limits, ..Self::new(ordinal)? })
     }
 }
 

@@ -68,7 +68,7 @@ params! {
     TensorMap = 128 { opaque: [u64; 16] }
     AttnHopper = 2304 { maps: [TensorMap; 3], attn: Attn, heads_at_once: u32 }
     Top = 32 { values: Address, columns: Address, x: Address, width: u32, n: u32 }
-    MatvecPart = 48 { out: Address, w: Weight, bias: Address, first_block: u32, unused: u32 }
+    MatvecPart = 48 { out: Address, w: Weight, bias: Address, first_tile: u32, unused: u32 }
     Matvec = 192 {
         parts: [MatvecPart; MAX_PRODUCTS], x: Address, norm: Address, eps: f32, n_parts: u32, n_rows: u32, add: u32,
         is_glu: u32, n_tiles: u32, stages_once: u32, unused: u32,
