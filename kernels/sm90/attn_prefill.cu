@@ -140,12 +140,10 @@ struct Prefill {
         return source;
     }
 
-    // Copies the keys or values of a tile once there is room. One thread waits for it: others might miss that a barrier has
-    // come and gone.
+    // Copies the keys or values of a tile once there is room. One thread waits for it, and all for that thread: others might
+    // miss that a barrier has come and gone, or run ahead of the one that has work to do.
     __device__ __forceinline__ void copy_tile(const Source& source, uint32_t tile, bool is_value) const {
         bool is_leader = threadIdx.x % WARPGROUP == 0;
-        bool is_whole = source.segment[0] != NO_RUN && source.segment[1] != NO_RUN;
-        if (is_whole && !is_leader) return;
         uint32_t barriers = shared + L::BARRIERS, stage = tile % STAGES;
         uint32_t to = shared + (is_value ? L::VALUES : L::KEYS) + stage * L::TILE_BYTES;
         uint32_t ready = full(barriers, is_value, stage);
@@ -153,7 +151,10 @@ struct Prefill {
             barrier_wait(empty(barriers, is_value, stage), tile / STAGES + 1 & 1);
             if (!is_value) store8(shared + L::RUNS + stage * 8, source.key[0], source.key[1]);
         }
-        if (is_whole) {
+        __syncwarp();
+        named_sync(BARRIER_COPIERS, WARPGROUP);
+        if (source.segment[0] != NO_RUN && source.segment[1] != NO_RUN) {
+            if (!is_leader) return;
             barrier_arrive_expecting(ready, L::TILE_BYTES);
 #pragma unroll
             for (uint32_t r = 0; r < 2; r++) {
@@ -165,8 +166,6 @@ struct Prefill {
                 }
             }
         } else {
-            __syncwarp();
-            named_sync(BARRIER_COPIERS, WARPGROUP);
             copy_run(to, source.key[0], is_value);
             copy_run(to + RUN * SWIZZLE_BYTES, source.key[1], is_value);
             fence_async();
@@ -180,6 +179,7 @@ struct Prefill {
         Source source = find(runs, 0);
         copy_tile(source, 0, false);
         for (uint32_t tile = 1; tile < runs.n_tiles(); tile++) {
+            __syncwarp();
             Source next = find(runs, tile);
             copy_tile(next, tile, false);
             copy_tile(source, tile - 1, true);
