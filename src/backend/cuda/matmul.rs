@@ -152,7 +152,7 @@ pub(super) fn mlp(backend: &CudaBackend, ws: &mut Workspace, args: MlpArgs<'_, C
 /// Whether many rows are multiplied in another way than a few, and these are many.
 fn takes_many(ws: &Workspace, w: &Weight, n_rows: usize) -> bool {
     let few = if is_16_bit(w) { FEW_ROWS } else { FEW_ROWS_CONVERTED };
-    ws.precision == Precision::Fast && n_rows > few && w.cols % 8 == 0
+    ws.precision == Precision::Fast && n_rows > few && w.cols.is_multiple_of(8)
 }
 
 /// Whether the tensor cores take the matrix as it is.
