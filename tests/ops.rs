@@ -251,6 +251,36 @@ fn glu_is_the_oracles() {
     });
 }
 
+/// The matrix that leaves what is multiplied with it as it is.
+fn identity(width: usize) -> WeightData {
+    let mut values = vec![0.0f32; width * width];
+    values.iter_mut().step_by(width + 1).for_each(|x| *x = 1.0);
+    let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+    WeightData {
+        range: 0..bytes.len(),
+        file: std::sync::Arc::new(bytes),
+        ty: TensorType::F32,
+        rows: width,
+        cols: width,
+    }
+}
+
+#[test]
+fn norm_is_the_oracles() {
+    let oracle = ReferenceBackend::default();
+    on_every_backend!(|name, backend| {
+        let mut random = Random::new(31);
+        for (n_rows, width) in [(1, 1), (3, 15), (2, 16), (70, 576), (5, 577), (1, 5000)] {
+            let x = random.vector((n_rows + 2) * width, 4.0);
+            let x = Taken { x, norm: Some((2, random.vector(width, 2.0))) };
+            let products = [Product { w: identity(width), bias: None, before: vec![] }];
+            let expected = Rig::new(&oracle, Precision::Exact).matmul_with(&products, &x, n_rows, false);
+            let has = Rig::new(&backend, Precision::Exact).matmul_with(&products, &x, n_rows, false);
+            assert_close(&format!("{name}: {n_rows} x {width}"), &has, &expected, ROUNDING);
+        }
+    });
+}
+
 fn random_mlp(random: &mut Random, types: &[TensorType]) -> Mlp {
     let is_any_width = types.iter().all(|ty| ty.block_elems() == 1);
     let d_model = pick(random, &[32, 96, 320, 2080]);
