@@ -41,6 +41,6 @@ fi
 if [ "${1-}" = chat ]; then
     exec "$bin/lgrun" -m "$model"
 fi
-question="What is the capital of France?"
+question="Name the capital of France."
 say "asking: $question"
 "$bin/lgrun" -m "$model" -p "$question"
