@@ -2,6 +2,7 @@
 //! `cuda` feature, compiles the kernels with nvcc.
 
 use std::env;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -106,6 +107,7 @@ fn compile_all(nvcc: &Path, kernels: &Path, out: &Path) {
 
 fn compile(nvcc: &Path, kernels: &Path, out: &Path, part: &Part) {
     let Part { name, source, define, may_spill, is_hopper } = *part;
+    let (result, stamp) = (out.join(format!("{name}.fatbin")), out.join(format!("{name}.stamp")));
     let mut command = Command::new(nvcc);
     command.args(["-std=c++17", "-O3", "-fatbin", "-Werror", "all-warnings"]);
     let targets = if is_hopper { &[HOPPER] } else { &TARGETS[..] };
@@ -114,7 +116,11 @@ fn compile(nvcc: &Path, kernels: &Path, out: &Path, part: &Part) {
     if !may_spill {
         command.args(["-Xptxas", "-warn-spills"]);
     }
-    command.arg("-o").arg(out.join(format!("{name}.fatbin"))).arg(kernels.join(source));
+    command.arg("-o").arg(&result).arg(kernels.join(source));
+    let made_from = format!("{command:?} {:x}", hash_of_sources(kernels, source));
+    if std::fs::read_to_string(&stamp).is_ok_and(|before| before == made_from) && result.is_file() {
+        return;
+    }
     match command.output() {
         Ok(output) => {
             let said = [output.stdout, output.stderr].concat();
@@ -126,6 +132,23 @@ fn compile(nvcc: &Path, kernels: &Path, out: &Path, part: &Part) {
         }
         Err(error) => fail(&format!("{}: {error}", nvcc.display())),
     }
+    // Without a stamp it is just compiled again.
+    let _ = std::fs::write(stamp, made_from);
+}
+
+/// Changes with what `source` may include: nvcc takes minutes for all parts.
+fn hash_of_sources(kernels: &Path, source: &str) -> u64 {
+    let source = kernels.join(source);
+    let folders = [kernels.join("common"), source.parent().unwrap_or(kernels).to_path_buf()];
+    let entries = folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().flatten();
+    let is_header = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "cuh");
+    let mut files: Vec<_> = entries.map(|entry| entry.path()).filter(is_header).chain([source]).collect();
+    files.sort();
+    let mut hasher = DefaultHasher::new();
+    for file in files {
+        std::fs::read(file).unwrap_or_default().hash(&mut hasher);
+    }
+    hasher.finish()
 }
 
 fn fail(message: &str) -> ! {

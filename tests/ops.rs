@@ -784,12 +784,13 @@ mod cuda {
     use super::*;
     use longgen::backend::cuda::CudaBackend;
 
-    /// The first device with all it has and with the least, or nothing, said loudly, where there is none.
+    /// The first device with all it has, with few blocks and with the least, or nothing, said loudly, where there is none.
     pub fn backends() -> Vec<(String, CudaBackend)> {
         match CudaBackend::new(0) {
             Ok(backend) => {
+                let few_blocks = CudaBackend::with_few_blocks(0).unwrap();
                 let least = CudaBackend::with_the_least(0).unwrap();
-                [backend, least].map(|backend| (backend.info().name, backend)).into()
+                [backend, few_blocks, least].map(|backend| (backend.info().name, backend)).into()
             }
             Err(error) => {
                 eprintln!("SKIPPED on CUDA devices: {error}");

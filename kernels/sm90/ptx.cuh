@@ -40,12 +40,9 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
         "}\n" ::"r"(barrier), "r"(parity) : "memory");
 }
 
-__device__ __forceinline__ void store8(uint32_t to, uint32_t a, uint32_t b) {
-    asm volatile("st.shared.v2.b32 [%0], {%1, %2};\n" ::"r"(to), "r"(a), "r"(b) : "memory");
-}
-__device__ __forceinline__ uint2 load8(uint32_t from) {
-    uint2 x;
-    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];\n" : "=r"(x.x), "=r"(x.y) : "r"(from) : "memory");
+__device__ __forceinline__ uint4 load16(uint32_t from) {
+    uint4 x;
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];\n" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(from) : "memory");
     return x;
 }
 

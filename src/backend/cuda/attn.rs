@@ -163,8 +163,8 @@ fn hopper_tile(backend: &CudaBackend, precision: Precision, shape: &KvShape, sof
         _ => return None,
     };
     let is_served = backend.limits.has_hopper && shape.block_size.is_multiple_of(64) && softcap == 0.0;
-    // Queries, two stages of 128 keys and values, barriers, and what aligning it takes.
-    let shared_bytes = word((queries + 4 * 128) * shape.head_dim * 2 + 2048);
+    // Two stages of queries, of 128 keys and of as many values, what goes with them, and what aligning it takes.
+    let shared_bytes = word((2 * queries + 4 * 128) * shape.head_dim * 2 + 4096);
     let kernel = format!("attn_prefill_sm90_{ty}_{}", shape.head_dim);
     is_served.then_some(Tile { kernel, queries, shared_bytes })
 }
@@ -190,7 +190,9 @@ fn hopper_tiles(
     // One more than the tokens fill: they may begin within a tile.
     let n_tiles = (params.attn.n_tokens as usize).div_ceil(tile.queries) + 1;
     let n_threads = 128 * (1 + word(tile.queries) / 64);
-    backend.device.launch(&tile.kernel, [n_tiles * n_heads, 1, 1], n_threads, tile.shared_bytes, &params)
+    let n_blocks = backend.device.blocks_at_once(&tile.kernel, n_threads, tile.shared_bytes)?;
+    let n_blocks = n_blocks.min(backend.limits.blocks).min(n_tiles * n_heads);
+    backend.device.launch(&tile.kernel, [n_blocks, 1, 1], n_threads, tile.shared_bytes, &params)
 }
 
 fn tiles(backend: &CudaBackend, tile: &Tile, params: &params::Attn) -> Result<()> {

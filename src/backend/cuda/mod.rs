@@ -41,6 +41,9 @@ const TOP_THREADS: u32 = 1024;
 /// Shared memory that a block of threads can have on every card from compute capability 8.0 on.
 const LEAST_SHARED_BYTES: u32 = 99 * 1024;
 
+/// See [`CudaBackend::with_few_blocks`].
+const FEW_BLOCKS: usize = 3;
+
 /// See [`Limits::kept_x_bytes`].
 const KEPT_X_BYTES: usize = 80 << 10;
 
@@ -115,6 +118,16 @@ impl CudaBackend {
         })
     }
 
+    /// The same with so few blocks of kernels that go from tile to tile that small work too keeps them going.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new).
+    pub fn with_few_blocks(ordinal: usize) -> Result<Self> {
+        let mut backend = Self::new(ordinal)?;
+        backend.limits.blocks = FEW_BLOCKS;
+        Ok(backend)
+    }
+
     /// The same with what is there on every card, whatever this one has: without cuBLASLt, products of many rows are
     /// our own, without Hopper's kernels and with the least shared memory attention takes smaller tiles, and a few blocks
     /// do all the work of a few rows, keeping nothing.
@@ -123,7 +136,7 @@ impl CudaBackend {
     /// Those of [`new`](Self::new).
     pub fn with_the_least(ordinal: usize) -> Result<Self> {
         let limits =
-            Limits { shared_bytes: LEAST_SHARED_BYTES, kept_x_bytes: 0, blocks: 3, has_hopper: false };
+            Limits { shared_bytes: LEAST_SHARED_BYTES, kept_x_bytes: 0, blocks: FEW_BLOCKS, has_hopper: false };
         Ok(Self { blas: None, limits, ..Self::new(ordinal)? })
     }
 }
