@@ -3,7 +3,10 @@
 #
 #     bash tools/gpu_run.sh keep     # puts what is here aside, and joins the parts of the model once all are
 #     bash tools/gpu_run.sh          # tests and the main figures; needs Python with numpy
-#     bash tools/gpu_run.sh bench    # all figures alone
+#     bash tools/gpu_run.sh bench    # all figures alone, or those of the groups that follow:
+#                                    # attention, peers, seven, ratio, seventy, small
+#
+# Figures are appended to bench.jsonl, of which tools/bench/table.py makes tables. Peers need PyTorch.
 #
 # LONGGEN_KEEP names the folder outside the checkout where programs and model are kept.
 set -uo pipefail
@@ -16,6 +19,7 @@ golden=tests/golden
 tiny=tests/data/longgen-tiny-8k
 model=$keep/SmolLM2-135M-Instruct.Q4_1.gguf
 logs=${OUT:-$keep}/logs
+raw=${OUT:-$keep}/bench.jsonl
 export LONGGEN_DEVICE=cuda CI=true PYTHONDONTWRITEBYTECODE=1
 mkdir -p "$keep" "$logs"
 passed=0
@@ -87,50 +91,103 @@ tests() {
     fi
 }
 
-# bench NAME ARGUMENTS...: prints what lgeval bench says, and the most memory that the card held meanwhile.
+# record FIELD=VALUE...: what a bench says on standard input, for the raw results and in short.
+record() {
+    python3 tools/bench/record.py "$raw" "driver=$driver" "$@"
+}
+
+# bench NAME ARGUMENTS...: what lgeval bench measures, and the most memory that the card held meanwhile.
 bench() {
-    local name=$1 used=$logs/memory sampler
+    local name=$1 used=$logs/memory said sampler
     shift
-    echo "-- $name"
     nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits --loop-ms=200 >"$used" &
     sampler=$!
-    timeout 300 "$bin/lgeval" bench "$@" 2>&1
+    said=$(timeout 300 "$bin/lgeval" bench --json "$@" 2>&1 </dev/null || echo "ended with status $?")
     kill $sampler
-    echo "at most $(sort -n "$used" | tail -n 1) MiB of the card's memory"
+    record "bench=$name" "memory_mib=$(sort -n "$used" | tail -n 1)" <<<"$said"
 }
+
+# Attention alone, and the same by others.
+bench_attention() {
+    local name flags
+    while read -r name flags; do
+        [[ $name == [a-z]* ]] || continue
+        # shellcheck disable=SC2086
+        { timeout 120 "$bin/lgeval" bench-attention --json $flags 2>&1 </dev/null || echo "ended with status $?"; } |
+            record "bench=$name" implementation=longgen
+    done <tools/bench/attention_cases.txt
+}
+
+bench_peers() {
+    timeout 500 python3 tools/bench/peers.py 2>"$logs/peers.log" | record
+    [ "${PIPESTATUS[0]}" -eq 0 ] || tail -n 15 "$logs/peers.log"
+}
+
+seven=(--synthetic llama-2-7b --attention longgen-sink)
 
 # The 7B shape, as the paper's table has it.
 main_benches() {
-    local shape=(--synthetic llama-2-7b --type bf16 --attention longgen-sink)
-    bench "7B, bf16, longgen-sink" "${shape[@]}" -p 4096 -n 64 -r 3
-    bench "7B, bf16, longgen-sink, 16 sessions" "${shape[@]}" -d 1000 -p 0 -n 64 -r 2 -s 16
-    bench "7B, bf16, longgen-sink, 128K deep" "${shape[@]}" -d 131008 -p 0 -n 64 -r 2
-    bench "7B, bf16, longgen-sink, 128K prompt" "${shape[@]}" -p 131072 -n 0 -r 1
+    bench "7B, bf16" "${seven[@]}" --type bf16 -p 4096 -n 64 -r 3
+    bench "7B, bf16, 16 sessions" "${seven[@]}" --type bf16 -d 1000 -p 0 -n 64 -r 2 -s 16
+    bench "7B, bf16, 128K deep" "${seven[@]}" --type bf16 -d 131008 -p 0 -n 64 -r 2
+    bench "7B, bf16, 128K prompt" "${seven[@]}" --type bf16 -p 131072 -n 0 -r 1
 }
 
-other_benches() {
-    local seven=(--synthetic llama-2-7b --attention longgen-sink)
+bench_seven() {
+    local ty blocks=(--synthetic llama-2-7b --attention longgen-blocks --type bf16)
+    main_benches
+    bench "7B, bf16, 4K deep" "${seven[@]}" --type bf16 -d 4096 -p 0 -n 64 -r 3
+    bench "7B, bf16, 32K deep" "${seven[@]}" --type bf16 -d 32768 -p 0 -n 64 -r 3
+    bench "7B, bf16, 8-bit cache, 128K deep" "${seven[@]}" --type bf16 --kv q8 -d 131008 -p 0 -n 64 -r 2
     for ty in q8_0 q4_0; do
-        bench "7B, $ty, longgen-sink" "${seven[@]}" --type $ty -p 4096 -n 64 -r 3
-        bench "7B, $ty, longgen-sink, 4K deep" "${seven[@]}" --type $ty -d 4096 -p 0 -n 64 -r 3
-        bench "7B, $ty, longgen-sink, 128K deep" "${seven[@]}" --type $ty -d 131008 -p 0 -n 64 -r 2
+        bench "7B, $ty" "${seven[@]}" --type $ty -p 4096 -n 64 -r 3
+        bench "7B, $ty, 4K deep" "${seven[@]}" --type $ty -d 4096 -p 0 -n 64 -r 3
     done
-    for depth in 4096 32768; do
-        bench "7B, bf16, longgen-sink, $depth deep" "${seven[@]}" --type bf16 -d $depth -p 0 -n 64 -r 3
-    done
-    bench "7B, bf16, longgen-sink, 8-bit cache, 128K deep" "${seven[@]}" --type bf16 --kv q8 -d 131008 -p 0 -n 64 -r 2
-    bench "7B, bf16, all full, 32K prompt" --synthetic llama-2-7b --type bf16 --attention full -p 32768 -n 0 -r 1
-    bench "Llama-3-8B, q4_0, all full, 4K deep" --synthetic llama-3-8b --type q4_0 --attention full -d 4096 -p 0 -n 64 -r 3
-    bench "SmolLM2-135M, f16, all full, 4K deep" --synthetic smollm2-135m --type f16 --attention full -d 4096 -p 4096 -n 64 -r 3
+    bench "7B, q4_0, 128K deep" "${seven[@]}" --type q4_0 -d 131008 -p 0 -n 64 -r 2
+    bench "7B, bf16, blocks, 128K prompt" "${blocks[@]}" -p 131072 -n 0 -r 1
+    bench "7B, bf16, blocks, 128K deep" "${blocks[@]}" -d 131008 -p 0 -n 64 -r 2
 }
 
+# What sparse layers spare, as the paper has it: quantised, so that the cache of 32 full layers fits.
+bench_ratio() {
+    local plan shape=(--synthetic llama-2-7b --type q8_0)
+    for plan in full longgen-sink; do
+        bench "7B, q8_0, $plan, 128K prompt" "${shape[@]}" --attention $plan -p 131072 -n 0 -r 1
+        bench "7B, q8_0, $plan, 128K deep" "${shape[@]}" --attention $plan -d 131008 -p 0 -n 64 -r 2
+    done
+}
+
+bench_seventy() {
+    local seventy=(--synthetic llama-2-70b --type q4_0 --attention longgen-sink)
+    bench "70B, q4_0, 128K prompt" "${seventy[@]}" -p 131072 -n 0 -r 1
+    bench "70B, q4_0, 128K deep" "${seventy[@]}" -d 131008 -p 0 -n 64 -r 2
+}
+
+bench_small() {
+    bench "7B, bf16, full, 32K prompt" --synthetic llama-2-7b --type bf16 --attention full -p 32768 -n 0 -r 1
+    bench "Llama-3-8B, q4_0, 4K deep" --synthetic llama-3-8b --type q4_0 --attention full -d 4096 -p 0 -n 64 -r 3
+    bench "SmolLM2-135M, f16, 4K deep" --synthetic smollm2-135m --type f16 --attention full -d 4096 -p 4096 -n 64 -r 3
+}
+
+usage() {
+    echo "usage: bash tools/gpu_run.sh [keep | bench [attention | peers | seven | ratio | seventy | small]...]" >&2
+    exit 2
+}
+
+driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1)
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 keep_parts
 case "${1-}" in
 keep) ;;
 bench)
-    main_benches
-    other_benches
+    shift
+    [ $# -gt 0 ] || set -- attention peers seven ratio seventy small
+    for group; do
+        [[ $group =~ ^(attention|peers|seven|ratio|seventy|small)$ ]] || usage
+    done
+    for group; do
+        "bench_$group"
+    done
     ;;
 '')
     tests
@@ -138,8 +195,5 @@ bench)
     main_benches
     [ "$failed" -eq 0 ]
     ;;
-*)
-    echo "usage: bash tools/gpu_run.sh [keep | bench]" >&2
-    exit 2
-    ;;
+*) usage ;;
 esac

@@ -148,10 +148,7 @@ pub struct Speed {
 impl Speed {
     /// Minimum, median and maximum.
     pub fn summary(&self) -> (f64, f64, f64) {
-        let mut sorted = self.tokens_per_second.clone();
-        sorted.sort_by(f64::total_cmp);
-        let at = |i: usize| sorted.get(i).copied().unwrap_or(0.0);
-        (at(0), at(sorted.len() / 2), at(sorted.len().saturating_sub(1)))
+        summary(&self.tokens_per_second)
     }
 
     /// As a JSON object, with the name of the device that was measured.
@@ -167,6 +164,14 @@ impl Speed {
             "bytes_per_token": self.bytes_per_token,
         })
     }
+}
+
+/// Minimum, median and maximum.
+pub fn summary(values: &[f64]) -> (f64, f64, f64) {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = |i: usize| sorted.get(i).copied().unwrap_or(0.0);
+    (at(0), at(sorted.len() / 2), at(sorted.len().saturating_sub(1)))
 }
 
 /// What is to be timed.
@@ -234,7 +239,8 @@ pub fn bench(args: &RunArgs, model: &Arc<Model>, bench: Bench, cancel: &Cancel) 
         speeds.push(Speed {
             name: format!("tg{n_generate}{together}{suffix}"),
             tokens_per_second: rates.split_off(1),
-            bytes_per_token: model.weight_bytes() / n_sessions + model.kv_read_bytes(middle, args.kv_type()),
+            bytes_per_token: model.weight_bytes() / n_sessions
+                + model.kv_read_bytes(middle, args.compute.kv_type()),
         });
     }
     Ok(speeds)

@@ -1,6 +1,7 @@
 //! What the command-line tools share.
 #![forbid(unsafe_code)]
 
+pub mod attention_bench;
 pub mod chat;
 pub mod convert;
 pub mod eval;
@@ -11,5 +12,6 @@ pub mod output;
 pub mod plan;
 pub mod plan_report;
 pub mod progress;
+pub mod random;
 pub mod run_args;
 pub mod synthetic;

@@ -60,12 +60,7 @@ impl AttentionArgs {
     /// # Errors
     /// Flags that do not belong together, numbers out of range, a file that is no plan for this model.
     pub fn plan(&self, shape: PlanShape) -> Result<Option<Vec<LayerAttention>>> {
-        let preset = match self.attention.as_deref() {
-            Some("longgen-sink") => Some(LONGGEN_SINK),
-            Some("longgen-blocks") => Some(LONGGEN_BLOCKS),
-            _ => None,
-        };
-        if let Some(preset) = preset {
+        if let Some(preset) = self.preset() {
             return self.with_preset(preset, shape).map(Some);
         }
         if let Some(flag) = self.preset_flag() {
@@ -75,6 +70,34 @@ impl AttentionArgs {
             None => Ok(None),
             Some("full") => Ok(Some(full(shape))),
             Some(path) => read_file(Path::new(path), shape).map(Some),
+        }
+    }
+
+    /// One layer alone as the flags ask for it: of a preset a sparse one, of a file its only one, else one that sees
+    /// everything.
+    ///
+    /// # Errors
+    /// Those of [`plan`](Self::plan), and KV heads that query heads cannot share evenly.
+    pub fn layer(&self, n_heads: usize, n_kv_heads: usize) -> Result<LayerAttention> {
+        ensure!(
+            n_heads > 0 && n_kv_heads > 0 && n_heads.is_multiple_of(n_kv_heads),
+            "{n_heads} query heads cannot share {n_kv_heads} kv heads evenly"
+        );
+        ensure!(self.full_layers.is_none(), "--full-layers chooses among layers, and there is only one");
+        let shape = PlanShape { n_layers: 1, n_heads, n_kv_heads };
+        if let Some(preset) = self.preset() {
+            return self.sparse_layer(preset, shape);
+        }
+        let plan = self.plan(shape)?.unwrap_or_else(|| full(shape));
+        plan.into_iter().next().context("a plan without layers")
+    }
+
+    /// The sparse mask of the preset, if the flags name one.
+    fn preset(&self) -> Option<Mask> {
+        match self.attention.as_deref() {
+            Some("longgen-sink") => Some(LONGGEN_SINK),
+            Some("longgen-blocks") => Some(LONGGEN_BLOCKS),
+            _ => None,
         }
     }
 
@@ -92,8 +115,19 @@ impl AttentionArgs {
     }
 
     fn with_preset(&self, preset: Mask, shape: PlanShape) -> Result<Vec<LayerAttention>> {
+        let sparse = self.sparse_layer(preset, shape)?;
+        let is_full = match &self.full_layers {
+            Some(list) => parse_layers(list, shape.n_layers).context("--full-layers")?,
+            None => (0..shape.n_layers).map(|i| middle_third(shape.n_layers).contains(&i)).collect(),
+        };
+        let full = LayerAttention::uniform(Mask::Full, shape.n_heads);
+        Ok(is_full.into_iter().map(|is_full| if is_full { full.clone() } else { sparse.clone() }).collect())
+    }
+
+    /// A sparse layer of a preset, with the numbers that the flags change.
+    fn sparse_layer(&self, preset: Mask, shape: PlanShape) -> Result<LayerAttention> {
         let Mask::Blocks { block_size, local_blocks, sink_blocks, stride } = preset else {
-            return Ok(vec![LayerAttention::uniform(preset, shape.n_heads); shape.n_layers]);
+            return Ok(LayerAttention::uniform(preset, shape.n_heads));
         };
         let stride = self.stride.unwrap_or(stride);
         let mask = Mask::Blocks {
@@ -108,12 +142,7 @@ impl AttentionArgs {
         };
         let sparse = LayerAttention { mask, phases };
         sparse.check(shape.n_heads).context("attention flags")?;
-        let is_full = match &self.full_layers {
-            Some(list) => parse_layers(list, shape.n_layers).context("--full-layers")?,
-            None => (0..shape.n_layers).map(|i| middle_third(shape.n_layers).contains(&i)).collect(),
-        };
-        let full = LayerAttention::uniform(Mask::Full, shape.n_heads);
-        Ok(is_full.into_iter().map(|is_full| if is_full { full.clone() } else { sparse.clone() }).collect())
+        Ok(sparse)
     }
 }
 

@@ -36,6 +36,43 @@ pub enum PrecisionArg {
     Fast,
 }
 
+/// Where and how something is computed.
+#[derive(Args, Clone, Debug)]
+pub struct ComputeArgs {
+    /// Threads [default: one per core]
+    #[arg(short, long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Where it runs: auto, cpu, cuda, or cuda:N for the N-th card
+    #[arg(long, env = "LONGGEN_DEVICE", value_name = "DEVICE", default_value = "auto", value_parser = device)]
+    pub device: Device,
+    /// Element type of the cache
+    #[arg(long, value_enum, default_value = "f16")]
+    pub kv: KvArg,
+    /// Precision of matrix products
+    #[arg(long, value_enum, default_value = "fast")]
+    pub precision: PrecisionArg,
+}
+
+impl ComputeArgs {
+    /// Element type of the cache.
+    pub fn kv_type(&self) -> KvType {
+        match self.kv {
+            KvArg::F32 => KvType::F32,
+            KvArg::F16 => KvType::F16,
+            KvArg::Bf16 => KvType::Bf16,
+            KvArg::Q8 => KvType::Q8,
+        }
+    }
+
+    /// How precisely ops compute.
+    pub fn precision(&self) -> Precision {
+        match self.precision {
+            PrecisionArg::Exact => Precision::Exact,
+            PrecisionArg::Fast => Precision::Fast,
+        }
+    }
+}
+
 /// How a model is run.
 #[derive(Args, Clone, Debug)]
 pub struct RunArgs {
@@ -45,21 +82,12 @@ pub struct RunArgs {
     /// Longest context in tokens [default: what the task needs, or what the model was trained for]
     #[arg(short, long = "ctx-size", alias = "ctx", value_name = "TOKENS")]
     pub ctx_size: Option<u32>,
-    /// Threads [default: one per core]
-    #[arg(short, long, value_name = "N")]
-    pub threads: Option<usize>,
-    /// Where it runs: auto, cpu, cuda, or cuda:N for the N-th card
-    #[arg(long, env = "LONGGEN_DEVICE", value_name = "DEVICE", default_value = "auto", value_parser = device)]
-    pub device: Device,
+    /// Where and how.
+    #[command(flatten)]
+    pub compute: ComputeArgs,
     /// Most tokens that go through the layers together; never changes a result
     #[arg(long, value_name = "TOKENS")]
     pub chunk: Option<u32>,
-    /// Element type of the cache
-    #[arg(long, value_enum, default_value = "f16")]
-    pub kv: KvArg,
-    /// Precision of matrix products
-    #[arg(long, value_enum, default_value = "fast")]
-    pub precision: PrecisionArg,
 }
 
 impl RunArgs {
@@ -105,7 +133,11 @@ impl RunArgs {
         params: ModelParams,
         open: impl FnOnce(&ModelParams, LoadProgress<'_>) -> Result<Model>,
     ) -> Result<Arc<Model>> {
-        let params = ModelParams { n_threads: self.threads.unwrap_or(0), device: self.device, ..params };
+        let params = ModelParams {
+            n_threads: self.compute.threads.unwrap_or(0),
+            device: self.compute.device,
+            ..params
+        };
         let bar = Progress::new("loading {bar:40} {bytes} of {total_bytes}, {bytes_per_sec}");
         let model = open(&params, &mut |done, all| bar.show(done, all))?;
         if let Some(why) = model.device_note() {
@@ -119,22 +151,9 @@ impl RunArgs {
         SessionParams {
             n_ctx: self.ctx_size.unwrap_or(n_ctx),
             chunk_tokens: self.chunk.unwrap_or(0),
-            kv_type: self.kv_type(),
-            precision: match self.precision {
-                PrecisionArg::Exact => Precision::Exact,
-                PrecisionArg::Fast => Precision::Fast,
-            },
+            kv_type: self.compute.kv_type(),
+            precision: self.compute.precision(),
             logits_rows: 0,
-        }
-    }
-
-    /// Element type of the cache.
-    pub fn kv_type(&self) -> KvType {
-        match self.kv {
-            KvArg::F32 => KvType::F32,
-            KvArg::F16 => KvType::F16,
-            KvArg::Bf16 => KvType::Bf16,
-            KvArg::Q8 => KvType::Q8,
         }
     }
 
@@ -148,6 +167,11 @@ impl RunArgs {
             _ => error.into(),
         })
     }
+}
+
+/// How the value of a flag is written.
+pub fn name(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
 /// Reads `--device`.

@@ -10,6 +10,7 @@ use longgen_format::{OwnedValue, TensorDecl, TensorType, Writer};
 use rayon::prelude::*;
 
 use crate::plan::PlanShape;
+use crate::random::SplitMix;
 
 /// Shapes that there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -137,8 +138,11 @@ impl Shape {
         let total: usize = sizes.iter().map(|size| size + 4096).sum();
         file.try_reserve_exact(total + (1 << 24)).context("too little memory for this model")?;
         let mut writer = Writer::new(Cursor::new(file), self.metadata()?, tensors.clone())?;
+        // One buffer for all: the system would clear fresh memory page by page.
+        let mut bytes = vec![0; sizes.iter().copied().max().unwrap_or(0)];
         for (i, (tensor, &n_bytes)) in tensors.iter().zip(&sizes).enumerate() {
-            writer.write_tensor(&random(tensor.ty, n_bytes, i as u64))?;
+            randomize(tensor.ty, &mut bytes[..n_bytes], i as u64);
+            writer.write_tensor(&bytes[..n_bytes])?;
         }
         let file = Arc::new(writer.finish()?.into_inner());
         Ok(Model::from_bytes(file, params, &Cancel::default(), progress)?)
@@ -170,19 +174,14 @@ impl Shape {
     }
 }
 
-/// Numbers of either sign and two magnitudes around 0.01, and for f32, which only norms have, around 1.
-fn random(ty: TensorType, n_bytes: usize, seed: u64) -> Vec<u8> {
+/// Fills `bytes` with numbers of either sign and two magnitudes around 0.01, and for f32, which only norms have, around
+/// 1.
+fn randomize(ty: TensorType, bytes: &mut [u8], seed: u64) {
     const PART: usize = 1 << 20;
-    let mut bytes = vec![0; n_bytes];
     bytes.par_chunks_mut(PART / 18 / 20 / 34 * 18 * 20 * 34).enumerate().for_each(|(i, part)| {
-        // SplitMix64: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014.
-        let mut state = seed << 32 ^ i as u64;
+        let mut random = SplitMix::new(seed, i);
         for bytes in part.chunks_mut(8) {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = state;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            bytes.copy_from_slice(&(z ^ (z >> 31)).to_le_bytes()[..bytes.len()]);
+            bytes.copy_from_slice(&random.bits().to_le_bytes()[..bytes.len()]);
         }
         // Keeps the low bits and the sign of each number, and gives it an exponent.
         for block in part.chunks_exact_mut(ty.block_bytes()) {
@@ -204,7 +203,6 @@ fn random(ty: TensorType, n_bytes: usize, seed: u64) -> Vec<u8> {
             }
         }
     });
-    bytes
 }
 
 #[cfg(test)]
@@ -216,7 +214,8 @@ mod tests {
     fn random_weights_are_small_and_of_either_sign() {
         for ty in TensorType::ALL {
             let n = 32 * 4000;
-            let bytes = random(ty, ty.row_bytes(n).unwrap_or(0), 7);
+            let mut bytes = vec![0; ty.row_bytes(n).unwrap_or(0)];
+            randomize(ty, &mut bytes, 7);
             let mut values = vec![0.0; n];
             quant::dequantize(ty, &bytes, &mut values).unwrap();
             let mean = values.iter().map(|x| f64::from(*x)).sum::<f64>() / n as f64;

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use longgen::{Model, ModelParams};
+use longgen_tools::attention_bench::BenchAttentionArgs;
 use longgen_tools::eval::{self, Speed};
 use longgen_tools::output::print;
 use longgen_tools::plan::AttentionArgs;
 use longgen_tools::progress::Progress;
-use longgen_tools::run_args::{RunArgs, cancel_on_signals};
+use longgen_tools::run_args::{RunArgs, cancel_on_signals, name};
 use longgen_tools::synthetic::{Shape, Type};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Measures a model: tokens, logits, perplexity, speed.
 #[derive(Parser)]
@@ -113,6 +114,14 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Speed of attention alone: one layer, with random queries, keys and values; of a preset a sparse layer
+    BenchAttention {
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        args: BenchAttentionArgs,
+    },
 }
 
 /// Reads `--sessions`.
@@ -167,6 +176,19 @@ fn run(cli: Cli) -> Result<()> {
                 print(&format!("{}\n", model.device().name));
             }
             let bench = eval::Bench { n_prompt, n_generate, depth, repeat, n_sessions: sessions };
+            // What was measured, besides what the test's name says.
+            let what = json!({
+                "model": match (synthetic, &common.run.model) {
+                    (Some(shape), _) => name(&shape),
+                    (None, path) => path.as_deref().map(|path| path.display().to_string()).unwrap_or_default(),
+                },
+                "type": synthetic.map(|_| name(&ty)),
+                "attention": common.attention.attention,
+                "kv": name(&common.run.compute.kv),
+                "precision": name(&common.run.compute.precision),
+                "depth": depth,
+                "sessions": sessions,
+            });
             for speed in eval::bench(&common.run, &model, bench, &cancel)? {
                 let (min, median, max) = speed.summary();
                 let Speed { name, bytes_per_token, .. } = &speed;
@@ -175,13 +197,36 @@ fn run(cli: Cli) -> Result<()> {
                     bytes => format!("  {:.1} GB/s", *bytes as f64 * median / 1e9),
                 };
                 print(&match json {
-                    true => format!("{}\n", speed.to_json(&model.device().name)),
+                    true => format!("{}\n", merged(&what, &speed.to_json(&model.device().name))),
                     false => format!("{name:>16} {median:9.2} tokens/s  ({min:.2} to {max:.2}){bandwidth}\n"),
                 });
             }
         }
+        Command::BenchAttention { args, json } => {
+            let bench = args.bench()?;
+            let times = bench.run(&cancel)?;
+            let (min, median, max) = eval::summary(&times.ms);
+            print(&match json {
+                true => format!("{}\n", bench.to_json(&times)),
+                false => {
+                    let bandwidth = bench.gbs(median).map(|gbs| format!("  {gbs:.1} GB/s"));
+                    format!(
+                        "{}\n{median:.4} ms  ({min:.4} to {max:.4})  {:.2} TFLOP/s{}\n",
+                        times.device,
+                        bench.tflops(median),
+                        bandwidth.unwrap_or_default()
+                    )
+                }
+            });
+        }
     }
     Ok(())
+}
+
+/// An object with the fields of both.
+fn merged(first: &Value, second: &Value) -> Value {
+    let fields = [first, second].into_iter().filter_map(Value::as_object).flatten();
+    fields.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 fn main() -> ExitCode {

@@ -231,7 +231,7 @@ fn finish(cli: &Cli, session: &Session, stats: &Stats) {
             stats.prompt.as_secs_f64() * 1e3,
             rate(computed, stats.prompt),
             stats.generation.as_secs_f64() * 1e3,
-            bandwidth(session, n_generated, per_second, cli.run.kv_type()),
+            bandwidth(session, n_generated, per_second, cli.run.compute.kv_type()),
         );
         if let Some(note) = session.decode_note() {
             eprintln!("{note}");
