@@ -5,10 +5,8 @@
 // the visible blocks. Its warps take runs of 8 or 16 keys in turn; in a warp, head_dim / 8 lanes share a key, so that
 // 16 bytes a lane are read at once and all loads of a run are in flight together. Each warp keeps (max, sum, weighted
 // values) of its keys in base 2; they are merged in shared memory, and over the splits by the block that ends last.
-#include "common/kv.cuh"
+#include "common/attn_splits.cuh"
 #include "common/launch.cuh"
-
-constexpr uint32_t ROWS_WARPS = 4;
 
 // Eight elements of a row of the cache, as they were read.
 struct Raw {
@@ -59,60 +57,6 @@ __device__ __forceinline__ void unpack(float* out, const Raw& raw) {
     }
 }
 
-// The state of one query over some keys: weighted values are relative to exp2(max).
-__device__ __forceinline__ float rescale(float from, float to) { return from == -INFINITY ? 0.0f : exp2f(from - to); }
-
-// A learned sink: a score that has no value.
-__device__ __forceinline__ float sink_of(const AttnParams& p, uint32_t head) {
-    return p.sink_logits ? p.sink_logits[head] * LOG2_E : -INFINITY;
-}
-
-// Merges what the splits of some heads have left; all threads take part, and every head has its warps.
-template <int DIM, int GROUP>
-__device__ __forceinline__ void merge_splits(const AttnParams& p, uint32_t row, uint32_t first_head, uint32_t n_heads,
-                                             float (&merged)[ROWS_WARPS][GROUP][DIM + 2]) {
-    constexpr uint32_t WARPS_A_HEAD = ROWS_WARPS / GROUP;
-    uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, dim = p.shape.head_dim;
-    uint32_t head = first_head + min(warp / WARPS_A_HEAD, n_heads - 1);
-    const float* states = p.partials + (uint64_t(blockIdx.z) * p.n_heads + head) * p.n_splits * (dim + 2);
-    // Every warp finds the factors of all splits, two a lane, and adds its share of them.
-    float of_lane[2], sums[2], all = sink_of(p, head);
-#pragma unroll
-    for (uint32_t i = 0; i < 2; i++) {
-        uint32_t s = lane + 32 * i;
-        const float* state = states + uint64_t(s) * (dim + 2);
-        of_lane[i] = s < p.n_splits ? __ldcg(state + dim) : -INFINITY;
-        sums[i] = s < p.n_splits ? __ldcg(state + dim + 1) : 0.0f;
-        all = fmaxf(all, of_lane[i]);
-    }
-#pragma unroll
-    for (int other = 16; other > 0; other /= 2) all = fmaxf(all, __shfl_xor_sync(~0u, all, other));
-#pragma unroll
-    for (uint32_t i = 0; i < 2; i++) of_lane[i] = rescale(of_lane[i], all);
-    float total = sums[0] * of_lane[0] + sums[1] * of_lane[1], values[DIM / 32] = {};
-#pragma unroll
-    for (int other = 16; other > 0; other /= 2) total += __shfl_xor_sync(~0u, total, other);
-    total += rescale(sink_of(p, head), all);
-#pragma unroll(GROUP == 1 ? 2 : 8)
-    for (uint32_t s = warp % WARPS_A_HEAD; s < p.n_splits; s += WARPS_A_HEAD) {
-        float factor = __shfl_sync(~0u, s < 32 ? of_lane[0] : of_lane[1], s % 32);
-#pragma unroll
-        for (uint32_t i = 0; i < DIM / 32; i++) {
-            if (lane + 32 * i < dim) values[i] += __ldcg(states + uint64_t(s) * (dim + 2) + lane + 32 * i) * factor;
-        }
-    }
-#pragma unroll
-    for (uint32_t i = 0; i < DIM / 32; i++) merged[warp][0][lane + 32 * i] = values[i] / total;
-    __syncthreads();
-    float* out = p.out + (uint64_t(row) * p.n_heads + first_head) * dim;
-    for (uint32_t i = threadIdx.x; i < n_heads * dim; i += blockDim.x) {
-        float x = 0.0f;
-#pragma unroll
-        for (uint32_t w = 0; w < WARPS_A_HEAD; w++) x += merged[i / dim * WARPS_A_HEAD + w][0][i % dim];
-        out[i] = x;
-    }
-}
-
 // Grid (n_splits, n_kv_heads * ceil(group / GROUP), n_tokens of every session).
 template <int TYPE, int DIM, int GROUP>
 __device__ void attn_rows(const AttnParams& p) {
@@ -123,8 +67,7 @@ __device__ void attn_rows(const AttnParams& p) {
     constexpr uint32_t STEPS = RUN / KEYS;
     __shared__ uint32_t residues[GROUP];
     __shared__ uint32_t n_residues;
-    __shared__ bool is_last;
-    __shared__ float merged[ROWS_WARPS][GROUP][DIM + 2];
+    __shared__ States<DIM, GROUP> merged;
 
     const AttnSeq& seq = p.seqs[blockIdx.z / p.n_tokens];
     StepRows rows = *seq.rows;
@@ -134,19 +77,7 @@ __device__ void attn_rows(const AttnParams& p) {
     uint32_t token = p.first_token + blockIdx.z % p.n_tokens, position = rows.pos + token, row = rows.row + token;
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, part = lane % LANES, dim = p.shape.head_dim;
 
-    // Sorted residues of the strided blocks that these query heads keep.
-    if (threadIdx.x == 0) {
-        uint32_t n = 0;
-        for (uint32_t g = 0; g < n_heads && p.mask.stride > 0; g++) {
-            uint32_t residue = (p.mask.stride - p.phases[first_head + g] % p.mask.stride) % p.mask.stride, at = 0;
-            while (at < n && residues[at] < residue) at++;
-            if (at < n && residues[at] == residue) continue;
-            for (uint32_t i = n; i > at; i--) residues[i] = residues[i - 1];
-            residues[at] = residue;
-            n++;
-        }
-        n_residues = n;
-    }
+    if (threadIdx.x == 0) n_residues = find_residues(p, first_head, n_heads, residues);
     __syncthreads();
 
     float q[GROUP][8], out[GROUP][8] = {}, most[GROUP], sum[GROUP] = {};
@@ -274,47 +205,7 @@ __device__ void attn_rows(const AttnParams& p) {
         }
         if (lane == 0) merged[warp][g][DIM] = most[g], merged[warp][g][DIM + 1] = sum[g];
     }
-    __syncthreads();
-    for (uint32_t g = 0; g < n_heads; g++) {
-        uint32_t head = first_head + g;
-        float all = p.n_splits == 1 ? sink_of(p, head) : -INFINITY, total = 0.0f, factors[ROWS_WARPS];
-#pragma unroll
-        for (uint32_t w = 0; w < ROWS_WARPS; w++) all = fmaxf(all, merged[w][g][DIM]);
-#pragma unroll
-        for (uint32_t w = 0; w < ROWS_WARPS; w++) {
-            factors[w] = rescale(merged[w][g][DIM], all);
-            total += merged[w][g][DIM + 1] * factors[w];
-        }
-        auto value = [&](uint32_t i) {
-            float x = 0.0f;
-#pragma unroll
-            for (uint32_t w = 0; w < ROWS_WARPS; w++) x += merged[w][g][i] * factors[w];
-            return x;
-        };
-        if (p.n_splits == 1) {
-            total += rescale(sink_of(p, head), all);
-            float* out = p.out + (uint64_t(row) * p.n_heads + head) * dim;
-            for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) out[i] = value(i) / total;
-        } else {
-            float* to = p.partials + ((uint64_t(blockIdx.z) * p.n_heads + head) * p.n_splits + blockIdx.x) * (dim + 2);
-            for (uint32_t i = threadIdx.x; i < dim; i += blockDim.x) to[i] = value(i);
-            if (threadIdx.x == 0) to[dim] = all, to[dim + 1] = total;
-        }
-    }
-    if (p.n_splits == 1) return;
-
-    // The last one of a query's blocks merges what all have left.
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        uint32_t* arrivals = p.arrivals + blockIdx.z * gridDim.y + blockIdx.y;
-        is_last = atomicAdd(arrivals, 1) == p.n_splits - 1;
-        if (is_last) *arrivals = 0;
-    }
-    __syncthreads();
-    if (!is_last) return;
-    __threadfence();
-    merge_splits<DIM, GROUP>(p, row, first_head, n_heads, merged);
+    finish<DIM, GROUP>(p, row, first_head, n_heads, p.n_splits, merged);
 }
 
 #define LG_ROWS(NAME, TYPE, DIM, GROUP)                                                                       \

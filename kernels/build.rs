@@ -30,7 +30,8 @@ const fn attn(name: &'static str, source: &'static str, define: &'static str, ma
     Part { define: Some(define), may_spill, ..part(name, source) }
 }
 
-const PARTS: [Part; 14] = [
+const PARTS: [Part; 15] = [
+    Part { may_spill: true, ..part("attn_decode", "attn_decode.cu") },
     attn("attn_prefill_f16", "attn_prefill.cu", "-DLG_KV_F16", true),
     attn("attn_prefill_bf16", "attn_prefill.cu", "-DLG_KV_BF16", true),
     attn("attn_prefill_q8", "attn_prefill.cu", "-DLG_KV_Q8", true),

@@ -12,6 +12,10 @@ const MANY_TOKENS: usize = 16;
 /// Head sizes that the kernels of single rows are made for; smaller ones take the next.
 const ROW_HEADS: [usize; 3] = [64, 128, 256];
 
+/// Head sizes that single rows go through the tensor cores for, and query heads of a block there.
+const DECODE_HEADS: [usize; 2] = [64, 128];
+const DECODE_HEADS_AT_ONCE: usize = 8;
+
 /// Largest head.
 pub(super) const MAX_HEAD_DIM: usize = ROW_HEADS[ROW_HEADS.len() - 1];
 
@@ -105,7 +109,7 @@ pub(super) fn attn(
         {
             tiles(backend, &tile, &params)?;
         } else {
-            rows(backend, seqs.len(), shape, &params)?;
+            rows(backend, ws.precision, seqs.len(), shape, &params)?;
         }
     }
     Ok(())
@@ -202,12 +206,13 @@ fn tiles(backend: &CudaBackend, tile: &Tile, params: &params::Attn) -> Result<()
     backend.device.launch(&tile.kernel, grid, 128, tile.shared_bytes, params)
 }
 
-fn rows(backend: &CudaBackend, n_seqs: usize, shape: &KvShape, params: &params::Attn) -> Result<()> {
-    let dim = ROW_HEADS.into_iter().find(|&dim| dim >= shape.head_dim);
-    let Some(dim) = dim else {
-        let (has, max) = (shape.head_dim, MAX_HEAD_DIM);
-        return Err(Error::unsupported(format!("attention heads of {has}: at most {max} work")));
-    };
+fn rows(
+    backend: &CudaBackend,
+    precision: Precision,
+    n_seqs: usize,
+    shape: &KvShape,
+    params: &params::Attn,
+) -> Result<()> {
     let ty = match shape.ty {
         KvType::F32 => "f32",
         KvType::F16 => "f16",
@@ -216,9 +221,18 @@ fn rows(backend: &CudaBackend, n_seqs: usize, shape: &KvShape, params: &params::
     };
     let n_tokens = params.n_tokens as usize;
     let group = params.n_heads as usize / shape.n_kv_heads;
-    let heads_at_once = if group == 1 { 1 } else { 4 };
+    let is_decode = precision == Precision::Fast && shape.ty != KvType::F32;
+    let (kernel, heads_at_once) = if is_decode && DECODE_HEADS.contains(&shape.head_dim) {
+        (format!("attn_decode_{ty}_{}", shape.head_dim), DECODE_HEADS_AT_ONCE)
+    } else {
+        let Some(dim) = ROW_HEADS.into_iter().find(|&dim| dim >= shape.head_dim) else {
+            let (has, max) = (shape.head_dim, MAX_HEAD_DIM);
+            return Err(Error::unsupported(format!("attention heads of {has}: at most {max} work")));
+        };
+        let heads_at_once = if group == 1 { 1 } else { 4 };
+        (format!("attn_rows_{ty}_{dim}_{heads_at_once}"), heads_at_once)
+    };
     let n_parts = shape.n_kv_heads * group.div_ceil(heads_at_once);
-    let kernel = format!("attn_rows_{ty}_{dim}_{heads_at_once}");
     // As many blocks as run at once: one more, and the device would be half idle while it runs.
     let n_blocks = backend.device.blocks_at_once(&kernel, ROW_THREADS, 0)?;
     let n_splits = (n_blocks / (n_parts * n_tokens * n_seqs)).clamp(1, MAX_SPLITS);

@@ -135,8 +135,12 @@ impl CudaBackend {
     /// # Errors
     /// Those of [`new`](Self::new).
     pub fn with_the_least(ordinal: usize) -> Result<Self> {
-        let limits =
-            Limits { shared_bytes: LEAST_SHARED_BYTES, kept_x_bytes: 0, blocks: FEW_BLOCKS, has_hopper: false };
+        let limits = Limits {
+            shared_bytes: LEAST_SHARED_BYTES,
+            kept_x_bytes: 0,
+            blocks: FEW_BLOCKS,
+            has_hopper: false,
+        };
         Ok(Self { blas: None, limits, ..Self::new(ordinal)? })
     }
 }
