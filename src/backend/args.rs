@@ -367,8 +367,9 @@ pub struct AttnSeq<'a, B: Backend> {
 ///
 /// Vaswani et al., "Attention Is All You Need", 2017; grouped heads: Ainslie et al., 2023. The result of a row does
 /// not depend on the other rows of the step, nor on how its keys are spread over segments: on the processor to the bit,
-/// on devices but for rounding. Keys and values that are not finite reach nobody who does not see them; only where a
-/// device computes many rows at once in [`Precision::Fast`] may values also reach other rows of the step.
+/// on devices but for rounding. Keys and values that are not finite reach nobody who does not see them; only in
+/// [`Precision::Fast`], where a device computes together what shares them, may values also reach other rows of the step
+/// and other heads of the KV head.
 pub struct AttnArgs<'a, B: Backend> {
     /// (n_rows, n_heads, head_dim)
     pub out: &'a mut B::Buf,
