@@ -277,7 +277,7 @@ __device__ __forceinline__ void attn_decode(const AttnParams& p) {
     Run run[D::RUNS];
     uint32_t keys[D::RUNS][2][D::KEY_WORDS], values[D::RUNS][4][D::VALUE_WORDS];
     float2 scales[D::RUNS][2];
-    auto load_keys = [&](uint32_t i) {
+    auto load_next_keys = [&](uint32_t i) {
 #pragma unroll
         for (int r = 0; r < D::RUNS; r++) {
             run[r] = fetch(i + r);
@@ -287,12 +287,12 @@ __device__ __forceinline__ void attn_decode(const AttnParams& p) {
             }
         }
     };
-    auto load_values = [&] {
+    auto load_their_values = [&] {
 #pragma unroll
         for (int r = 0; r < D::RUNS; r++) decode.load_values(values[r], run[r]);
     };
-    load_keys(0);
-    load_values();
+    load_next_keys(0);
+    load_their_values();
 
     // Queries of head lane / 4, in the order of the keys' elements; zeros for heads that are not there.
     uint32_t q[DIM / 16][2], phases[2];
@@ -335,15 +335,15 @@ __device__ __forceinline__ void attn_decode(const AttnParams& p) {
         }
         // The values of this step are still to be used: what belongs to them stays until then.
         bool is_more = i + D::RUNS < n_own;
-        if (is_more) load_keys(i + D::RUNS);
+        if (is_more) load_next_keys(i + D::RUNS);
         float factor[2], base[2];
 #pragma unroll
         for (int h = 0; h < 2; h++) {
 #pragma unroll
             for (int other = 4; other < 32; other *= 2) top[h] = fmaxf(top[h], __shfl_xor_sync(~0u, top[h], other));
             // Nothing is seen yet: there is nothing to be relative to.
-            base[h] = top[h] == -INFINITY ? 0.0f : top[h];
-            factor[h] = exp2f(most[h] - base[h]);
+            factor[h] = rescale(most[h], top[h]);
+            base[h] = top[h] == -INFINITY ? 0.0f : top[h] - WEIGHT_SHIFT;
             most[h] = top[h];
             sum[h] *= factor[h];
         }
@@ -365,7 +365,7 @@ __device__ __forceinline__ void attn_decode(const AttnParams& p) {
             }
             D::weigh(out, values[r], transposed(D::T::pack(weights[0], weights[1])), transposed(D::T::pack(weights[2], weights[3])));
         }
-        if (is_more) load_values();
+        if (is_more) load_their_values();
     }
 
 #pragma unroll
@@ -378,7 +378,7 @@ __device__ __forceinline__ void attn_decode(const AttnParams& p) {
             uint32_t element = D::value_element(j, lane);
             states[warp][head][element] = out[j][h], states[warp][head][element + 1] = out[j][2 + h];
         }
-        if (lane < 4) states[warp][head][DIM] = most[h], states[warp][head][DIM + 1] = sum[h];
+        if (lane < 4) states[warp][head][DIM] = most[h] - WEIGHT_SHIFT, states[warp][head][DIM + 1] = sum[h];
     }
     finish<DIM, HEADS>(p, row, first_head, n_heads, n_splits, states);
 }
@@ -388,9 +388,13 @@ __device__ __forceinline__ void attn_decode(const AttnParams& p) {
         attn_decode_##NAME##_##DIM(const __grid_constant__ AttnParams p) {                                    \
         attn_decode<TYPE, DIM>(p);                                                                            \
     }
+#if defined(LG_KV_F16)
 LG_DECODE(f16, KV_F16, 64)
 LG_DECODE(f16, KV_F16, 128)
+#elif defined(LG_KV_BF16)
 LG_DECODE(bf16, KV_BF16, 64)
 LG_DECODE(bf16, KV_BF16, 128)
+#else
 LG_DECODE(q8, KV_Q8, 64)
 LG_DECODE(q8, KV_Q8, 128)
+#endif

@@ -193,8 +193,8 @@ struct Prefill {
                     }
                     top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
                     top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-                    float base = top == -INFINITY ? 0.0f : top;
-                    float factor = exp2f(most[a][half] - base);
+                    float base = top == -INFINITY ? 0.0f : top - WEIGHT_SHIFT;
+                    float factor = exp2f(most[a][half] - WEIGHT_SHIFT - base);
                     most[a][half] = top;
                     sum[a][half] *= factor;
 #pragma unroll
@@ -243,7 +243,7 @@ struct Prefill {
                 total += __shfl_xor_sync(~0u, total, 1);
                 total += __shfl_xor_sync(~0u, total, 2);
                 // A learned sink joins the sum; the values are relative to the largest score.
-                if (p.sink_logits) total += exp2f(p.sink_logits[head] * LOG2_E - most[a][half]);
+                if (p.sink_logits) total += exp2f(p.sink_logits[head] * LOG2_E - (most[a][half] - WEIGHT_SHIFT));
                 uint32_t position = first_query + first_row + a * 16 + half * 8 + lane / 4;
                 if (position < rows.pos || position >= rows.end()) continue;
                 uint64_t row = rows.row + position - rows.pos;

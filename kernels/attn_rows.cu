@@ -1,10 +1,10 @@
-// Attention of single rows: every query over the keys that it sees, split over the cache. Serves decoding, and whatever
-// the tiled prefill kernel does not: any head size, cache type and precision.
+// Attention of single rows in f32: every query over the keys that it sees, split over the cache. Serves what no kernel for
+// tensor cores does: any head size, cache type and precision.
 //
 // A block of four warps takes one token, one KV head, up to GROUP of its query heads and one of n_splits equal parts of
 // the visible blocks. Its warps take runs of 8 or 16 keys in turn; in a warp, head_dim / 8 lanes share a key, so that
 // 16 bytes a lane are read at once and all loads of a run are in flight together. Each warp keeps (max, sum, weighted
-// values) of its keys in base 2; they are merged in shared memory, and over the splits by the block that ends last.
+// values) of its keys in base 2; they are states in shared memory, and over the splits by the block that ends last.
 #include "common/attn_splits.cuh"
 #include "common/launch.cuh"
 
@@ -67,7 +67,7 @@ __device__ void attn_rows(const AttnParams& p) {
     constexpr uint32_t STEPS = RUN / KEYS;
     __shared__ uint32_t residues[GROUP];
     __shared__ uint32_t n_residues;
-    __shared__ States<DIM, GROUP> merged;
+    __shared__ States<DIM, GROUP> states;
 
     const AttnSeq& seq = p.seqs[blockIdx.z / p.n_tokens];
     StepRows rows = *seq.rows;
@@ -201,11 +201,11 @@ __device__ void attn_rows(const AttnParams& p) {
         }
         if (lane < LANES) {
 #pragma unroll
-            for (int i = 0; i < 8; i++) merged[warp][g][lane * 8 + i] = out[g][i];
+            for (int i = 0; i < 8; i++) states[warp][g][lane * 8 + i] = out[g][i];
         }
-        if (lane == 0) merged[warp][g][DIM] = most[g], merged[warp][g][DIM + 1] = sum[g];
+        if (lane == 0) states[warp][g][DIM] = most[g], states[warp][g][DIM + 1] = sum[g];
     }
-    finish<DIM, GROUP>(p, row, first_head, n_heads, p.n_splits, merged);
+    finish<DIM, GROUP>(p, row, first_head, n_heads, p.n_splits, states);
 }
 
 #define LG_ROWS(NAME, TYPE, DIM, GROUP)                                                                       \

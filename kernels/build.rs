@@ -30,8 +30,10 @@ const fn attn(name: &'static str, source: &'static str, define: &'static str, ma
     Part { define: Some(define), may_spill, ..part(name, source) }
 }
 
-const PARTS: [Part; 15] = [
-    Part { may_spill: true, ..part("attn_decode", "attn_decode.cu") },
+const PARTS: [Part; 17] = [
+    attn("attn_decode_f16", "attn_decode.cu", "-DLG_KV_F16", false),
+    attn("attn_decode_bf16", "attn_decode.cu", "-DLG_KV_BF16", false),
+    attn("attn_decode_q8", "attn_decode.cu", "-DLG_KV_Q8", true),
     attn("attn_prefill_f16", "attn_prefill.cu", "-DLG_KV_F16", true),
     attn("attn_prefill_bf16", "attn_prefill.cu", "-DLG_KV_BF16", true),
     attn("attn_prefill_q8", "attn_prefill.cu", "-DLG_KV_Q8", true),
@@ -61,7 +63,9 @@ const HOW_TO_GET_NVCC: &str = "the feature `cuda` needs nvcc 13.0, and it is nei
 
 fn main() {
     println!("cargo::rerun-if-changed=kernels");
-    println!("cargo::rerun-if-env-changed=CUDA_HOME");
+    for variable in ["CUDA_HOME", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
     if env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
         println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,liblonggen.so.0");
     }
@@ -117,11 +121,14 @@ fn compile(nvcc: &Path, kernels: &Path, out: &Path, part: &Part) {
     if !may_spill {
         command.args(["-Xptxas", "-warn-spills"]);
     }
-    command.arg("-o").arg(&result).arg(kernels.join(source));
-    let made_from = format!("{command:?} {:x}", hash_of_sources(kernels, source));
+    let made_from = format!("{command:?} {:x}", hash_of_inputs(nvcc, kernels, source));
     if std::fs::read_to_string(&stamp).is_ok_and(|before| before == made_from) && result.is_file() {
         return;
     }
+    // The result and its stamp appear together and only once all is well, whatever ends this program before.
+    let _ = std::fs::remove_file(&stamp);
+    let unchecked = out.join(format!("{name}.{}", std::process::id()));
+    command.arg("-o").arg(&unchecked).arg(kernels.join(source));
     match command.output() {
         Ok(output) => {
             let said = [output.stdout, output.stderr].concat();
@@ -133,21 +140,31 @@ fn compile(nvcc: &Path, kernels: &Path, out: &Path, part: &Part) {
         }
         Err(error) => fail(&format!("{}: {error}", nvcc.display())),
     }
+    if let Err(error) = std::fs::rename(&unchecked, &result) {
+        fail(&format!("{}: {error}", result.display()));
+    }
     // Without a stamp it is just compiled again.
     let _ = std::fs::write(stamp, made_from);
 }
 
-/// Changes with what `source` may include: nvcc takes minutes for all parts.
-fn hash_of_sources(kernels: &Path, source: &str) -> u64 {
+/// Changes with the compiler and with what `source` may include: nvcc takes minutes for all parts.
+fn hash_of_inputs(nvcc: &Path, kernels: &Path, source: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for variable in ["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"] {
+        env::var_os(variable).hash(&mut hasher);
+    }
+    if let Ok(Ok(modified)) = std::fs::metadata(nvcc).map(|metadata| metadata.modified()) {
+        modified.hash(&mut hasher);
+    }
     let source = kernels.join(source);
     let folders = [kernels.join("common"), source.parent().unwrap_or(kernels).to_path_buf()];
     let entries = folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().flatten();
     let is_header = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "cuh");
     let mut files: Vec<_> = entries.map(|entry| entry.path()).filter(is_header).chain([source]).collect();
     files.sort();
-    let mut hasher = DefaultHasher::new();
     for file in files {
-        std::fs::read(file).unwrap_or_default().hash(&mut hasher);
+        std::fs::read(&file).unwrap_or_default().hash(&mut hasher);
+        file.hash(&mut hasher);
     }
     hasher.finish()
 }

@@ -790,7 +790,9 @@ mod cuda {
             Ok(backend) => {
                 let few_blocks = CudaBackend::with_few_blocks(0).unwrap();
                 let least = CudaBackend::with_the_least(0).unwrap();
-                [backend, few_blocks, least].map(|backend| (backend.info().name, backend)).into()
+                [("all it has", backend), ("few blocks", few_blocks), ("the least", least)]
+                    .map(|(what, backend)| (format!("{}, {what}", backend.info().name), backend))
+                    .into()
             }
             Err(error) => {
                 eprintln!("SKIPPED on CUDA devices: {error}");
@@ -1008,6 +1010,98 @@ mod cuda {
             let (pos, n_tokens) = (3100, 70);
             let context = context_of(&mut random, (pos + n_tokens) as usize, Mask::Full, shape, 12);
             assert_near(&name, &backend, &context, &whole(pos + n_tokens), pos, n_tokens);
+        }
+    }
+
+    /// The query heads of a KV head side by side, as many as there are, and keys far beyond what is looked up at once.
+    #[test]
+    fn attention_of_single_rows_is_as_near_as_16_bits_allow() {
+        for (name, backend) in backends() {
+            let mut random = Random::new(26);
+            for case in 0..120 {
+                let n_tokens = pick(&mut random, &[1, 1, 2, 5, 15]);
+                let pos = pick(&mut random, &[0, 1, 15, 16, 63, 64, 100, 513, 1100, 2047, 3000]);
+                let (n_kv_heads, group) =
+                    pick(&mut random, &[(1, 1), (2, 1), (2, 2), (2, 5), (1, 8), (1, 9), (1, 12)]);
+                let mask = match random.below(3) {
+                    0 => Mask::Full,
+                    1 => Mask::Window {
+                        window_tokens: pick(&mut random, &[1, 17, 300]),
+                        sink_tokens: pick(&mut random, &[0, 4, 100]),
+                    },
+                    _ => Mask::Blocks {
+                        block_size: pick(&mut random, &[16, 64, 128]),
+                        local_blocks: 1 + random.below(4) as u32,
+                        sink_blocks: random.below(3) as u32,
+                        stride: pick(&mut random, &[0, 2, 7]),
+                    },
+                };
+                let shape = KvShape {
+                    n_kv_heads,
+                    head_dim: pick(&mut random, &[64, 128]),
+                    block_size: mask.block_size() as usize,
+                    ty: pick(&mut random, &[KvType::F16, KvType::Bf16, KvType::Q8]),
+                };
+                let n_ctx = (pos + n_tokens) as usize;
+                let mut context = context_of(&mut random, n_ctx, mask, shape, n_kv_heads * group);
+                context.softcap = pick(&mut random, &[0.0, 0.0, 5.0]);
+                let parts = random_parts(&mut random, pos, n_tokens);
+                assert_near(&format!("{name}, case {case}"), &backend, &context, &parts, pos, n_tokens);
+            }
+        }
+    }
+
+    /// More keys than are looked up at once.
+    #[test]
+    fn attention_of_many_rows_to_a_long_context_is_as_near() {
+        for (name, backend) in backends() {
+            let mut random = Random::new(27);
+            for head_dim in [64, 128] {
+                let shape = KvShape { n_kv_heads: 1, head_dim, block_size: 64, ty: KvType::F16 };
+                let (pos, n_tokens) = (8200, 130);
+                let context = context_of(&mut random, (pos + n_tokens) as usize, Mask::Full, shape, 2);
+                assert_near(&name, &backend, &context, &whole(pos + n_tokens), pos, n_tokens);
+            }
+        }
+    }
+
+    /// One key that draws most of the attention, as the first token does: what all others weigh together still counts.
+    #[test]
+    fn what_is_left_beside_a_key_that_draws_all_attention_counts() {
+        let (n_ctx, n_heads, head_dim, lead) = (2000, 2, 64, 11.0);
+        let oracle = ReferenceBackend::default();
+        for (name, backend) in backends() {
+            let mut random = Random::new(28);
+            for (ty, n_tokens) in
+                [KvType::F16, KvType::Bf16, KvType::Q8].into_iter().flat_map(|ty| [(ty, 1), (ty, 64)])
+            {
+                let shape = KvShape { n_kv_heads: n_heads, head_dim, block_size: 64, ty };
+                let mut context = context_of(&mut random, n_ctx, Mask::Full, shape, n_heads);
+                let q = random.vector(n_heads * head_dim, 1.0);
+                let scale = 1.0 / (head_dim as f32).sqrt();
+                (context.scale, context.n_pairs, context.sink_logits) = (scale, 0, None);
+                context.q = q.repeat(n_ctx);
+                context.k.iter_mut().for_each(|x| *x *= 0.05);
+                context.v.iter_mut().for_each(|x| *x = 0.5 + 0.01 * *x);
+                for (head, q) in q.chunks(head_dim).enumerate() {
+                    let first = head * head_dim..(head + 1) * head_dim;
+                    let of_itself = scale * q.iter().map(|x| x * x).sum::<f32>();
+                    context.v[first.clone()].fill(0.0);
+                    context.k[first].iter_mut().zip(q).for_each(|(k, q)| *k = q * lead / of_itself);
+                }
+                let pos = (n_ctx - n_tokens) as u32;
+                let parts = whole(n_ctx as u32);
+                let expected =
+                    Rig::new(&oracle, Precision::Exact).attend(&context, &parts, pos, n_tokens as u32);
+                let has = Rig::new(&backend, Precision::Fast).attend(&context, &parts, pos, n_tokens as u32);
+                let tolerance = Tolerance { absolute: 0.0, relative: 0.05, angle: 1e-3 };
+                assert_close(
+                    &format!("{name}, {ty:?}, {n_tokens} queries"),
+                    &has[1],
+                    &expected[1],
+                    tolerance,
+                );
+            }
         }
     }
 }

@@ -2,7 +2,10 @@
 #pragma once
 #include "kv.cuh"
 
-constexpr uint32_t ROWS_WARPS = 4;
+constexpr uint32_t ROWS_WARPS = 4, ROWS_THREADS = 32 * ROWS_WARPS;
+
+// Splits of the keys of a query, at most; see attn.rs.
+constexpr uint32_t MAX_SPLITS = 64;
 
 // The states of some heads, one of every warp: the weighted values of its keys, relative to exp2 of their largest score;
 // that score; and the sum of the weights.
@@ -30,21 +33,17 @@ __device__ __forceinline__ uint32_t find_residues(const AttnParams& p, uint32_t 
     return n;
 }
 
-// Splits of the keys of a query, at most; see attn.rs.
-constexpr uint32_t MAX_SPLITS = 64;
-
-// Adds up N elements of every thread over all splits, AT_ONCE of which are read together: out of `n`, from `first` on.
+// Adds up `n` elements over all splits, N at a time in every thread and AT_ONCE splits, which are read together.
 template <int N, int AT_ONCE, int HEADS>
 __device__ __forceinline__ void merge_elements(const AttnParams& p, float* out, const float* left, uint32_t n, uint32_t n_splits,
                                                const float (&factors)[HEADS][MAX_SPLITS]) {
-    constexpr uint32_t THREADS = 32 * ROWS_WARPS;
     uint32_t dim = p.shape.head_dim, stride = dim + 2;
-    for (uint32_t first = threadIdx.x; first < n; first += N * THREADS) {
+    for (uint32_t first = threadIdx.x; first < n; first += N * ROWS_THREADS) {
         float x[N] = {};
         uint32_t at[N], head[N];
 #pragma unroll
         for (int e = 0; e < N; e++) {
-            uint32_t i = min(first + e * THREADS, n - 1);
+            uint32_t i = min(first + e * ROWS_THREADS, n - 1);
             head[e] = i / dim, at[e] = head[e] * p.n_splits * stride + i % dim;
         }
         for (uint32_t s = 0; s < n_splits; s += AT_ONCE) {
@@ -62,7 +61,7 @@ __device__ __forceinline__ void merge_elements(const AttnParams& p, float* out, 
         }
 #pragma unroll
         for (int e = 0; e < N; e++) {
-            if (first + e * THREADS < n) out[first + e * THREADS] = x[e];
+            if (first + e * ROWS_THREADS < n) out[first + e * ROWS_THREADS] = x[e];
         }
     }
 }
@@ -71,11 +70,10 @@ __device__ __forceinline__ void merge_elements(const AttnParams& p, float* out, 
 template <int DIM, int HEADS>
 __device__ __forceinline__ void
 merge_splits(const AttnParams& p, uint32_t row, uint32_t first_head, uint32_t n_heads, uint32_t n_splits) {
-    constexpr uint32_t THREADS = 32 * ROWS_WARPS;
     __shared__ float factors[HEADS][MAX_SPLITS], sums[HEADS][MAX_SPLITS];
     uint32_t dim = p.shape.head_dim, stride = dim + 2;
     const float* left = p.partials + (uint64_t(blockIdx.z) * p.n_heads + first_head) * p.n_splits * stride;
-    for (uint32_t i = threadIdx.x; i < n_heads * n_splits; i += THREADS) {
+    for (uint32_t i = threadIdx.x; i < n_heads * n_splits; i += ROWS_THREADS) {
         const float* state = left + (i / n_splits * p.n_splits + i % n_splits) * stride;
         factors[i / n_splits][i % n_splits] = __ldcg(state + dim), sums[i / n_splits][i % n_splits] = __ldcg(state + dim + 1);
     }
@@ -126,7 +124,7 @@ finish(const AttnParams& p, uint32_t row, uint32_t first_head, uint32_t n_heads,
     __syncthreads();
     float* out = p.out + (uint64_t(row) * p.n_heads + first_head) * dim;
     float* left = p.partials + ((uint64_t(blockIdx.z) * p.n_heads + first_head) * p.n_splits + blockIdx.x) * (dim + 2);
-    for (uint32_t i = threadIdx.x; i < n_heads * dim; i += blockDim.x) {
+    for (uint32_t i = threadIdx.x; i < n_heads * dim; i += ROWS_THREADS) {
         uint32_t g = i / dim;
         float x = 0.0f;
 #pragma unroll

@@ -5,6 +5,11 @@
 // Exponentials are taken in base 2.
 constexpr float LOG2_E = 1.4426950408889634f;
 
+// Where weights are rounded to 16 bits they are relative to the largest score less this, so at most 2^8: those of scores
+// that lie far below it, as all do beside one that draws most of the attention, are numbers of f16 still. It leaves room
+// for values of 8 bits up to 32,000, with whose scales weights are multiplied first.
+constexpr float WEIGHT_SHIFT = 8.0f;
+
 // One cache block: keys as rows, values as rows, and for 8 bits the scales of both.
 struct KvBlock {
     KvShape shape;

@@ -113,7 +113,7 @@ struct AttnParams {
     const float* sink_logits;   // null: none
     const uint32_t* phases;     // (n_heads)
     float* partials;            // (rows of the launch, n_heads, n_splits, head_dim + 2)
-    uint32_t* arrivals;         // counters, zeros between launches: at least (rows of the launch, parts of the heads)
+    uint32_t* arrivals;         // counters, zeros between launches: (rows of the launch, parts of the heads), or of items
     KvShape shape;
     Mask mask;
     uint32_t n_heads;

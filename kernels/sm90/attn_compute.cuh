@@ -80,8 +80,8 @@ struct Compute : Block<DIM, CONSUMERS> {
             for (int n = 0; n < 16; n++) top = fmaxf(top, fmaxf(scores[n * 4 + h * 2], scores[n * 4 + h * 2 + 1]));
             top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
             top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-            float base = top == -INFINITY ? 0.0f : top;
-            factor[h] = exp2_of(most[h] - base);
+            float base = top == -INFINITY ? 0.0f : top - WEIGHT_SHIFT;
+            factor[h] = exp2_of(most[h] - WEIGHT_SHIFT - base);
             most[h] = top;
             float total = 0.0f;
 #pragma unroll
@@ -118,7 +118,7 @@ struct Compute : Block<DIM, CONSUMERS> {
             total += __shfl_xor_sync(~0u, total, 1);
             total += __shfl_xor_sync(~0u, total, 2);
             // A learned sink joins the sum; the values are relative to the largest score.
-            if (p.sink_logits) total += exp2f(p.sink_logits[head] * LOG2_E - most[h]);
+            if (p.sink_logits) total += exp2f(p.sink_logits[head] * LOG2_E - (most[h] - WEIGHT_SHIFT));
             float factor = 1.0f / total;
             uint32_t position = row + h * 8;
             if (position < rows.pos || position >= rows.end()) continue;

@@ -40,7 +40,7 @@ struct Source {
 };
 
 template <typename T, int DIM, int CONSUMERS>
-struct Copy : Block<DIM, CONSUMERS> {
+struct Supply : Block<DIM, CONSUMERS> {
     using L = Layout<DIM, CONSUMERS>;
     using Block<DIM, CONSUMERS>::params;
     using Block<DIM, CONSUMERS>::rows;
@@ -106,8 +106,10 @@ struct Copy : Block<DIM, CONSUMERS> {
         return min(gridDim.x, this->n_items()) + __shfl_sync(~0u, i, 0);
     }
 
+    // Sends an item to those who load queries; the first one needs no sending.
     __device__ __forceinline__ void send(const Item& item, uint32_t round) const {
         this->items().wait_empty(round);
+        __syncwarp();
         if (threadIdx.x % 32 != 0) return;
         item.store(shared + L::NEXT_ITEMS + round % Ring::STAGES * 16);
         barrier_arrive(this->items().full(round));
@@ -175,6 +177,8 @@ struct Copy : Block<DIM, CONSUMERS> {
         uint32_t stage = tile % Ring::STAGES, full = ring.full(tile);
         uint32_t to = shared + (is_value ? L::VALUES : L::KEYS) + stage * L::TILE_BYTES;
         ring.wait_empty(tile);
+        // Once there is no room any more, others might have missed that there was.
+        __syncwarp();
         if (!is_value && is_leader) store16(shared + L::RUNS + stage * 16, {source.key[0], source.key[1], source.seen, 0});
         if (source.segment[0] != NO_RUN && source.segment[1] != NO_RUN) {
             if (!is_leader) return;

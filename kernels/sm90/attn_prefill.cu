@@ -1,8 +1,8 @@
 // Attention of many rows on Hopper: tiles of 128 or 192 queries of one head over tiles of 128 keys, for 16-bit caches with
 // heads of 64 or 128, blocks of whole multiples of 64 tokens and no cap on scores. Everything else is ../attn_prefill.cu's.
 //
-// Bound: the tensor cores, with heads of 64 as much the exponentials. Schedule: as many blocks as there are processors, each
-// with its share of the items - a tile of queries of one head -, so that the next item is brought in while one ends. One
+// Bound: the tensor cores, with heads of 64 as much the exponentials. Schedule: as many blocks as run at once take one item -
+// a tile of queries of one head - after the other, so that the next one is brought in while one ends. One
 // warpgroup copies, two or three compute, 64 queries each. A tile of keys is two runs of 64 that need not be neighbours -
 // whatever blocks the mask leaves, in order - each copied by the tensor memory accelerator, keys and values through two
 // stages each. The computing warpgroups take turns at the tensor cores, so that one's softmax runs beside another's
@@ -44,10 +44,10 @@ __device__ __forceinline__ void attn_prefill(const AttnHopperParams& params) {
     uint32_t warp = __shfl_sync(~0u, threadIdx.x / 32, 0), group = warp / 4;
     if (group == 0) {
         registers_shrink<COPY_REGISTERS>();
-        Copy<T, DIM, CONSUMERS> copy{block};
-        if (warp == 0) copy.copy();
-        if (warp == 1) copy.find(&residue);
-        if (warp >= 2) copy.load_queries(threadIdx.x - 64);
+        Supply<T, DIM, CONSUMERS> supply{block};
+        if (warp == 0) supply.copy();
+        if (warp == 1) supply.find(&residue);
+        if (warp >= 2) supply.load_queries(threadIdx.x - 64);
     } else {
         registers_grow<COMPUTE_REGISTERS>();
         Compute<T, DIM, CONSUMERS>{block}.compute(group - 1);

@@ -35,6 +35,7 @@ struct Ring {
 
 template <int DIM, int CONSUMERS>
 struct Layout {
+    static_assert(2 * CONSUMERS * SIGHT_BITS <= 16);
     static constexpr uint32_t TILE_QUERIES = CONSUMERS * WARPGROUP_QUERIES;
     static constexpr uint32_t HALVES = DIM / 64;                                // columns of 128 bytes
     static constexpr uint32_t QUERY_BYTES = WARPGROUP_QUERIES * DIM * 2;        // of a warpgroup

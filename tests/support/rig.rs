@@ -31,7 +31,7 @@ pub const SHAPE: WorkspaceShape = WorkspaceShape {
     max_weight_elems: 640 * 640,
     n_heads: 12,
     head_dim: 256,
-    n_ctx: 4096,
+    n_ctx: 8448,
 };
 
 /// What norms add to the mean square.

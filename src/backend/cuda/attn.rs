@@ -33,7 +33,8 @@ pub(super) fn partials_len(shape: &WorkspaceShape) -> usize {
     shape.n_heads.saturating_mul(shape.head_dim + 2).saturating_mul(PARTIALS)
 }
 
-/// Counters of the blocks that have left partial results: of every query head, and zero between launches.
+/// Counters, zero between launches: of every query head, of the blocks that have left partial results; or the first one of
+/// the items that Hopper's blocks have taken.
 pub(super) fn arrivals_len(shape: &WorkspaceShape) -> usize {
     shape.n_heads.saturating_mul(PARTIALS)
 }
@@ -234,7 +235,7 @@ fn rows(
     };
     let n_parts = shape.n_kv_heads * group.div_ceil(heads_at_once);
     // As many blocks as run at once: one more, and the device would be half idle while it runs.
-    let n_blocks = backend.device.blocks_at_once(&kernel, ROW_THREADS, 0)?;
+    let n_blocks = backend.device.blocks_at_once(&kernel, ROW_THREADS, 0)?.min(backend.limits.blocks);
     let n_splits = (n_blocks / (n_parts * n_tokens * n_seqs)).clamp(1, MAX_SPLITS);
     // Several sessions have one token each.
     let tokens_at_once = PARTIALS / (n_splits * n_seqs);
