@@ -243,12 +243,7 @@ __device__ __forceinline__ void attn_decode(const AttnParams& p) {
     __shared__ uint32_t n_residues;
     __shared__ States<DIM, HEADS> states;
 
-    const AttnSeq& seq = p.seqs[blockIdx.z / p.n_tokens];
-    StepRows rows = *seq.rows;
-    uint32_t group = p.n_heads / p.shape.n_kv_heads, parts = (group + HEADS - 1) / HEADS;
-    uint32_t kv_head = blockIdx.y / parts, first_head = kv_head * group + blockIdx.y % parts * HEADS;
-    uint32_t n_heads = min(HEADS, kv_head * group + group - first_head);
-    uint32_t token = p.first_token + blockIdx.z % p.n_tokens, position = rows.pos + token, row = rows.row + token;
+    const auto [seq, rows, kv_head, first_head, n_heads, position, row] = RowPart(p, HEADS);
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     D decode{p, seq, rows, kv_head, position};
     if (p.mask.stride > 0) {

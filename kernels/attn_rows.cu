@@ -4,7 +4,7 @@
 // A block of four warps takes one token, one KV head, up to GROUP of its query heads and one of n_splits equal parts of
 // the visible blocks. Its warps take runs of 8 or 16 keys in turn; in a warp, head_dim / 8 lanes share a key, so that
 // 16 bytes a lane are read at once and all loads of a run are in flight together. Each warp keeps (max, sum, weighted
-// values) of its keys in base 2; they are states in shared memory, and over the splits by the block that ends last.
+// values) of its keys in base 2; they are merged in shared memory, and over the splits by the block that ends last.
 #include "common/attn_splits.cuh"
 #include "common/launch.cuh"
 
@@ -69,12 +69,7 @@ __device__ void attn_rows(const AttnParams& p) {
     __shared__ uint32_t n_residues;
     __shared__ States<DIM, GROUP> states;
 
-    const AttnSeq& seq = p.seqs[blockIdx.z / p.n_tokens];
-    StepRows rows = *seq.rows;
-    uint32_t group = p.n_heads / p.shape.n_kv_heads, parts = (group + GROUP - 1) / GROUP;
-    uint32_t kv_head = blockIdx.y / parts, first_head = kv_head * group + blockIdx.y % parts * GROUP;
-    uint32_t n_heads = min(uint32_t(GROUP), kv_head * group + group - first_head);
-    uint32_t token = p.first_token + blockIdx.z % p.n_tokens, position = rows.pos + token, row = rows.row + token;
+    const auto [seq, rows, kv_head, first_head, n_heads, position, row] = RowPart(p, GROUP);
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, part = lane % LANES, dim = p.shape.head_dim;
 
     if (threadIdx.x == 0) n_residues = find_residues(p, first_head, n_heads, residues);

@@ -12,6 +12,23 @@ constexpr uint32_t MAX_SPLITS = 64;
 template <int DIM, int HEADS>
 using States = float[ROWS_WARPS][HEADS][DIM + 2];
 
+// What a block of the grid (n_splits, n_kv_heads * parts of their groups, n_tokens of every session) computes: one token,
+// one KV head, and up to `heads_at_once` of its query heads.
+struct RowPart {
+    const AttnSeq& seq;
+    StepRows rows;
+    uint32_t kv_head, first_head, n_heads, position, row;
+
+    __device__ __forceinline__ RowPart(const AttnParams& p, uint32_t heads_at_once)
+        : seq(p.seqs[blockIdx.z / p.n_tokens]), rows(*seq.rows) {
+        uint32_t group = p.n_heads / p.shape.n_kv_heads, parts = (group + heads_at_once - 1) / heads_at_once;
+        kv_head = blockIdx.y / parts, first_head = kv_head * group + blockIdx.y % parts * heads_at_once;
+        n_heads = min(heads_at_once, kv_head * group + group - first_head);
+        uint32_t token = p.first_token + blockIdx.z % p.n_tokens;
+        position = rows.pos + token, row = rows.row + token;
+    }
+};
+
 __device__ __forceinline__ float rescale(float from, float to) { return from == -INFINITY ? 0.0f : exp2f(from - to); }
 
 // A learned sink: a score that has no value.

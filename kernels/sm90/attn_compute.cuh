@@ -12,8 +12,13 @@ struct Compute : Block<DIM, CONSUMERS> {
     using Block<DIM, CONSUMERS>::rows;
     using Block<DIM, CONSUMERS>::shared;
 
-    // Starts the scores of a tile.
-    __device__ __forceinline__ void start_scores(float (&scores)[64], uint32_t queries, uint32_t tile) const {
+    // Begins the warpgroup's turn and starts the scores of a tile, once its keys are there; returns its runs.
+    __device__ __forceinline__ uint4
+    start_scores(float (&scores)[64], uint32_t queries, uint32_t tile, uint32_t group) const {
+        this->keys().wait_full(tile);
+        uint4 runs = runs_of(tile);
+        turn_begins(group);
+        products_fence();
         uint32_t keys = shared + L::KEYS + tile % Ring::STAGES * L::TILE_BYTES;
 #pragma unroll
         for (int k = 0; k < DIM / 16; k++) {
@@ -23,11 +28,15 @@ struct Compute : Block<DIM, CONSUMERS> {
             T::scores(scores, a, b, k > 0);
         }
         products_end();
+        return runs;
     }
 
-    // Starts weighing the values of a tile.
+    // Starts weighing the values of a tile, once they are there.
     __device__ __forceinline__ void
     start_weighing(float (&out)[DIM / 2], const uint32_t (&weights)[TILE_KEYS / 16][4], uint32_t tile) const {
+        this->values().wait_full(tile);
+        pin(out);
+        products_fence();
         uint32_t values = shared + L::VALUES + tile % Ring::STAGES * L::TILE_BYTES;
 #pragma unroll
         for (int k = 0; k < int(TILE_KEYS) / 16; k++) {
@@ -147,8 +156,8 @@ struct Compute : Block<DIM, CONSUMERS> {
         Item item = this->item(blockIdx.x);
         Block<DIM, CONSUMERS>::template load_queries<T>(item, 0, group, threadIdx.x % WARPGROUP, WARPGROUP);
         named_sync(BARRIER_QUERIES + group, WARPGROUP);
-        uint4 seen = make_uint4(0, 0, 0, 0);
-        for (uint32_t tile = 0, round = 0; !(seen.z & ENDS_ALL); tile++, round++) {
+        uint4 runs = make_uint4(0, 0, 0, 0);
+        for (uint32_t tile = 0, round = 0; !(runs.z & ENDS_ALL); tile++, round++) {
             float out[DIM / 2] = {}, scores[64], most[2] = {-INFINITY, -INFINITY}, sum[2] = {}, factor[2];
             uint32_t weights[TILE_KEYS / 16][4];
 
@@ -156,36 +165,25 @@ struct Compute : Block<DIM, CONSUMERS> {
             if (round > 0) item = Item::load(shared + L::ITEMS + round % Ring::STAGES * 16);
             uint32_t at = shared + (round % Ring::STAGES * CONSUMERS + group) * L::QUERY_BYTES;
             uint32_t row = item.first_query + group * WARPGROUP_QUERIES + threadIdx.x % WARPGROUP / 32 * 16 + threadIdx.x % 32 / 4;
-            keys.wait_full(tile);
-            seen = runs_of(tile);
-            turn_begins(group);
-            products_fence();
-            start_scores(scores, at, tile);
-            turn_ends(group, seen.z);
+            runs = start_scores(scores, at, tile, group);
+            turn_ends(group, runs.z);
             products_wait<0>();
             pin(scores);
             if (is_signal) barrier_arrive(keys.empty(tile));
-            mask_scores(scores, seen, group, row);
+            mask_scores(scores, runs, group, row);
             soften(scores, most, sum, factor);
             round_weights(weights, scores);
 
-            while (!(seen.z & ENDS_ITEM)) {
+            while (!(runs.z & ENDS_ITEM)) {
                 tile++;
-                keys.wait_full(tile);
-                seen = runs_of(tile);
-                turn_begins(group);
-                products_fence();
-                start_scores(scores, at, tile);
-                values.wait_full(tile - 1);
-                pin(out);
-                products_fence();
+                runs = start_scores(scores, at, tile, group);
                 start_weighing(out, weights, tile - 1);
-                turn_ends(group, seen.z);
+                turn_ends(group, runs.z);
                 products_wait<1>();
                 pin(scores);
-                if (is_signal) barrier_arrive(keys.empty(tile));
-                mask_scores(scores, seen, group, row);
-                soften(scores, most, sum, factor);
+            if (is_signal) barrier_arrive(keys.empty(tile));
+            mask_scores(scores, runs, group, row);
+            soften(scores, most, sum, factor);
                 products_wait<0>();
                 pin(out);
                 if (is_signal) barrier_arrive(values.empty(tile - 1));
@@ -197,9 +195,6 @@ struct Compute : Block<DIM, CONSUMERS> {
                 }
             }
             if (is_signal) barrier_arrive(queries.empty(round));
-            values.wait_full(tile);
-            pin(out);
-            products_fence();
             start_weighing(out, weights, tile);
             products_wait<0>();
             pin(out);
