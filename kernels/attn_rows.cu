@@ -8,6 +8,8 @@
 #include "common/attn_splits.cuh"
 #include "common/launch.cuh"
 
+constexpr uint32_t WARPS = 4;
+
 // Eight elements of a row of the cache, as they were read.
 struct Raw {
     uint4 a, b;
@@ -67,7 +69,7 @@ __device__ void attn_rows(const AttnParams& p) {
     constexpr uint32_t STEPS = RUN / KEYS;
     __shared__ uint32_t residues[GROUP];
     __shared__ uint32_t n_residues;
-    __shared__ States<DIM, GROUP> states;
+    __shared__ States<DIM, GROUP, WARPS> states;
 
     const auto [seq, rows, kv_head, first_head, n_heads, position, row] = RowPart(p, GROUP);
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, part = lane % LANES, dim = p.shape.head_dim;
@@ -92,7 +94,7 @@ __device__ void attn_rows(const AttnParams& p) {
     uint32_t n_runs = visible.count * runs_a_block;
     uint32_t per_split = (visible.count + p.n_splits - 1) / p.n_splits * runs_a_block;
     uint32_t last_run = min(n_runs, (blockIdx.x + 1) * per_split);
-    for (uint32_t run = blockIdx.x * per_split + warp; run < last_run; run += ROWS_WARPS) {
+    for (uint32_t run = blockIdx.x * per_split + warp; run < last_run; run += WARPS) {
         uint32_t block = visible[run / runs_a_block];
         uint32_t in_block = run % runs_a_block * RUN, first_key = block * p.shape.block_size + in_block;
         if (first_key > position) continue;
@@ -200,11 +202,11 @@ __device__ void attn_rows(const AttnParams& p) {
         }
         if (lane == 0) states[warp][g][DIM] = most[g], states[warp][g][DIM + 1] = sum[g];
     }
-    finish<DIM, GROUP>(p, row, first_head, n_heads, p.n_splits, states);
+    finish<DIM, GROUP, WARPS, WARPS>(p, row, first_head, n_heads, p.n_splits, states);
 }
 
 #define LG_ROWS(NAME, TYPE, DIM, GROUP)                                                                       \
-    extern "C" __global__ void __launch_bounds__(32 * ROWS_WARPS)                                             \
+    extern "C" __global__ void __launch_bounds__(32 * WARPS)                                             \
         attn_rows_##NAME##_##DIM##_##GROUP(const __grid_constant__ AttnParams p) {                            \
         attn_rows<TYPE, DIM, GROUP>(p);                                                                       \
     }

@@ -27,6 +27,10 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
 __device__ __forceinline__ void barrier_arrive_expecting(uint32_t barrier, uint32_t n_bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(n_bytes) : "memory");
 }
+// Makes the phase wait for `n_bytes` of copies.
+__device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t n_bytes) {
+    asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;\n" ::"r"(barrier), "r"(n_bytes) : "memory");
+}
 // Waits for the end of a phase, whose numbers are taken modulo 2. The phase before the first one counts as ended.
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
     asm volatile(
@@ -44,6 +48,23 @@ __device__ __forceinline__ uint4 load16(uint32_t from) {
     uint4 x;
     asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];\n" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(from) : "memory");
     return x;
+}
+
+__device__ __forceinline__ uint2 load8(uint32_t from) {
+    uint2 x;
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];\n" : "=r"(x.x), "=r"(x.y) : "r"(from) : "memory");
+    return x;
+}
+__device__ __forceinline__ void store8(uint32_t to, uint32_t x, uint32_t y) {
+    asm volatile("st.shared.v2.b32 [%0], {%1, %2};\n" ::"r"(to), "r"(x), "r"(y) : "memory");
+}
+__device__ __forceinline__ float load_half(uint32_t from) {
+    uint16_t x;
+    asm volatile("ld.shared.u16 %0, [%1];\n" : "=h"(x) : "r"(from) : "memory");
+    return __half2float(__ushort_as_half(x));
+}
+__device__ __forceinline__ void store_half(uint32_t to, __half x) {
+    asm volatile("st.shared.u16 [%0], %1;\n" ::"r"(to), "h"(__half_as_ushort(x)) : "memory");
 }
 
 // Makes what this thread stored to shared memory visible to wgmma and bulk copies.
@@ -70,7 +91,14 @@ __device__ __forceinline__ void registers_grow() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(N));
 }
 
-// --- Copies of tiles.
+// --- Copies.
+
+// Copies bytes that lie together, a multiple of 16 at multiples of 16, and counts them on the barrier.
+__device__ __forceinline__ void copy_bytes(uint32_t to, const void* from, uint32_t n_bytes, uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to),
+                 "l"(from), "r"(n_bytes), "r"(barrier)
+                 : "memory");
+}
 
 __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
     asm volatile("prefetch.tensormap [%0];\n" ::"l"(map) : "memory");

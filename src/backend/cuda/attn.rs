@@ -28,6 +28,11 @@ const PARTIALS: usize = MAX_SPLITS * MAX_PARTS;
 /// Threads of the kernels of single rows.
 const ROW_THREADS: u32 = 128;
 
+/// Threads of Hopper's kernel of single rows, keys of one of its stages, and bytes that a row has in all stages together.
+const HOPPER_ROW_THREADS: u32 = 288;
+const HOPPER_CHUNK: usize = 64;
+const HOPPER_STAGES_BYTES: usize = 6 * 256;
+
 /// Elements of the partial results: of every query head, the weighted values, the largest score and the sum.
 pub(super) fn partials_len(shape: &WorkspaceShape) -> usize {
     shape.n_heads.saturating_mul(shape.head_dim + 2).saturating_mul(PARTIALS)
@@ -207,6 +212,51 @@ fn tiles(backend: &CudaBackend, tile: &Tile, params: &params::Attn) -> Result<()
     backend.device.launch(&tile.kernel, grid, 128, tile.shared_bytes, params)
 }
 
+/// A kernel of single rows.
+struct RowKernel {
+    kernel: String,
+    /// Query heads of a block.
+    heads_at_once: usize,
+    n_threads: u32,
+    shared_bytes: u32,
+}
+
+/// The kernel of single rows for this shape, and `group` query heads to a KV head.
+fn row_kernel(has_hopper: bool, precision: Precision, group: usize, shape: &KvShape) -> Result<RowKernel> {
+    let head_dim = shape.head_dim;
+    let ty = match shape.ty {
+        KvType::F32 => "f32",
+        KvType::F16 => "f16",
+        KvType::Bf16 => "bf16",
+        KvType::Q8 => "q8",
+    };
+    let is_decode =
+        precision == Precision::Fast && shape.ty != KvType::F32 && DECODE_HEADS.contains(&head_dim);
+    if is_decode && has_hopper && shape.block_size.is_multiple_of(HOPPER_CHUNK) {
+        // Stages of as many keys and values, with the scales of 8-bit ones.
+        let n_stages = HOPPER_STAGES_BYTES / (head_dim * shape.ty.elem_bytes());
+        return Ok(RowKernel {
+            kernel: format!("attn_decode_sm90_{ty}_{head_dim}"),
+            heads_at_once: DECODE_HEADS_AT_ONCE,
+            n_threads: HOPPER_ROW_THREADS,
+            shared_bytes: word(n_stages * 2 * HOPPER_CHUNK * shape.ty.row_bytes(head_dim)),
+        });
+    }
+    if is_decode {
+        let kernel = format!("attn_decode_{ty}_{head_dim}");
+        let (heads_at_once, n_threads) = (DECODE_HEADS_AT_ONCE, ROW_THREADS);
+        return Ok(RowKernel { kernel, heads_at_once, n_threads, shared_bytes: 0 });
+    }
+    let Some(dim) = ROW_HEADS.into_iter().find(|&dim| dim >= head_dim) else {
+        return Err(Error::unsupported(format!(
+            "attention heads of {head_dim}: at most {MAX_HEAD_DIM} work"
+        )));
+    };
+    let heads_at_once = if group == 1 { 1 } else { 4 };
+    let kernel = format!("attn_rows_{ty}_{dim}_{heads_at_once}");
+    Ok(RowKernel { kernel, heads_at_once, n_threads: ROW_THREADS, shared_bytes: 0 })
+}
+
 fn rows(
     backend: &CudaBackend,
     precision: Precision,
@@ -214,28 +264,14 @@ fn rows(
     shape: &KvShape,
     params: &params::Attn,
 ) -> Result<()> {
-    let ty = match shape.ty {
-        KvType::F32 => "f32",
-        KvType::F16 => "f16",
-        KvType::Bf16 => "bf16",
-        KvType::Q8 => "q8",
-    };
     let n_tokens = params.n_tokens as usize;
     let group = params.n_heads as usize / shape.n_kv_heads;
-    let is_decode = precision == Precision::Fast && shape.ty != KvType::F32;
-    let (kernel, heads_at_once) = if is_decode && DECODE_HEADS.contains(&shape.head_dim) {
-        (format!("attn_decode_{ty}_{}", shape.head_dim), DECODE_HEADS_AT_ONCE)
-    } else {
-        let Some(dim) = ROW_HEADS.into_iter().find(|&dim| dim >= shape.head_dim) else {
-            let (has, max) = (shape.head_dim, MAX_HEAD_DIM);
-            return Err(Error::unsupported(format!("attention heads of {has}: at most {max} work")));
-        };
-        let heads_at_once = if group == 1 { 1 } else { 4 };
-        (format!("attn_rows_{ty}_{dim}_{heads_at_once}"), heads_at_once)
-    };
+    let RowKernel { kernel, heads_at_once, n_threads, shared_bytes } =
+        row_kernel(backend.limits.has_hopper, precision, group, shape)?;
     let n_parts = shape.n_kv_heads * group.div_ceil(heads_at_once);
     // As many blocks as run at once: one more, and the device would be half idle while it runs.
-    let n_blocks = backend.device.blocks_at_once(&kernel, ROW_THREADS, 0)?.min(backend.limits.blocks);
+    let n_blocks =
+        backend.device.blocks_at_once(&kernel, n_threads, shared_bytes)?.min(backend.limits.blocks);
     let n_splits = (n_blocks / (n_parts * n_tokens * n_seqs)).clamp(1, MAX_SPLITS);
     // Several sessions have one token each.
     let tokens_at_once = PARTIALS / (n_splits * n_seqs);
@@ -243,7 +279,7 @@ fn rows(
         let n = tokens_at_once.min(n_tokens - first);
         let params =
             params::Attn { n_splits: word(n_splits), first_token: word(first), n_tokens: word(n), ..*params };
-        backend.device.launch(&kernel, [n_splits, n_parts, n * n_seqs], ROW_THREADS, 0, &params)?;
+        backend.device.launch(&kernel, [n_splits, n_parts, n * n_seqs], n_threads, shared_bytes, &params)?;
     }
     Ok(())
 }

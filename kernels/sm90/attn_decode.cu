@@ -1,0 +1,221 @@
+// Attention of single rows on Hopper, for heads of 64 and 128, caches of 8 or 16 bits and blocks of whole multiples of 64
+// tokens.
+//
+// Bound: the bandwidth of memory. A block takes one token, one KV head, up to eight of its query heads and one of n_splits
+// parts of the visible keys. One warp has bulk copies bring 64 keys and their values at a time - a cache block, in the
+// usual size - into stages of shared memory. Groups of four warps empty the stages in turn, a run of 16 keys a warp (see
+// attn_runs.cuh). What earlier steps wrote may be read before the kernels before this one in a recorded step have ended,
+// so that the first stages are on their way when it is this one's turn.
+#include "../common/attn_runs.cuh"
+#include "../common/launch.cuh"
+#include "ptx.cuh"
+
+constexpr uint32_t GROUPS = 2;      // of four computing warps
+constexpr uint32_t WARPS = 4 * GROUPS;
+constexpr uint32_t CHUNK = 64;              // keys of a stage
+constexpr uint32_t LEAST_CHUNKS = GROUPS;   // of a split
+
+template <int TYPE, int DIM>
+struct Stages {
+    using Products = RunProducts<TYPE, DIM>;
+    static constexpr uint32_t ROW_BYTES = Products::ROW_BYTES;
+    static constexpr uint32_t VALUES = CHUNK * ROW_BYTES;
+    static constexpr uint32_t SCALES = 2 * VALUES;               // of keys, then of values
+    static constexpr uint32_t SCALE_BYTES = TYPE == KV_Q8 ? CHUNK * 2 : 0;
+    static constexpr uint32_t STAGE_BYTES = SCALES + 2 * SCALE_BYTES;
+    static constexpr uint32_t N = 6 * 256 / ROW_BYTES;
+    // What the host sets aside; see attn.rs.
+    static constexpr uint32_t BYTES = N * STAGE_BYTES;
+
+    uint32_t memory, barriers, chunks;   // the last for the first key and the flags of every stage
+
+    __device__ __forceinline__ uint32_t stage(uint32_t i) const { return memory + i % N * STAGE_BYTES; }
+    __device__ __forceinline__ uint32_t full(uint32_t i) const { return barriers + i % N * 16; }
+    __device__ __forceinline__ uint32_t empty(uint32_t i) const { return barriers + i % N * 16 + 8; }
+    __device__ __forceinline__ uint32_t chunk(uint32_t i) const { return chunks + i % N * 8; }
+
+    // Copies rows, keys by lane 0 and values by lane 1, from `from` to the chunk's row `first`.
+    __device__ __forceinline__ void copy_rows(uint32_t i, const Found& from, uint32_t first, uint32_t n_rows, uint32_t block_size) const {
+        uint32_t lane = threadIdx.x % 32;
+        if (lane >= 2) return;
+        uint32_t to = stage(i) + lane * VALUES + first * ROW_BYTES;
+        copy_bytes(to, from.keys + uint64_t(lane * block_size) * ROW_BYTES, n_rows * ROW_BYTES, full(i));
+    }
+    // The same for the scales of a whole chunk.
+    __device__ __forceinline__ void copy_scales(uint32_t i, const Found& from, uint32_t block_size) const {
+        uint32_t lane = threadIdx.x % 32;
+        if (lane >= 2) return;
+        copy_bytes(stage(i) + SCALES + lane * SCALE_BYTES, from.scales() + lane * block_size, SCALE_BYTES, full(i));
+    }
+
+    // Scales of keys `row` and 8 more, and of their values.
+    __device__ __forceinline__ void load_scales(float (&of_keys)[2], float (&of_values)[2], uint32_t i, uint32_t row) const {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            uint32_t at = stage(i) + SCALES + (row + 8 * r) * 2;
+            of_keys[r] = load_half(at), of_values[r] = load_half(at + SCALE_BYTES);
+        }
+    }
+};
+
+#ifdef TIMES
+__device__ long long times[16][2048];
+#define MARK(i) if (lane == 0) times[i][(blockIdx.x + blockIdx.y * gridDim.x)] = clock64()
+#else
+#define MARK(i)
+#endif
+template <uint32_t ROW_BYTES>
+struct RowsInStage {
+    uint32_t first;
+
+    __device__ __forceinline__ uint32_t row(uint32_t i) const { return first + i * ROW_BYTES; }
+    __device__ __forceinline__ uint4 load16(uint32_t row, uint32_t at) const { return ::load16(row + at); }
+    __device__ __forceinline__ uint2 load8(uint32_t row, uint32_t at) const { return ::load8(row + at); }
+};
+
+// The warp that copies.
+template <int TYPE, int DIM>
+struct Supply {
+    const AttnParams& p;
+    const Finder<CHUNK>& finder;
+    const Stages<TYPE, DIM>& stages;
+
+    // Lies in several segments, or ends with the token; behind that a stage keeps what it has. All lanes take part.
+    __device__ __forceinline__ void copy_split(uint32_t i, const Found& found) const {
+        using S = Stages<TYPE, DIM>;
+        uint32_t key = found.first_key, begin = key, end = min(key + CHUNK, finder.position + 1), lane = threadIdx.x % 32;
+        if (lane == 0) barrier_expect(stages.full(i), (end - key) * 2 * S::ROW_BYTES);
+        for (uint32_t s = 0; s < finder.seq.n_segments && begin < end; s++) {
+            uint32_t until = min(end, finder.seq.segments[s].end_position(finder.rows));
+            if (until <= begin) continue;
+            Found from = finder.at(finder.seq.segments[s], begin);
+            stages.copy_rows(i, from, begin - key, until - begin, p.shape.block_size);
+            if constexpr (TYPE == KV_Q8) {
+                for (uint32_t row = lane; row < until - begin; row += 32) {
+                    uint32_t to = stages.stage(i) + S::SCALES + (begin - key + row) * 2;
+                    store_half(to, from.scales()[row]), store_half(to + S::SCALE_BYTES, from.scales()[row + p.shape.block_size]);
+                }
+            }
+            begin = until;
+        }
+        // Later copies to this stage come after what was stored here.
+        if constexpr (TYPE == KV_Q8) fence_async();
+        __syncwarp();
+    }
+
+    __device__ __forceinline__ void copy_whole(uint32_t i, const Found& found) const {
+        using S = Stages<TYPE, DIM>;
+        if (threadIdx.x % 32 == 0) barrier_expect(stages.full(i), S::STAGE_BYTES);
+        stages.copy_rows(i, found, 0, CHUNK, p.shape.block_size);
+        if constexpr (TYPE == KV_Q8) stages.copy_scales(i, found, p.shape.block_size);
+        __syncwarp();
+    }
+
+    // The block's chunks: those of a head's blocks in turn, so that they read the same pages of memory.
+    __device__ __forceinline__ void copy(const VisibleBlocks& visible, const Split<CHUNK>& split, uint32_t n_own) const {
+        uint32_t lane = threadIdx.x % 32;
+        bool has_waited = false;
+        Found found;
+        for (uint32_t i = 0; i < n_own; i++) {
+            if (i % 32 == 0) found = finder.find(visible, (i + lane) * split.n_splits + blockIdx.x, split.n);
+            Found own = found.from_lane(i % 32);
+            if (!has_waited && own.first_key + CHUNK > finder.rows.pos) has_waited = true, wait_for_inputs();
+            barrier_wait(stages.empty(i), i / Stages<TYPE, DIM>::N + 1 & 1);
+            if (lane == 0) store8(stages.chunk(i), own.first_key, own.flags);
+            if (own.flags & IS_SPLIT) copy_split(i, own);
+            else copy_whole(i, own);
+            if (lane == 0) barrier_arrive(stages.full(i));
+            __syncwarp();
+        }
+        if (!has_waited) wait_for_inputs();
+    }
+};
+
+// Grid (n_splits, n_kv_heads * ceil(group / HEADS), n_tokens of every session).
+template <int TYPE, int DIM>
+__device__ __forceinline__ void attn_decode(const AttnParams& p) {
+    let_next_start();
+    using Products = RunProducts<TYPE, DIM>;
+    using S = Stages<TYPE, DIM>;
+    using Rows = RowsInStage<S::ROW_BYTES>;
+    extern __shared__ uint4 memory[];
+    __shared__ uint64_t barriers[S::N][2];
+    __shared__ uint2 chunks[S::N];
+    __shared__ uint32_t residues[HEADS];
+    __shared__ uint32_t n_residues;
+
+    // Where the session stands, and where its blocks lie, is known before any step begins.
+    const RowPart part(p, HEADS);
+    uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, position = part.position;
+    S stages{shared_address(memory), shared_address(barriers), shared_address(chunks)};
+    if (threadIdx.x < S::N) {
+        barrier_init(stages.full(threadIdx.x), 1);
+        barrier_init(stages.empty(threadIdx.x), 4);
+        fence_barrier_init();
+    }
+    if (threadIdx.x == 0 && p.mask.stride > 0) n_residues = find_residues(p, part.first_head, part.n_heads, residues);
+    __syncthreads();
+    VisibleBlocks visible(p.mask, position, position, residues, p.mask.stride > 0 ? n_residues : 0);
+    Split<CHUNK> split(p, visible, position, LEAST_CHUNKS);
+    if (blockIdx.x >= split.n_splits) return wait_for_inputs();
+    uint32_t n_own = (split.n - blockIdx.x - 1) / split.n_splits + 1;
+
+    auto& states = *reinterpret_cast<States<DIM, HEADS, WARPS>*>(memory);
+    static_assert(sizeof(states) <= S::BYTES);
+    if (warp == WARPS) {
+        Finder<CHUNK> finder{p, part.seq, part.rows, part.kv_head, position};
+        Supply<TYPE, DIM>{p, finder, stages}.copy(visible, split, n_own);
+        __syncthreads();
+    } else {
+        wait_for_inputs();
+        RunHeads<TYPE, DIM> heads;
+        heads.load_queries(p, part.row, part.first_head, part.n_heads);
+        for (uint32_t i = warp / 4; i < n_own; i += GROUPS) {
+            barrier_wait(stages.full(i), i / S::N & 1);
+            uint2 chunk = ::load8(stages.chunk(i));
+            uint32_t row = warp % 4 * RUN, first_key = chunk.x + row, at = stages.stage(i) + row * S::ROW_BYTES;
+            float scores[1][4], of_keys[2], of_values[2];
+            {
+                typename Products::Keys keys;
+                Products::load_keys(keys, Rows{at});
+                if constexpr (TYPE == KV_Q8) stages.load_scales(of_keys, of_values, i, row + lane / 4);
+                heads.score(scores[0], keys, of_keys, p, position, first_key, chunk.y & IS_MASKED);
+            }
+            typename Products::Values values;
+            Products::load_values(values, Rows{at + S::VALUES});
+            __syncwarp();
+            if (lane == 0) barrier_arrive(stages.empty(i));
+            // Behind the token there may be anything, which would not become nothing by weighing nothing.
+            if (chunk.y & IS_SPLIT) {
+#pragma unroll
+                for (int r = 0; r < 4; r++) {
+                    if (first_key + Products::value_row(r, lane) <= position) continue;
+#pragma unroll
+                    for (int w = 0; w < Products::VALUE_WORDS; w++) values[r][w] = 0;
+                }
+                if constexpr (TYPE == KV_Q8) {
+#pragma unroll
+                    for (int r = 0; r < 2; r++) of_values[r] = first_key + lane / 4 + 8 * r <= position ? of_values[r] : 0.0f;
+                }
+            }
+            heads.raise(scores);
+            heads.add(scores[0], values, of_values);
+        }
+        // Once all warps are here, the stages are free.
+        __syncthreads();
+        heads.leave(states[warp], part.n_heads);
+    }
+    finish<DIM, HEADS, WARPS, WARPS + 1>(p, part.row, part.first_head, part.n_heads, split.n_splits, states);
+}
+
+#define LG_DECODE(NAME, TYPE, DIM)                                                                            \
+    extern "C" __global__ void __launch_bounds__(32 * (WARPS + 1), 1)                                    \
+        attn_decode_sm90_##NAME##_##DIM(const __grid_constant__ AttnParams p) {                               \
+        attn_decode<TYPE, DIM>(p);                                                                            \
+    }
+LG_DECODE(f16, KV_F16, 64)
+LG_DECODE(f16, KV_F16, 128)
+LG_DECODE(bf16, KV_BF16, 64)
+LG_DECODE(bf16, KV_BF16, 128)
+LG_DECODE(q8, KV_Q8, 64)
+LG_DECODE(q8, KV_Q8, 128)
