@@ -6,6 +6,11 @@
 // usual size - into stages of shared memory. Groups of four warps empty the stages in turn, a run of 16 keys a warp (see
 // attn_runs.cuh). What earlier steps wrote may be read before the kernels before this one in a recorded step have ended,
 // so that the first stages are on their way when it is this one's turn.
+//
+// On an H100 it reads 2.4, 3.0 and 3.1 TB/s of 4096, 32,768 and 131,072 tokens with 32 KV heads of 128 in f16, of 3.17 that
+// can be had; with eight, shared by 64 query heads, 1.2, 2.7 and 3.0; 8-bit ones at 2.8. What it took: six stages of whole
+// cache blocks (2.7 with four, 2.6 with 4 KB a copy). Lanes copy side by side, each what it has worked out itself: where
+// one lane copied all, nvcc 13.0 dropped the carry of an address.
 #include "../common/attn_runs.cuh"
 #include "../common/launch.cuh"
 #include "ptx.cuh"
