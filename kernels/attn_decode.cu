@@ -6,8 +6,8 @@
 // from which mma.sync takes them (see attn_runs.cuh). While one run is computed the next one's keys are read, then its
 // values. Lanes look up where 32 runs lie, one each.
 //
-// On an H100 it reads 2.2, 2.9 and 3.0 TB/s of 4096, 32,768 and 131,072 tokens with 32 KV heads of 128 in f16, of 3.17 that
-// can be had; with eight, shared by 64 query heads, 0.9, 2.1 and 2.7: there the parts and their merging wait for each other.
+// On an H100 it reads 2.2, 3.0 and 3.1 TB/s of 4096, 32,768 and 131,072 tokens with 32 KV heads of 128 in f16, of 3.17 that
+// can be had; with eight, shared by 64 query heads, 0.8, 2.0 and 2.8: there the parts and their merging wait for each other.
 #include "common/attn_runs.cuh"
 #include "common/launch.cuh"
 

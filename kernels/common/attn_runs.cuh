@@ -206,7 +206,7 @@ struct RunProducts {
 
 // What a warp's keys come to for the query heads of a token: lane % 4 * 2 and the next.
 template <int TYPE, int DIM>
-struct RunHeads : RunProducts<TYPE, DIM> {
+struct RunHeads {
     using Products = RunProducts<TYPE, DIM>;
     using T = typename Products::T;
 

@@ -13,7 +13,7 @@
 // one lane copied all, nvcc 13.0 dropped the carry of an address.
 #include "../common/attn_runs.cuh"
 #include "../common/launch.cuh"
-#include "ptx.cuh"
+#include "ring.cuh"
 
 constexpr uint32_t GROUPS = 2;      // of four computing warps
 constexpr uint32_t WARPS = 4 * GROUPS;
@@ -28,29 +28,29 @@ struct Stages {
     static constexpr uint32_t SCALES = 2 * VALUES;               // of keys, then of values
     static constexpr uint32_t SCALE_BYTES = TYPE == KV_Q8 ? CHUNK * 2 : 0;
     static constexpr uint32_t STAGE_BYTES = SCALES + 2 * SCALE_BYTES;
-    static constexpr uint32_t N = 6 * 256 / ROW_BYTES;
+    using Ring = StageRing<6 * 256 / ROW_BYTES>;
     // What the host sets aside; see attn.rs.
-    static constexpr uint32_t BYTES = N * STAGE_BYTES;
+    static constexpr uint32_t BYTES = Ring::STAGES * STAGE_BYTES;
 
-    uint32_t memory, barriers, chunks;   // the last for the first key and the flags of every stage
+    uint32_t memory;
+    uint32_t chunks;   // the first key and the flags of every stage
+    Ring ring;
 
-    __device__ __forceinline__ uint32_t stage(uint32_t i) const { return memory + i % N * STAGE_BYTES; }
-    __device__ __forceinline__ uint32_t full(uint32_t i) const { return barriers + i % N * 16; }
-    __device__ __forceinline__ uint32_t empty(uint32_t i) const { return barriers + i % N * 16 + 8; }
-    __device__ __forceinline__ uint32_t chunk(uint32_t i) const { return chunks + i % N * 8; }
+    __device__ __forceinline__ uint32_t stage(uint32_t i) const { return memory + i % Ring::STAGES * STAGE_BYTES; }
+    __device__ __forceinline__ uint32_t chunk(uint32_t i) const { return chunks + i % Ring::STAGES * 8; }
 
     // Copies rows, keys by lane 0 and values by lane 1, from `from` to the chunk's row `first`.
     __device__ __forceinline__ void copy_rows(uint32_t i, const Found& from, uint32_t first, uint32_t n_rows, uint32_t block_size) const {
         uint32_t lane = threadIdx.x % 32;
         if (lane >= 2) return;
         uint32_t to = stage(i) + lane * VALUES + first * ROW_BYTES;
-        copy_bytes(to, from.keys + uint64_t(lane * block_size) * ROW_BYTES, n_rows * ROW_BYTES, full(i));
+        copy_bytes(to, from.keys + uint64_t(lane * block_size) * ROW_BYTES, n_rows * ROW_BYTES, ring.full(i));
     }
     // The same for the scales of a whole chunk.
     __device__ __forceinline__ void copy_scales(uint32_t i, const Found& from, uint32_t block_size) const {
         uint32_t lane = threadIdx.x % 32;
         if (lane >= 2) return;
-        copy_bytes(stage(i) + SCALES + lane * SCALE_BYTES, from.scales() + lane * block_size, SCALE_BYTES, full(i));
+        copy_bytes(stage(i) + SCALES + lane * SCALE_BYTES, from.scales() + lane * block_size, SCALE_BYTES, ring.full(i));
     }
 
     // Scales of keys `row` and 8 more, and of their values.
@@ -63,12 +63,6 @@ struct Stages {
     }
 };
 
-#ifdef TIMES
-__device__ long long times[16][2048];
-#define MARK(i) if (lane == 0) times[i][(blockIdx.x + blockIdx.y * gridDim.x)] = clock64()
-#else
-#define MARK(i)
-#endif
 template <uint32_t ROW_BYTES>
 struct RowsInStage {
     uint32_t first;
@@ -78,18 +72,17 @@ struct RowsInStage {
     __device__ __forceinline__ uint2 load8(uint32_t row, uint32_t at) const { return ::load8(row + at); }
 };
 
-// The warp that copies.
+// The warp that copies; all its lanes take part.
 template <int TYPE, int DIM>
 struct Supply {
     const AttnParams& p;
     const Finder<CHUNK>& finder;
     const Stages<TYPE, DIM>& stages;
 
-    // Lies in several segments, or ends with the token; behind that a stage keeps what it has. All lanes take part.
+    // Lies in several segments, or ends with the token; behind that a stage keeps what it has.
     __device__ __forceinline__ void copy_split(uint32_t i, const Found& found) const {
         using S = Stages<TYPE, DIM>;
         uint32_t key = found.first_key, begin = key, end = min(key + CHUNK, finder.position + 1), lane = threadIdx.x % 32;
-        if (lane == 0) barrier_expect(stages.full(i), (end - key) * 2 * S::ROW_BYTES);
         for (uint32_t s = 0; s < finder.seq.n_segments && begin < end; s++) {
             uint32_t until = min(end, finder.seq.segments[s].end_position(finder.rows));
             if (until <= begin) continue;
@@ -106,14 +99,14 @@ struct Supply {
         // Later copies to this stage come after what was stored here.
         if constexpr (TYPE == KV_Q8) fence_async();
         __syncwarp();
+        if (lane == 0) barrier_arrive_expecting(stages.ring.full(i), (end - key) * 2 * S::ROW_BYTES);
     }
 
     __device__ __forceinline__ void copy_whole(uint32_t i, const Found& found) const {
         using S = Stages<TYPE, DIM>;
-        if (threadIdx.x % 32 == 0) barrier_expect(stages.full(i), S::STAGE_BYTES);
+        if (threadIdx.x % 32 == 0) barrier_arrive_expecting(stages.ring.full(i), S::STAGE_BYTES);
         stages.copy_rows(i, found, 0, CHUNK, p.shape.block_size);
         if constexpr (TYPE == KV_Q8) stages.copy_scales(i, found, p.shape.block_size);
-        __syncwarp();
     }
 
     // The block's chunks: those of a head's blocks in turn, so that they read the same pages of memory.
@@ -125,11 +118,10 @@ struct Supply {
             if (i % 32 == 0) found = finder.find(visible, (i + lane) * split.n_splits + blockIdx.x, split.n);
             Found own = found.from_lane(i % 32);
             if (!has_waited && own.first_key + CHUNK > finder.rows.pos) has_waited = true, wait_for_inputs();
-            barrier_wait(stages.empty(i), i / Stages<TYPE, DIM>::N + 1 & 1);
+            stages.ring.wait_empty(i);
             if (lane == 0) store8(stages.chunk(i), own.first_key, own.flags);
             if (own.flags & IS_SPLIT) copy_split(i, own);
             else copy_whole(i, own);
-            if (lane == 0) barrier_arrive(stages.full(i));
             __syncwarp();
         }
         if (!has_waited) wait_for_inputs();
@@ -144,18 +136,17 @@ __device__ __forceinline__ void attn_decode(const AttnParams& p) {
     using S = Stages<TYPE, DIM>;
     using Rows = RowsInStage<S::ROW_BYTES>;
     extern __shared__ uint4 memory[];
-    __shared__ uint64_t barriers[S::N][2];
-    __shared__ uint2 chunks[S::N];
+    __shared__ uint64_t barriers[S::Ring::BYTES / 8];
+    __shared__ uint2 chunks[S::Ring::STAGES];
     __shared__ uint32_t residues[HEADS];
     __shared__ uint32_t n_residues;
 
     // Where the session stands, and where its blocks lie, is known before any step begins.
     const RowPart part(p, HEADS);
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, position = part.position;
-    S stages{shared_address(memory), shared_address(barriers), shared_address(chunks)};
-    if (threadIdx.x < S::N) {
-        barrier_init(stages.full(threadIdx.x), 1);
-        barrier_init(stages.empty(threadIdx.x), 4);
+    S stages{shared_address(memory), shared_address(chunks), {shared_address(barriers)}};
+    if (threadIdx.x == 0) {
+        stages.ring.init(1, 4);
         fence_barrier_init();
     }
     if (threadIdx.x == 0 && p.mask.stride > 0) n_residues = find_residues(p, part.first_head, part.n_heads, residues);
@@ -176,7 +167,7 @@ __device__ __forceinline__ void attn_decode(const AttnParams& p) {
         RunHeads<TYPE, DIM> heads;
         heads.load_queries(p, part.row, part.first_head, part.n_heads);
         for (uint32_t i = warp / 4; i < n_own; i += GROUPS) {
-            barrier_wait(stages.full(i), i / S::N & 1);
+            stages.ring.wait_full(i);
             uint2 chunk = ::load8(stages.chunk(i));
             uint32_t row = warp % 4 * RUN, first_key = chunk.x + row, at = stages.stage(i) + row * S::ROW_BYTES;
             float scores[1][4], of_keys[2], of_values[2];
@@ -189,7 +180,7 @@ __device__ __forceinline__ void attn_decode(const AttnParams& p) {
             typename Products::Values values;
             Products::load_values(values, Rows{at + S::VALUES});
             __syncwarp();
-            if (lane == 0) barrier_arrive(stages.empty(i));
+            if (lane == 0) barrier_arrive(stages.ring.empty(i));
             // Behind the token there may be anything, which would not become nothing by weighing nothing.
             if (chunk.y & IS_SPLIT) {
 #pragma unroll
@@ -214,7 +205,7 @@ __device__ __forceinline__ void attn_decode(const AttnParams& p) {
 }
 
 #define LG_DECODE(NAME, TYPE, DIM)                                                                            \
-    extern "C" __global__ void __launch_bounds__(32 * (WARPS + 1), 1)                                    \
+    extern "C" __global__ void __launch_bounds__(32 * (WARPS + 1), 1)                                         \
         attn_decode_sm90_##NAME##_##DIM(const __grid_constant__ AttnParams p) {                               \
         attn_decode<TYPE, DIM>(p);                                                                            \
     }

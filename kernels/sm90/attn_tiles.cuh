@@ -2,7 +2,7 @@
 // of its work.
 #pragma once
 #include "../common/kv.cuh"
-#include "ptx.cuh"
+#include "ring.cuh"
 
 constexpr uint32_t RUN = 64;         // keys that are looked up together
 constexpr uint32_t TILE_KEYS = 2 * RUN;
@@ -16,22 +16,7 @@ constexpr uint32_t SEES_ALL = 0, SEES_SOME = 1, SEES_NOTHING = 2, SIGHT_BITS = 2
 // Besides, whether the tile is the last one of its item, and of all items.
 constexpr uint32_t ENDS_ITEM = 1 << 16, ENDS_ALL = 1 << 17;
 
-// Two stages of shared memory that go round between those who fill and those who empty them; each pass has a number.
-struct Ring {
-    static constexpr uint32_t STAGES = 2, BYTES = 2 * STAGES * 8;
-    uint32_t barriers;   // full ones, then empty ones
-
-    __device__ __forceinline__ void init(uint32_t n_fillers, uint32_t n_emptiers) const {
-        for (uint32_t stage = 0; stage < STAGES; stage++) {
-            barrier_init(full(stage), n_fillers);
-            barrier_init(empty(stage), n_emptiers);
-        }
-    }
-    __device__ __forceinline__ uint32_t full(uint32_t pass) const { return barriers + pass % STAGES * 8; }
-    __device__ __forceinline__ uint32_t empty(uint32_t pass) const { return barriers + (STAGES + pass % STAGES) * 8; }
-    __device__ __forceinline__ void wait_full(uint32_t pass) const { barrier_wait(full(pass), pass / STAGES & 1); }
-    __device__ __forceinline__ void wait_empty(uint32_t pass) const { barrier_wait(empty(pass), pass / STAGES + 1 & 1); }
-};
+using Ring = StageRing<2>;
 
 template <int DIM, int CONSUMERS>
 struct Layout {

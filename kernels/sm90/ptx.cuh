@@ -27,10 +27,6 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
 __device__ __forceinline__ void barrier_arrive_expecting(uint32_t barrier, uint32_t n_bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(n_bytes) : "memory");
 }
-// Makes the phase wait for `n_bytes` of copies.
-__device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t n_bytes) {
-    asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;\n" ::"r"(barrier), "r"(n_bytes) : "memory");
-}
 // Waits for the end of a phase, whose numbers are taken modulo 2. The phase before the first one counts as ended.
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
     asm volatile(
