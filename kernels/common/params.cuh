@@ -170,8 +170,8 @@ struct MatvecParams {
     uint32_t add;
     uint32_t is_glu;       // whether there are two parts, and silu(first) * second goes to the output of the first
     uint32_t n_tiles;      // of all parts, or of a gated unit
-    uint32_t stages_once;  // whether matvec_mma.cu keeps all of x
-    uint32_t unused;
+    uint32_t n_stages;     // of a warp of matvec_mma.cu
+    uint32_t x_rows;       // rows of x that a block of it takes
 
     // The part that a tile belongs to.
     LG_FN const MatvecPart& part(uint32_t tile) const {

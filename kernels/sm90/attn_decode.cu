@@ -13,7 +13,7 @@
 // one lane copied all, nvcc 13.0 dropped the carry of an address.
 #include "../common/attn_runs.cuh"
 #include "../common/launch.cuh"
-#include "ring.cuh"
+#include "ptx.cuh"
 
 constexpr uint32_t GROUPS = 2;      // of four computing warps
 constexpr uint32_t WARPS = 4 * GROUPS;

@@ -2,7 +2,7 @@
 // of its work.
 #pragma once
 #include "../common/kv.cuh"
-#include "ring.cuh"
+#include "ptx.cuh"
 
 constexpr uint32_t RUN = 64;         // keys that are looked up together
 constexpr uint32_t TILE_KEYS = 2 * RUN;

@@ -1,6 +1,7 @@
 // Instructions that only Hopper has (sm_90a): barriers in shared memory, tiles copied by the tensor memory accelerator,
 // and matrix products of a warpgroup, 128 threads, with operands in shared memory.
 #pragma once
+#include "../common/barrier.cuh"
 #include "../common/mma.cuh"
 #include "../common/params.cuh"
 
@@ -15,31 +16,12 @@ __device__ __forceinline__ uint32_t swizzled(uint32_t row, uint32_t chunk) {
     return row * SWIZZLE_BYTES + ((chunk ^ row % 8) * 16);
 }
 
-// --- Barriers in shared memory: a phase ends when the expected arrivals and bytes are there.
+// --- Barriers in shared memory: a phase ends when the expected bytes are there too.
 
-__device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t n_arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(barrier), "r"(n_arrivals) : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
-}
 // Arrives, and makes the phase wait for `n_bytes` of copies too.
 __device__ __forceinline__ void barrier_arrive_expecting(uint32_t barrier, uint32_t n_bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(n_bytes) : "memory");
 }
-// Waits for the end of a phase, whose numbers are taken modulo 2. The phase before the first one counts as ended.
-__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "again:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@done bra ready;\n"
-        "bra again;\n"
-        "ready:\n"
-        "}\n" ::"r"(barrier), "r"(parity) : "memory");
-}
-
 __device__ __forceinline__ uint4 load16(uint32_t from) {
     uint4 x;
     asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];\n" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(from) : "memory");

@@ -7,11 +7,12 @@
 
 use super::CudaBackend;
 use super::blas::Product;
-use super::params::{self, MAX_PRODUCTS, filled, word};
-use super::weight::{QUANT_BLOCK, Weight, kernel_name};
+use super::matvec::{self, Output};
+use super::params::{self, MAX_PRODUCTS, word};
+use super::weight::{Weight, kernel_name};
 use super::workspace::Workspace;
 use crate::backend::args::*;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 
 /// Elements of a matrix that are converted at once.
 pub(super) const MAX_DEQUANTIZED: usize = 32 << 20;
@@ -24,16 +25,6 @@ const FEW_ROWS: usize = 8;
 
 /// The same where the matrix would be converted first, which takes longer than reading it twice.
 const FEW_ROWS_CONVERTED: usize = 16;
-
-/// Rows of a matrix that one block of the kernel multiplies; rows of x that it multiplies with.
-const MATVEC_ROWS: usize = 4;
-const MATVEC_X_ROWS: [usize; 3] = [1, 4, 8];
-
-/// Rows of a matrix that one block multiplies at a time on the tensor cores, with how many warps; rows of x that it
-/// multiplies with.
-const MMA_ROWS: usize = 16;
-const MMA_WARPS: usize = 8;
-const MMA_X_ROWS: usize = 8;
 
 /// Threads of the kernels that go through elements one by one; elements that those that convert take at once.
 const ELEMENT_THREADS: u32 = 256;
@@ -51,10 +42,10 @@ const GEMM_SHARED_BYTES: u32 = 3 * 2 * 128 * (32 + 8) * 2;
 
 /// Rows that are multiplied, (n_rows, cols) floats, as they are or normed.
 #[derive(Clone, Copy)]
-struct Rows {
-    x: params::Address,
+pub(super) struct Rows {
+    pub x: params::Address,
     /// The weight of the norm, and what is added to the mean square
-    norm: Option<(params::Address, f32)>,
+    pub norm: Option<(params::Address, f32)>,
 }
 
 impl Rows {
@@ -81,15 +72,6 @@ enum Source {
     },
 }
 
-/// What becomes of the products of a few rows.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Output {
-    Replace,
-    Add,
-    /// `silu(first) * second`, in place of the first of two
-    Glu,
-}
-
 pub(super) fn matmul(
     backend: &CudaBackend,
     ws: &mut Workspace,
@@ -106,7 +88,14 @@ pub(super) fn matmul(
     // One launch for neighbours of a type.
     for parts in few.chunk_by_mut(|a, b| a.w.ty == b.w.ty) {
         for parts in parts.chunks_mut(MAX_PRODUCTS) {
-            few_rows(backend, ws, parts, rows, n_rows, if add { Output::Add } else { Output::Replace })?;
+            matvec::few_rows(
+                backend,
+                ws,
+                parts,
+                rows,
+                n_rows,
+                if add { Output::Add } else { Output::Replace },
+            )?;
         }
     }
     many_rows(backend, ws, &mut many, Source::Rows(rows), n_rows, add)
@@ -132,10 +121,10 @@ pub(super) fn mlp(backend: &CudaBackend, ws: &mut Workspace, args: MlpArgs<'_, C
     let input = Input::Norm(Norm { x: &*x, first_row: 0, weight: norm, eps, scratch: normed });
     let mut parts = [gate.to(gates), up.to(ups)];
     let is_alike = gate.w.ty == up.w.ty && gate.w.cols == up.w.cols;
-    let is_mma = takes_mma(ws, &gate.w) && takes_mma(ws, &up.w);
+    let is_mma = matvec::takes_mma(ws, &gate.w) && matvec::takes_mma(ws, &up.w);
     if is_alike && is_mma && !takes_many(ws, &gate.w, n_rows) {
         let rows = Rows::new(&input, n_rows, gate.w.cols)?;
-        few_rows(backend, ws, &mut parts.each_mut(), rows, n_rows, Output::Glu)?;
+        matvec::few_rows(backend, ws, &mut parts.each_mut(), rows, n_rows, Output::Glu)?;
     } else {
         matmul(backend, ws, MatmulArgs { parts: &mut parts, input, n_rows, add: false })?;
         if takes_many(ws, &down.w, n_rows) {
@@ -158,89 +147,6 @@ fn takes_many(ws: &Workspace, w: &Weight, n_rows: usize) -> bool {
 /// Whether the tensor cores take the matrix as it is.
 fn is_16_bit(w: &Weight) -> bool {
     matches!(w.ty, TensorType::BF16 | TensorType::F16)
-}
-
-/// Whether a few rows are multiplied on the tensor cores.
-fn takes_mma(ws: &Workspace, w: &Weight) -> bool {
-    ws.precision == Precision::Fast && w.fits_mma
-}
-
-/// Products of matrices of one type, at most [`MAX_PRODUCTS`], with a few rows.
-fn few_rows(
-    backend: &CudaBackend,
-    ws: &Workspace,
-    parts: &mut [&mut MatmulPart<'_, CudaBackend>],
-    rows: Rows,
-    n_rows: usize,
-    output: Output,
-) -> Result<()> {
-    let device = &backend.device;
-    let (ty, cols, name) = (parts[0].w.ty, parts[0].w.cols, type_name(parts[0].w)?);
-    let is_mma = parts.iter().all(|part| takes_mma(ws, part.w));
-    let is_glu = output == Output::Glu;
-    if is_glu && !is_mma {
-        return Err(Error::new(ErrorKind::Internal, "a gated unit that the tensor cores cannot take"));
-    }
-    let tile_rows = if is_mma { MMA_ROWS } else { MATVEC_ROWS };
-    // Gates and what they let through share a tile.
-    let tile_rows = if is_glu { tile_rows / 2 } else { tile_rows };
-    let mut n_tiles = 0;
-    let mut of_part = |part: &mut &mut MatmulPart<'_, CudaBackend>| {
-        let first_tile = word(n_tiles);
-        n_tiles += part.w.rows.div_ceil(tile_rows);
-        Ok(params::MatvecPart {
-            out: part.out.f32s(n_rows * part.w.rows)?,
-            w: part.w.params(),
-            bias: part.bias.map_or(Ok(0), |bias| bias.f32s(part.w.rows))?,
-            first_tile,
-            unused: 0,
-        })
-    };
-    let described = parts.iter_mut().map(&mut of_part).collect::<Result<Vec<_>>>()?;
-    let n_tiles = if is_glu { n_tiles / 2 } else { n_tiles };
-    let (norm, eps) = rows.norm.unwrap_or((0, 0.0));
-    let mut params = params::Matvec {
-        parts: filled(&described),
-        x: rows.x,
-        norm,
-        eps,
-        n_parts: word(described.len()),
-        n_rows: word(n_rows),
-        add: u32::from(output == Output::Add),
-        is_glu: u32::from(is_glu),
-        n_tiles: word(n_tiles),
-        stages_once: 0,
-        unused: 0,
-    };
-    if is_mma {
-        let [sums, stretch, all] = mma_shared_bytes(ty, cols, n_rows.min(MMA_X_ROWS));
-        let stages_once = all <= backend.limits.kept_x_bytes;
-        params.stages_once = u32::from(stages_once);
-        let shared_bytes = word(sums + if stages_once { all } else { stretch });
-        let (kernel, n_threads) = (format!("matvec_mma_{name}"), 32 * word(MMA_WARPS));
-        let n_blocks = device.blocks_at_once(&kernel, n_threads, shared_bytes)?.min(backend.limits.blocks);
-        let x_tiles = n_rows.div_ceil(MMA_X_ROWS);
-        let grid = [n_tiles.min((n_blocks / x_tiles).max(1)), x_tiles, 1];
-        return device.launch(&kernel, grid, n_threads, shared_bytes, &params);
-    }
-    let largest = MATVEC_X_ROWS[MATVEC_X_ROWS.len() - 1];
-    let at_once = MATVEC_X_ROWS.into_iter().find(|&n| n >= n_rows).unwrap_or(largest);
-    let grid = [n_tiles, n_rows.div_ceil(at_once), 1];
-    device.launch(&format!("matvec{at_once}_{name}"), grid, 32 * word(MATVEC_ROWS), 0, &params)
-}
-
-/// Shared memory of the kernel for tensor cores: twice the sums of all warps, a stretch of x for each of them - for four
-/// lanes that read 64 bytes of the matrix each - and instead all stretches.
-fn mma_shared_bytes(ty: TensorType, cols: usize, n_x: usize) -> [usize; 3] {
-    let lane_blocks = match ty {
-        TensorType::F16 | TensorType::BF16 => 1,
-        TensorType::Q8_0 => 2,
-        _ => 4,
-    };
-    let sums = 2 * MMA_WARPS * MMA_ROWS * MMA_X_ROWS * size_of::<f32>();
-    let stretch = MMA_WARPS * n_x * 4 * (lane_blocks * QUANT_BLOCK * 2 + 8);
-    let all = cols.div_ceil(4 * lane_blocks * QUANT_BLOCK).div_ceil(MMA_WARPS) * stretch;
-    [sums, stretch, all]
 }
 
 /// Products of matrices with the same many rows.

@@ -8,6 +8,7 @@ mod blas;
 mod device;
 mod graph;
 mod matmul;
+mod matvec;
 mod params;
 mod weight;
 mod workspace;
@@ -44,9 +45,6 @@ const LEAST_SHARED_BYTES: u32 = 99 * 1024;
 /// See [`CudaBackend::with_few_blocks`].
 const FEW_BLOCKS: usize = 3;
 
-/// See [`Limits::kept_x_bytes`].
-const KEPT_X_BYTES: usize = 80 << 10;
-
 /// Recorded steps that a session keeps.
 const MAX_RECORDINGS: usize = 16;
 
@@ -65,8 +63,8 @@ pub struct CudaBackend {
 struct Limits {
     /// Shared memory of a block of threads.
     shared_bytes: u32,
-    /// Bytes of it for rows that products of a few rows keep: two blocks should have room on a multiprocessor.
-    kept_x_bytes: usize,
+    /// Whether products of a few rows may keep those rows in it.
+    keeps_x: bool,
     /// Blocks of kernels whose blocks go from tile to tile.
     blocks: usize,
     /// Whether kernels that are for Hopper alone may be chosen.
@@ -109,7 +107,7 @@ impl CudaBackend {
             blas: Blas::load(&device),
             limits: Limits {
                 shared_bytes: device.max_shared_bytes,
-                kept_x_bytes: KEPT_X_BYTES,
+                keeps_x: true,
                 blocks: usize::MAX,
                 has_hopper: device.is_hopper,
             },
@@ -137,7 +135,7 @@ impl CudaBackend {
     pub fn with_the_least(ordinal: usize) -> Result<Self> {
         let limits = Limits {
             shared_bytes: LEAST_SHARED_BYTES,
-            kept_x_bytes: 0,
+            keeps_x: false,
             blocks: FEW_BLOCKS,
             has_hopper: false,
         };

@@ -71,7 +71,7 @@ params! {
     MatvecPart = 48 { out: Address, w: Weight, bias: Address, first_tile: u32, unused: u32 }
     Matvec = 192 {
         parts: [MatvecPart; MAX_PRODUCTS], x: Address, norm: Address, eps: f32, n_parts: u32, n_rows: u32, add: u32,
-        is_glu: u32, n_tiles: u32, stages_once: u32, unused: u32,
+        is_glu: u32, n_tiles: u32, n_stages: u32, x_rows: u32,
     }
     Convert = 24 { out: Address, x: Address, n_elems: u64 }
     Norm = 32 { out: Address, x: Address, weight: Address, width: u32, eps: f32 }

@@ -21,7 +21,7 @@ pub struct Weight {
     pub(super) cols: usize,
     data: DeviceBuf,
     scales: Option<DeviceBuf>,
-    /// Whether a few rows can be multiplied with it on the tensor cores: in 16 bits, block by block.
+    /// Whether a few rows can be multiplied with it on the tensor cores: in 16 bits, 16 bytes of a row at a time.
     pub(super) fits_mma: bool,
 }
 
@@ -76,7 +76,7 @@ impl Weight {
             Ok::<_, Error>(buf)
         };
         if scale_bytes == 0 {
-            let fits_mma = ty != TensorType::F32 && cols.is_multiple_of(QUANT_BLOCK);
+            let fits_mma = ty != TensorType::F32 && cols.is_multiple_of(8);
             return Ok(Self { ty, rows, cols, data: upload(bytes)?, scales: None, fits_mma });
         }
         let quant_bytes = ty.block_bytes() - scale_bytes;
@@ -88,7 +88,8 @@ impl Weight {
             scales.copy_from_slice(&block[..scale_bytes]);
             quants.copy_from_slice(&block[scale_bytes..]);
         }
-        let fits_mma = fits_f16(ty, &scales);
+        // Rows of scales begin at multiples of 4 bytes.
+        let fits_mma = fits_f16(ty, &scales) && (cols / QUANT_BLOCK * scale_bytes).is_multiple_of(4);
         let (data, scales) = (upload(&quants)?, Some(upload(&scales)?));
         Ok(Self { ty, rows, cols, data, scales, fits_mma })
     }
