@@ -7,10 +7,11 @@
 // tile. x is converted once, if there is room. x may be normed as it is converted, and a gated unit is computed as a whole:
 // short kernels are not worth a launch.
 //
-// With one row of x, the four products of a layer of Llama 2 7B take 146 us of an H100 in bf16, 82 in q8_0 and 52 in q4_0:
-// 2.8, 2.6 and 2.2 TB/s of 3.17. Each loses some 3.5 us between the last copy of a kernel and the first one after the next
-// has read x. Letting the next kernel start later, taking tiles as blocks get to them, and products that meet in one kernel
-// were all slower; more than three stages leave no room for a second block.
+// With one row of x, the four products of a layer of Llama 2 7B take 146 us of an H100 in bf16, 82 in q8_0 and 53 in q4_0:
+// 2.8, 2.6 and 2.1 TB/s of 3.17. Copies alone, in kernels as long, read 3.1: what is lost are some 3.5 us a kernel, from its
+// last copy to the first one after the next kernel has read x. None of this was faster: letting the next kernel start later;
+// blocks that take tiles as they get to them; products that follow each other in one kernel, with a barrier of all blocks;
+// sixteen warps; more stages for a single block a multiprocessor.
 //
 // Quants become 16-bit floats by putting them into the mantissa of 1024, an exact number, and taking 1024 off again; times
 // their scale they are rounded. The order of columns is free, as long as x has it too: every lane feeds the tensor cores what
@@ -195,24 +196,24 @@ struct MatvecMma {
         if (!to_come.is_over()) {
             OutputTile tile(p, to_come.tile);
             uint32_t to = shared_address(stages) + stage * S::STAGE_BYTES, stretch = to_come.stretch;
-            constexpr uint32_t PIECES = S::ROW_BYTES / 16, ROWS_AT_ONCE = 32 / PIECES;
+            constexpr uint32_t PIECES = S::ROW_BYTES / 16, COPY_ROWS = 32 / PIECES;
             uint32_t n_pieces = n_blocks * Q::BLOCK_WORDS / 4, piece = lane % PIECES, first_row = lane / PIECES;
             bool has_piece = stretch * PIECES + piece < n_pieces;
 #pragma unroll
-            for (uint32_t i = 0; i < TILE_ROWS / ROWS_AT_ONCE; i++) {
-                uint32_t row = i * ROWS_AT_ONCE + first_row;
-                auto [w, of_matrix] = tile.row(row, i * ROWS_AT_ONCE >= TILE_ROWS / 2);
+            for (uint32_t i = 0; i < TILE_ROWS / COPY_ROWS; i++) {
+                uint32_t row = i * COPY_ROWS + first_row;
+                auto [w, of_matrix] = tile.row(row, i * COPY_ROWS >= TILE_ROWS / 2);
                 const uint4* from = static_cast<const uint4*>(w.data) + uint64_t(of_matrix) * n_pieces + stretch * PIECES + piece;
                 copy16(to + S::at(row, piece), from, has_piece && of_matrix < w.rows);
             }
             if constexpr (S::SCALE_WORDS > 0) {
-                constexpr uint32_t SCALE_ROWS_AT_ONCE = 32 / S::SCALE_WORDS;
+                constexpr uint32_t SCALE_ROWS = 32 / S::SCALE_WORDS;
                 uint32_t n_words = n_blocks * Q::SCALE_BYTES / 4, word = lane % S::SCALE_WORDS;
                 bool has_word = stretch * S::SCALE_WORDS + word < n_words;
 #pragma unroll
-                for (uint32_t i = 0; i < TILE_ROWS / SCALE_ROWS_AT_ONCE; i++) {
-                    uint32_t row = i * SCALE_ROWS_AT_ONCE + lane / S::SCALE_WORDS;
-                    auto [w, of_matrix] = tile.row(row, i * SCALE_ROWS_AT_ONCE >= TILE_ROWS / 2);
+                for (uint32_t i = 0; i < TILE_ROWS / SCALE_ROWS; i++) {
+                    uint32_t row = i * SCALE_ROWS + lane / S::SCALE_WORDS;
+                    auto [w, of_matrix] = tile.row(row, i * SCALE_ROWS >= TILE_ROWS / 2);
                     const uint32_t* from = static_cast<const uint32_t*>(w.scales) + uint64_t(of_matrix) * n_words;
                     copy4(to + S::scales_at(row) + word * 4, from + stretch * S::SCALE_WORDS + word, has_word && of_matrix < w.rows);
                 }
@@ -271,10 +272,11 @@ struct MatvecMma {
 
     // Leaves rows of x in 16 bits, in the order in which lanes want them: of `stretch` alone, for its warp, or all, for all
     // threads. `weights` are those of the norm for a thread's first quads.
-    template <bool is_whole>
-    __device__ __forceinline__ void stage_x(uint8_t* to, uint32_t stretch, const Quads& weights, const float (&of_warps)[N][WARPS]) const {
-        uint32_t begin = is_whole ? threadIdx.x : stretch * S::QUADS + lane, step = is_whole ? THREADS : 32;
-        uint32_t end = is_whole ? n_stretches * S::QUADS : (stretch + 1) * S::QUADS, n_held = (n_stretches + WARPS - 1) / WARPS;
+    template <bool IS_WHOLE>
+    __device__ __forceinline__ void
+    stage_x(uint8_t* to, uint32_t stretch, const Quads& weights, const float (&of_warps)[N][WARPS]) const {
+        uint32_t begin = IS_WHOLE ? threadIdx.x : stretch * S::QUADS + lane, step = IS_WHOLE ? THREADS : 32;
+        uint32_t end = IS_WHOLE ? n_stretches * S::QUADS : (stretch + 1) * S::QUADS, n_held = (n_stretches + WARPS - 1) / WARPS;
         for (uint32_t first_n = 0; first_n < n_x; first_n += ROWS_AT_ONCE) {
             float factors[ROWS_AT_ONCE];
             if (p.norm) {
@@ -284,9 +286,9 @@ struct MatvecMma {
             for (uint32_t first = begin; first < end; first += QUADS_AT_ONCE * step) {
                 Quads x[ROWS_AT_ONCE], weight;
                 load(x, first_n, first, step);
-                if (p.norm && is_whole && first == begin) {
+                if (p.norm && IS_WHOLE && first == begin) {
 #pragma unroll
-                    for (int k = 0; k < QUADS_AT_ONCE; k++) weight[k] = weights[k];
+                    for (uint32_t k = 0; k < QUADS_AT_ONCE; k++) weight[k] = weights[k];
                 } else if (p.norm) {
                     load(weight, p.norm, cols, first, step);
                 }
@@ -295,7 +297,7 @@ struct MatvecMma {
                     uint32_t quad = first + k * step, block = quad % S::QUADS / Q::QUADS;
                     if (quad >= end) break;
                     uint32_t of_lane = block / LANES * Q::QUADS + Q::position(quad % Q::QUADS), held = 0;
-                    if (is_whole) held = (quad / S::QUADS % WARPS * n_held + quad / S::QUADS / WARPS) * n_x * S::X_BYTES;
+                    if (IS_WHOLE) held = (quad / S::QUADS % WARPS * n_held + quad / S::QUADS / WARPS) * n_x * S::X_BYTES;
 #pragma unroll
                     for (uint32_t i = 0; i < ROWS_AT_ONCE; i++) {
                         uint32_t n = first_n + i;

@@ -130,7 +130,13 @@ struct Staging {
 
 /// As many rows of x at once as there is room for, if they can be kept: what is read twice by blocks side by side comes from
 /// the cache.
-fn staging(ty: TensorType, cols: usize, n_rows: usize, max_bytes: usize, may_keep_x: bool) -> Option<Staging> {
+fn staging(
+    ty: TensorType,
+    cols: usize,
+    n_rows: usize,
+    max_bytes: usize,
+    may_keep_x: bool,
+) -> Option<Staging> {
     // Columns that a warp multiplies at a time, with the bytes of their scales.
     let (stretch_cols, scale_bytes) = match ty {
         TensorType::F16 | TensorType::BF16 => (MMA_ROW_BYTES / 2, 0),
@@ -171,7 +177,8 @@ mod tests {
             for cols in [64, 576, 4096, 11008, 14336, 28672, 65536] {
                 for n_rows in 1..=16 {
                     for (max_bytes, may_keep_x) in [(LEAST, false), (LEAST, true), (HOPPER, true)] {
-                        let staging = staging(ty, cols, n_rows, max_bytes, may_keep_x).expect("there is room");
+                        let staging =
+                            staging(ty, cols, n_rows, max_bytes, may_keep_x).expect("there is room");
                         assert!((1..=n_rows.min(8)).contains(&staging.x_rows));
                         assert!(staging.shared_bytes <= max_bytes);
                         assert!(may_keep_x || !staging.keeps_x);
