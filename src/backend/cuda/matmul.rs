@@ -85,17 +85,11 @@ pub(super) fn matmul(
     let rows = Rows::new(&input, n_rows, cols)?;
     let (mut many, mut few): (Vec<_>, Vec<_>) =
         parts.iter_mut().partition(|part| takes_many(ws, part.w, n_rows));
+    let output = if add { Output::Add } else { Output::Replace };
     // One launch for neighbours of a type.
     for parts in few.chunk_by_mut(|a, b| a.w.ty == b.w.ty) {
         for parts in parts.chunks_mut(MAX_PRODUCTS) {
-            matvec::few_rows(
-                backend,
-                ws,
-                parts,
-                rows,
-                n_rows,
-                if add { Output::Add } else { Output::Replace },
-            )?;
+            matvec::few_rows(backend, ws, parts, rows, n_rows, output)?;
         }
     }
     many_rows(backend, ws, &mut many, Source::Rows(rows), n_rows, add)

@@ -3,7 +3,7 @@
 use super::CudaBackend;
 use super::matmul::{Rows, type_name};
 use super::params::{self, MAX_PRODUCTS, filled, word};
-use super::weight::Weight;
+use super::weight::{Weight, kernel_name};
 use super::workspace::Workspace;
 use crate::backend::args::*;
 use crate::error::{Error, ErrorKind, Result};
@@ -117,7 +117,7 @@ pub(super) fn few_rows(
 }
 
 /// How the kernel for the tensor cores goes about a product.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 struct Staging {
     /// Rows of x that a block multiplies with
     x_rows: usize,
@@ -137,14 +137,10 @@ fn staging(
     max_bytes: usize,
     may_keep_x: bool,
 ) -> Option<Staging> {
-    // Columns that a warp multiplies at a time, with the bytes of their scales.
-    let (stretch_cols, scale_bytes) = match ty {
-        TensorType::F16 | TensorType::BF16 => (MMA_ROW_BYTES / 2, 0),
-        TensorType::Q8_0 => (MMA_ROW_BYTES, MMA_ROW_BYTES / 32 * 2),
-        TensorType::Q4_0 => (2 * MMA_ROW_BYTES, 2 * MMA_ROW_BYTES / 32 * 2),
-        TensorType::Q4_1 => (2 * MMA_ROW_BYTES, 2 * MMA_ROW_BYTES / 32 * 4),
-        _ => return None,
-    };
+    // Blocks of a row that a warp multiplies at a time.
+    let (_, block_scale_bytes) = kernel_name(ty)?;
+    let n_blocks = MMA_ROW_BYTES / (ty.block_bytes() - block_scale_bytes);
+    let (stretch_cols, scale_bytes) = (n_blocks * ty.block_elems(), n_blocks * block_scale_bytes);
     let stage_bytes = MMA_WARPS * MMA_ROWS * (MMA_ROW_BYTES + scale_bytes);
     let with = |x_rows: usize, keeps_x: bool| {
         let n_held = if keeps_x { cols.div_ceil(stretch_cols).div_ceil(MMA_WARPS) } else { 1 };
