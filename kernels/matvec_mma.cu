@@ -7,11 +7,13 @@
 // tile. x is converted once, if there is room. x may be normed as it is converted, and a gated unit is computed as a whole:
 // short kernels are not worth a launch.
 //
-// With one row of x, the four products of a layer of Llama 2 7B take 146 us of an H100 in bf16, 82 in q8_0 and 53 in q4_0:
-// 2.8, 2.6 and 2.1 TB/s of 3.17. Copies alone, in kernels as long, read 3.1: what is lost are some 3.5 us a kernel, from its
-// last copy to the first one after the next kernel has read x. None of this was faster: letting the next kernel start later;
-// blocks that take tiles as they get to them; products that follow each other in one kernel, with a barrier of all blocks;
-// sixteen warps; more stages for a single block a multiprocessor.
+// With one row of x, the four products of a layer of Llama 2 7B take 139 us of an H100 in bf16, 79 in q8_0 and 47 in q4_0:
+// 2.9, 2.7 and 2.4 TB/s of 3.17. All of them in one product would take 136, 75 and 42; copies alone 130 in bf16. What costs
+// most between two kernels is to read x: copies that are under way already, 6 us of them if all stages are being filled, are
+// ahead of it. So x is asked for before the last stage is filled, all at once and only once: that took 7, 4 and 6 us off.
+// None of this was faster: letting the next kernel start later, or copy later; bringing what comes after the stages to L2;
+// other warps for x (four are slow, and registers spilled to memory queue like everything else); gates in 16 bits; blocks
+// that take tiles as they get to them; products that follow each other in one kernel, with a barrier of all blocks.
 //
 // Quants become 16-bit floats by putting them into the mantissa of 1024, an exact number, and taking 1024 off again; times
 // their scale they are rounded. The order of columns is free, as long as x has it too: every lane feeds the tensor cores what
@@ -176,7 +178,7 @@ struct Walk {
     }
 };
 
-template <typename Q, uint32_t N>
+template <typename Q, uint32_t N, bool KEEPS_X>
 struct MatvecMma {
     using S = Stretch<Q>;
 
@@ -222,44 +224,57 @@ struct MatvecMma {
         copies_end();
     }
 
-    // Quads `first`, `first + step`, ... of a row; those that are not there are zeros.
-    static constexpr uint32_t QUADS_AT_ONCE = 1024 / THREADS, ROWS_AT_ONCE = N == 1 ? 1 : 2;
-    using Quads = float4[QUADS_AT_ONCE];
-    static __device__ __forceinline__ void load(Quads& to, const float* from, uint32_t cols, uint32_t first, uint32_t step) {
-#pragma unroll
-        for (uint32_t k = 0; k < QUADS_AT_ONCE; k++) {
-            uint32_t quad = first + k * step;
-            to[k] = quad < cols / 4 ? reinterpret_cast<const float4*>(from)[quad] : make_float4(0, 0, 0, 0);
-        }
-    }
-    // The same of some rows of x, as far as there are so many: their loads are under way together.
-    __device__ __forceinline__ void load(Quads (&to)[ROWS_AT_ONCE], uint32_t first_n, uint32_t first, uint32_t step) const {
-#pragma unroll
-        for (uint32_t i = 0; i < ROWS_AT_ONCE; i++) {
-            if (first_n + i < n_x) load(to[i], p.x + uint64_t(first_x + first_n + i) * cols, cols, first, step);
-        }
-    }
+    // x is read in batches: of each of some rows, K quads, `step` apart. Batches are large, so that x is one turn to memory:
+    // a single row of up to 12,288 elements is one batch, or of up to 8192 with the weights of its norm.
+    static constexpr uint32_t BATCH_ROWS = N == 1 ? 1 : KEEPS_X ? 4 : 2;
+    template <bool IS_NORMED>
+    struct Batch {
+        static constexpr uint32_t K = N > 1 ? 4 : IS_NORMED ? 8 : 12;
+        float4 x[BATCH_ROWS][K], weights[K];
 
-    // Leaves the sums of the squares of x's rows, of the part that each warp takes.
-    __device__ __forceinline__ void sum_squares(float (&of_warps)[N][WARPS]) const {
-        for (uint32_t first_n = 0; first_n < n_x; first_n += ROWS_AT_ONCE) {
-            float sums[ROWS_AT_ONCE] = {};
-            for (uint32_t first = threadIdx.x; first < cols / 4; first += QUADS_AT_ONCE * THREADS) {
-                Quads x[ROWS_AT_ONCE];
-                load(x, first_n, first, THREADS);
+        // Elements that are not there are zeros.
+        static __device__ __forceinline__ void load(float4 (&to)[K], const float* row, uint32_t cols, uint32_t first, uint32_t step) {
 #pragma unroll
-                for (uint32_t i = 0; i < ROWS_AT_ONCE; i++) {
+            for (uint32_t k = 0; k < K; k++) {
+                uint32_t quad = first + k * step;
+                to[k] = quad < cols / 4 ? reinterpret_cast<const float4*>(row)[quad] : make_float4(0, 0, 0, 0);
+            }
+        }
+        __device__ __forceinline__ void load_x(const MatvecMma& q, uint32_t first_n, uint32_t first, uint32_t step) {
+#pragma unroll
+            for (uint32_t i = 0; i < BATCH_ROWS; i++) {
+                if (first_n + i < q.n_x) load(x[i], q.p.x + uint64_t(q.first_x + first_n + i) * q.cols, q.cols, first, step);
+            }
+        }
+        __device__ __forceinline__ void load_weights(const MatvecMma& q, uint32_t first, uint32_t step) {
+            if (IS_NORMED) load(weights, q.p.norm, q.cols, first, step);
+        }
+    };
+
+    // Leaves the sums of the squares of x's rows, of the part that each warp takes; and x's first batch, which is read last:
+    // once it has been asked for, `once_asked` is called.
+    template <typename F>
+    __device__ __forceinline__ void sum_squares(float (&of_warps)[N][WARPS], Batch<true>& batch, F once_asked) const {
+        constexpr uint32_t SIZE = Batch<true>::K * THREADS;
+        for (uint32_t first_n = (n_x - 1) / BATCH_ROWS * BATCH_ROWS;; first_n -= BATCH_ROWS) {
+            float sums[BATCH_ROWS] = {};
+            for (uint32_t i_batch = (cols / 4 + SIZE - 1) / SIZE; i_batch-- > 0;) {
+                batch.load_x(*this, first_n, threadIdx.x + i_batch * SIZE, THREADS);
+                if (first_n == 0 && i_batch == 0) once_asked();
+#pragma unroll
+                for (uint32_t i = 0; i < BATCH_ROWS; i++) {
                     if (first_n + i >= n_x) break;
 #pragma unroll
-                    for (float4 v : x[i]) sums[i] += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+                    for (float4 v : batch.x[i]) sums[i] += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
                 }
             }
 #pragma unroll
-            for (uint32_t i = 0; i < ROWS_AT_ONCE; i++) {
+            for (uint32_t i = 0; i < BATCH_ROWS; i++) {
                 if (first_n + i >= n_x) break;
                 for (int other = 16; other > 0; other /= 2) sums[i] += __shfl_xor_sync(~0u, sums[i], other);
                 if (lane == 0) of_warps[first_n + i][warp] = sums[i];
             }
+            if (first_n == 0) break;
         }
     }
     // The factor of the norm of a row, from that.
@@ -271,39 +286,33 @@ struct MatvecMma {
     }
 
     // Leaves rows of x in 16 bits, in the order in which lanes want them: of `stretch` alone, for its warp, or all, for all
-    // threads. `weights` are those of the norm for a thread's first quads.
-    template <bool IS_WHOLE>
+    // threads, for whom the first batch is there.
+    template <bool IS_WHOLE, bool IS_NORMED>
     __device__ __forceinline__ void
-    stage_x(uint8_t* to, uint32_t stretch, const Quads& weights, const float (&of_warps)[N][WARPS]) const {
+    stage_x(uint8_t* to, uint32_t stretch, Batch<IS_NORMED>& batch, const float (&of_warps)[N][WARPS]) const {
         uint32_t begin = IS_WHOLE ? threadIdx.x : stretch * S::QUADS + lane, step = IS_WHOLE ? THREADS : 32;
         uint32_t end = IS_WHOLE ? n_stretches * S::QUADS : (stretch + 1) * S::QUADS, n_held = (n_stretches + WARPS - 1) / WARPS;
-        for (uint32_t first_n = 0; first_n < n_x; first_n += ROWS_AT_ONCE) {
-            float factors[ROWS_AT_ONCE];
-            if (p.norm) {
+        for (uint32_t first_n = 0; first_n < n_x; first_n += BATCH_ROWS) {
+            float factors[BATCH_ROWS];
+            if (IS_NORMED) {
 #pragma unroll
-                for (uint32_t i = 0; i < ROWS_AT_ONCE; i++) factors[i] = factor(of_warps[min(first_n + i, n_x - 1)]);
+                for (uint32_t i = 0; i < BATCH_ROWS; i++) factors[i] = factor(of_warps[min(first_n + i, n_x - 1)]);
             }
-            for (uint32_t first = begin; first < end; first += QUADS_AT_ONCE * step) {
-                Quads x[ROWS_AT_ONCE], weight;
-                load(x, first_n, first, step);
-                if (p.norm && IS_WHOLE && first == begin) {
+            for (uint32_t first = begin; first < end; first += batch.K * step) {
+                bool is_there = IS_WHOLE && first_n == 0 && first == begin;
+                if (!is_there) batch.load_x(*this, first_n, first, step), batch.load_weights(*this, first, step);
 #pragma unroll
-                    for (uint32_t k = 0; k < QUADS_AT_ONCE; k++) weight[k] = weights[k];
-                } else if (p.norm) {
-                    load(weight, p.norm, cols, first, step);
-                }
-#pragma unroll
-                for (uint32_t k = 0; k < QUADS_AT_ONCE; k++) {
+                for (uint32_t k = 0; k < batch.K; k++) {
                     uint32_t quad = first + k * step, block = quad % S::QUADS / Q::QUADS;
                     if (quad >= end) break;
                     uint32_t of_lane = block / LANES * Q::QUADS + Q::position(quad % Q::QUADS), held = 0;
                     if (IS_WHOLE) held = (quad / S::QUADS % WARPS * n_held + quad / S::QUADS / WARPS) * n_x * S::X_BYTES;
 #pragma unroll
-                    for (uint32_t i = 0; i < ROWS_AT_ONCE; i++) {
+                    for (uint32_t i = 0; i < BATCH_ROWS; i++) {
                         uint32_t n = first_n + i;
                         if (n >= n_x) break;
-                        float4 v = x[i][k], w = weight[k];
-                        if (p.norm) v.x *= factors[i] * w.x, v.y *= factors[i] * w.y, v.z *= factors[i] * w.z, v.w *= factors[i] * w.w;
+                        float4 v = batch.x[i][k], w = batch.weights[k];
+                        if (IS_NORMED) v.x *= factors[i] * w.x, v.y *= factors[i] * w.y, v.z *= factors[i] * w.z, v.w *= factors[i] * w.w;
                         uint8_t* at = to + held + S::x_at(n, of_lane / 2, block % LANES) + of_lane % 2 * 8;
                         *reinterpret_cast<uint2*>(at) = Q::pack(v);
                     }
@@ -394,7 +403,7 @@ __device__ __forceinline__ void copies_wait_for(uint32_t n) {
 template <typename Q, uint32_t N, bool KEEPS_X>
 __device__ __forceinline__ void matvec_mma(const MatvecParams& p) {
     using S = Stretch<Q>;
-    using Mma = MatvecMma<Q, N>;
+    using Mma = MatvecMma<Q, N, KEEPS_X>;
     // Sums (2, warps, rows of x, 16), stages (warps, n_stages), then x (warps, stretches, rows of x, lanes, elements).
     extern __shared__ uint4 memory[];
     __shared__ float squares[N][WARPS];
@@ -411,18 +420,25 @@ __device__ __forceinline__ void matvec_mma(const MatvecParams& p) {
     Sums sums_left{shared_address(barriers)};
     if (threadIdx.x == THREADS) sums_left.init(n_warps, 1);
 
+    // The last stage is filled once x has been asked for, which would have to queue behind its copies.
     Walk to_come(p, q.n_stretches, q.warp);
-    typename Mma::Quads weights;
+    typename Mma::template Batch<true> normed;
+    typename Mma::template Batch<false> plain;
     if (multiplies) {
-        for (uint32_t i = 0; i < p.n_stages; i++, to_come.advance()) q.copy(to_come, i);
-        if (p.norm) Mma::load(weights, p.norm, q.cols, threadIdx.x, THREADS);
+        for (uint32_t i = 0; i + 1 < p.n_stages; i++, to_come.advance()) q.copy(to_come, i);
+        if (p.norm) normed.load_weights(q, threadIdx.x, THREADS);
     }
+    auto fill_last = [&] { q.copy(to_come, p.n_stages - 1), to_come.advance(); };
     wait_for_inputs();
-    if (p.norm) {
-        if (multiplies) q.sum_squares(squares);
-        __syncthreads();
+    if (multiplies && p.norm) {
+        q.sum_squares(squares, normed, fill_last);
+        named_sync(1, THREADS);
+        if (KEEPS_X) q.template stage_x<true>(all_x, 0, normed, squares);
+    } else if (multiplies) {
+        plain.load_x(q, 0, threadIdx.x, THREADS);
+        fill_last();
+        if (KEEPS_X) q.template stage_x<true>(all_x, 0, plain, squares);
     }
-    if (KEEPS_X && multiplies) q.template stage_x<true>(all_x, 0, weights, squares);
     __syncthreads();
 
     uint32_t stage = 0;
@@ -439,7 +455,8 @@ __device__ __forceinline__ void matvec_mma(const MatvecParams& p) {
         for (uint32_t stretch = q.warp, i = 0; stretch < q.n_stretches; stretch += WARPS, i++) {
             if (!KEEPS_X) {
                 __syncwarp();
-                q.template stage_x<false>(held_x, stretch, weights, squares);
+                if (p.norm) q.template stage_x<false>(held_x, stretch, normed, squares);
+                else q.template stage_x<false>(held_x, stretch, plain, squares);
             }
             copies_wait_for(p.n_stages - 1);
             __syncwarp();

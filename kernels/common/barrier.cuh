@@ -26,6 +26,14 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
         "}\n" ::"r"(barrier), "r"(parity) : "memory");
 }
 
+// Barriers among some warps of a block.
+__device__ __forceinline__ void named_sync(uint32_t name, uint32_t n_threads) {
+    asm volatile("bar.sync %0, %1;\n" ::"r"(name), "r"(n_threads) : "memory");
+}
+__device__ __forceinline__ void named_arrive(uint32_t name, uint32_t n_threads) {
+    asm volatile("bar.arrive %0, %1;\n" ::"r"(name), "r"(n_threads) : "memory");
+}
+
 // Each pass through a stage has a number.
 template <uint32_t N>
 struct StageRing {

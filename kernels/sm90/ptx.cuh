@@ -51,14 +51,6 @@ __device__ __forceinline__ void fence_barrier_init() {
     asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
 }
 
-// Barriers among some warps of a block.
-__device__ __forceinline__ void named_sync(uint32_t name, uint32_t n_threads) {
-    asm volatile("bar.sync %0, %1;\n" ::"r"(name), "r"(n_threads) : "memory");
-}
-__device__ __forceinline__ void named_arrive(uint32_t name, uint32_t n_threads) {
-    asm volatile("bar.arrive %0, %1;\n" ::"r"(name), "r"(n_threads) : "memory");
-}
-
 // Registers move from the warpgroup that copies to those that compute.
 template <int N>
 __device__ __forceinline__ void registers_shrink() {
