@@ -115,7 +115,7 @@ __device__ __forceinline__ void attn_decode(const AttnParams& p) {
     load_their_values();
 
     RunHeads<TYPE, DIM> heads;
-    heads.load_queries(p, part.row, part.first_head, part.n_heads);
+    heads.load_queries(p, part.queries(p), part.first_head, part.n_heads);
     uint32_t a_turn = split.n_splits * WARPS * RUNS, n_own = (split.n + a_turn - 1) / a_turn * RUNS;
     for (uint32_t i = 0; i < n_own; i += RUNS) {
         float scores[RUNS][4], scales[RUNS][2];

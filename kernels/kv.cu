@@ -1,6 +1,7 @@
 // Keys and values on their way into the cache.
 #include "common/kv.cuh"
 #include "common/launch.cuh"
+#include "common/rope.cuh"
 
 // Grid (n_tokens, all heads / warps, sessions): every warp turns one head of queries in place, or turns a head of keys and
 // appends it and its values. `head_dim` floats of shared memory a warp.
@@ -9,32 +10,17 @@ extern "C" __global__ void rope_append(const __grid_constant__ RopeAppendParams 
     extern __shared__ float heads[];
     const AppendSeq& seq = p.seqs[blockIdx.z];
     StepRows rows = *seq.rows;
-    uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, head_i = blockIdx.y * (blockDim.x / 32) + warp;
+    uint32_t warp = threadIdx.x / 32, head_i = blockIdx.y * (blockDim.x / 32) + warp;
     if (blockIdx.x >= rows.n_tokens || head_i >= p.n_heads + p.shape.n_kv_heads) return;
     uint32_t dim = p.shape.head_dim, row = rows.row + blockIdx.x, position = rows.pos + blockIdx.x;
-    bool is_query = head_i < p.n_heads;
+    if (head_i < p.n_heads) {
+        float* q = p.q + (uint64_t(row) * p.n_heads + head_i) * dim;
+        return turn(q, q, p.rope, row, dim);
+    }
     uint32_t kv_head = head_i - p.n_heads;
     float* head = heads + warp * dim;
-    float* q = p.q + (uint64_t(row) * p.n_heads + head_i) * dim;
-    const float* source = is_query ? q : p.k + (uint64_t(row) * p.shape.n_kv_heads + kv_head) * dim;
-    for (uint32_t i = lane; i < dim; i += 32) head[i] = source[i];
+    turn(head, p.k + (uint64_t(row) * p.shape.n_kv_heads + kv_head) * dim, p.rope, row, dim);
     __syncwarp();
-    if (p.table) {
-        const float2* angles = reinterpret_cast<const float2*>(p.table) + uint64_t(row) * p.n_pairs;
-        for (uint32_t i = lane; i < p.n_pairs; i += 32) {
-            uint32_t a = p.pairing == PAIRING_HALVES ? i : 2 * i;
-            uint32_t b = p.pairing == PAIRING_HALVES ? i + p.n_pairs : 2 * i + 1;
-            float x = head[a], y = head[b], cos = angles[i].x, sin = angles[i].y;
-            // Each product rounded, as everywhere else: keys of 8 bits must not fall on the other side of a step.
-            head[a] = __fsub_rn(__fmul_rn(x, cos), __fmul_rn(y, sin));
-            head[b] = __fadd_rn(__fmul_rn(x, sin), __fmul_rn(y, cos));
-        }
-        __syncwarp();
-    }
-    if (is_query) {
-        for (uint32_t i = lane; i < dim; i += 32) q[i] = head[i];
-        return;
-    }
     KvBlock block(p.shape, seq.blocks, seq.places.place(rows, p.shape.block_size, kv_head, position / p.shape.block_size));
     uint32_t in_block = position % p.shape.block_size;
     store_row(block, false, in_block, head);

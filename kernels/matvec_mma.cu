@@ -225,11 +225,11 @@ struct MatvecMma {
     }
 
     // x is read in batches: of each of some rows, K quads, `step` apart. Batches are large, so that x is one turn to memory:
-    // a single row of up to 12,288 elements is one batch, or of up to 8192 with the weights of its norm.
+    // a single row of up to 12,288 elements is one batch, or of up to 6144 with the weights of its norm.
     static constexpr uint32_t BATCH_ROWS = N == 1 ? 1 : KEEPS_X ? 4 : 2;
     template <bool IS_NORMED>
     struct Batch {
-        static constexpr uint32_t K = N > 1 ? 4 : IS_NORMED ? 8 : 12;
+        static constexpr uint32_t K = N > 1 ? 4 : IS_NORMED ? 6 : 12;
         float4 x[BATCH_ROWS][K], weights[K];
 
         // Elements that are not there are zeros.

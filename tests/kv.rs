@@ -154,9 +154,8 @@ fn check<B: Backend>(backend: &B, case: &Case) {
             backend.upload(&mut v, 0, &rows(n_kv_heads, &|s, h, d| value(s, layer, h, d))).unwrap();
             backend
                 .run(&mut workspace, &Cancel::default(), |ws| {
-                    let shape = kv.shape(layer);
-                    let seqs = &mut [kv.append_target(layer, &desc)];
-                    let append = RopeAppendArgs {
+                    let args = AppendAttnArgs {
+                        out: &mut out,
                         q: &mut q,
                         k: &k,
                         v: &v,
@@ -164,25 +163,14 @@ fn check<B: Backend>(backend: &B, case: &Case) {
                         n_pairs: 0,
                         pairing: RopePairing::Halves,
                         n_heads,
-                        shape,
-                        seqs,
-                    };
-                    backend.rope_append(ws, append)?;
-                    let seqs = &[AttnSeq { desc: &desc, segments: &kv.segments(layer) }];
-                    let attend = AttnArgs {
-                        out: &mut out,
-                        q: &q,
-                        n_heads,
-                        shape,
                         scale: 1.0,
                         softcap: 0.0,
                         sink_logits: None,
                         mask: attention.mask,
                         phases: &phases,
-                        seqs,
+                        seqs: &mut [kv.layer(layer, &desc)],
                     };
-                    backend.attn(ws, attend)?;
-                    backend.copy_blocks(ws, CopyBlocksArgs { parts: &mut kv.stage(layer, &desc) })
+                    backend.append_attn(ws, args)
                 })
                 .unwrap();
             let mut result = vec![0.0f32; stamps.len() * n_heads * HEAD_DIM];

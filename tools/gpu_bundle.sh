@@ -3,8 +3,9 @@
 #
 #     bash tools/gpu_bundle.sh
 #
-# makes  gpu-bundle/bin.tar.gz   test programs, lgconvert, lgrun and lgeval, stripped
-#        gpu-bundle/models       the model in parts of at most 40 MB, with checksums
+# makes  gpu-bundle/tools.tar.gz  lgconvert, lgrun and lgeval, stripped
+#        gpu-bundle/tests.tar.gz  test programs
+#        gpu-bundle/models        the model in parts of at most 40 MB, with checksums
 #
 # Take the checkout with gpu-bundle there and run `bash tools/gpu_run.sh`. Where not everything travels at once, take
 # the parts one by one and run `bash tools/gpu_run.sh keep` with each: it puts them aside and joins them in the end.
@@ -35,10 +36,10 @@ while read -r name program; do
     cp "$program" "$bundle/bin/test_$name"
 done <<<"$tests"
 strip $bundle/bin/*
-tar czf $bundle/bin.tar.gz -C $bundle bin
+(cd $bundle && tar czf tests.tar.gz bin/test_* && tar czf tools.tar.gz bin/lg*)
 rm -r $bundle/bin
 
 model=models/SmolLM2-135M-Instruct.Q4_1.gguf
 split --bytes $part_bytes --numeric-suffixes --suffix-length 1 "$model" "$bundle/models/$(basename $model).part"
 (cd models && sha256sum "$(basename $model)") >$bundle/models/sha256sums
-du -sh $bundle/bin.tar.gz $bundle/models/*
+du -sh $bundle/*.tar.gz $bundle/models/*

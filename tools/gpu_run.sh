@@ -26,7 +26,10 @@ passed=0
 failed=0
 
 keep_parts() {
-    [ ! -f "$bundle/bin.tar.gz" ] || tar xzf "$bundle/bin.tar.gz" -C "$keep"
+    local archive
+    for archive in "$bundle"/*.tar.gz; do
+        [ ! -f "$archive" ] || tar xzf "$archive" -C "$keep"
+    done
     cp "$bundle"/models/* "$keep/" 2>/dev/null
     [ -f "$keep/sha256sums" ] && [ ! -f "$model" ] || return
     cat "$model".part? >"$model.joined" 2>/dev/null

@@ -214,9 +214,10 @@ struct RunHeads {
     uint32_t phases[2];
     float out[DIM / 16][4] = {}, most[2] = {-INFINITY, -INFINITY}, sum[2] = {};
 
-    __device__ __forceinline__ void load_queries(const AttnParams& p, uint32_t row, uint32_t first_head, uint32_t n_heads) {
+    // Those of the heads from `first_head` on; `queries` is the first of them.
+    __device__ __forceinline__ void load_queries(const AttnParams& p, const float* queries, uint32_t first_head, uint32_t n_heads) {
         uint32_t lane = threadIdx.x % 32;
-        const float* query = p.q + (uint64_t(row) * p.n_heads + first_head + lane / 4) * DIM;
+        const float* query = queries + lane / 4 * DIM;
 #pragma unroll
         for (int step = 0; step < DIM / 16; step++) {
             float4 x = make_float4(0, 0, 0, 0);

@@ -25,6 +25,11 @@ struct RowPart {
         uint32_t token = p.first_token + blockIdx.z % p.n_tokens;
         position = rows.pos + token, row = rows.row + token;
     }
+
+    // Of the first head.
+    __device__ __forceinline__ const float* queries(const AttnParams& p) const {
+        return p.q + (uint64_t(row) * p.n_heads + first_head) * p.shape.head_dim;
+    }
 };
 
 __device__ __forceinline__ float rescale(float from, float to) { return from == -INFINITY ? 0.0f : exp2f(from - to); }

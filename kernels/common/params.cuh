@@ -50,6 +50,13 @@ struct RopeTableParams {
 };
 static_assert(sizeof(RopeTableParams) == 152);
 
+// How the heads of rows are turned to their positions.
+struct Rope {
+    const float* table;  // (rows, n_pairs, 2); null: not at all
+    uint32_t n_pairs;
+    uint32_t pairing;
+};
+
 struct AppendSeq {
     const StepRows* rows;
     uint8_t* blocks;
@@ -60,11 +67,9 @@ struct RopeAppendParams {
     float* q;
     const float* k;
     const float* v;
-    const float* table;  // null: nothing is turned
+    Rope rope;
     KvShape shape;
     uint32_t n_heads;
-    uint32_t n_pairs;
-    uint32_t pairing;
     uint32_t unused;
     AppendSeq seqs[MAX_PARTS];
 };
@@ -103,8 +108,16 @@ struct Segment {
 struct AttnSeq {
     const StepRows* rows;
     Segment segments[3];
+    uint8_t* staged;         // blocks of the step, for a token that is appended and has no slot of its own; null: it has
     uint32_t n_segments;
-    uint32_t unused;
+    uint32_t stage_blocks;   // staged of each head
+};
+
+// What attention of single tokens appends before it looks at them: queries are not turned yet then.
+struct Append {
+    const float* k;          // null: all is in the cache
+    const float* v;
+    Rope rope;
 };
 
 struct AttnParams {
@@ -114,6 +127,7 @@ struct AttnParams {
     const uint32_t* phases;     // (n_heads)
     float* partials;            // (rows of the launch, n_heads, n_splits, head_dim + 2)
     uint32_t* arrivals;         // counters, zeros between launches: (rows of the launch, parts of the heads), or of items
+    Append append;
     KvShape shape;
     Mask mask;
     uint32_t n_heads;
@@ -125,7 +139,7 @@ struct AttnParams {
     uint32_t unused;
     AttnSeq seqs[MAX_PARTS];
 };
-static_assert(sizeof(AttnParams) == 1912);
+static_assert(sizeof(AttnParams) == 2072);
 
 // How the copy engine reads a segment's rows of head_dim elements; the driver makes it.
 struct alignas(128) TensorMap {
@@ -137,7 +151,7 @@ struct AttnHopperParams {
     AttnParams attn;
     uint32_t heads_at_once;     // of n_heads
 };
-static_assert(sizeof(AttnHopperParams) == 2304);
+static_assert(sizeof(AttnHopperParams) == 2560);
 
 // The n largest elements of x (width) and their columns.
 struct TopParams {

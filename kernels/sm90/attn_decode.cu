@@ -5,7 +5,9 @@
 // parts of the visible keys. One warp has bulk copies bring 64 keys and their values at a time - a cache block, in the
 // usual size - into stages of shared memory. Groups of four warps empty the stages in turn, a run of 16 keys a warp (see
 // attn_runs.cuh). What earlier steps wrote may be read before the kernels before this one in a recorded step have ended,
-// so that the first stages are on their way when it is this one's turn.
+// so that the first stages are on their way when it is this one's turn. The token's own key and value may come right from
+// the product before it: then queries are turned here, and the block that has the last keys turns the key, appends both to
+// the cache and adds them to its stage.
 //
 // On an H100 it reads 2.4, 3.0 and 3.1 TB/s of 4096, 32,768 and 131,072 tokens with 32 KV heads of 128 in f16, of 3.17 that
 // can be had; with eight, shared by 64 query heads, 1.2, 2.7 and 3.0; 8-bit ones at 2.8. What it took: six stages of whole
@@ -13,6 +15,7 @@
 // one lane copied all, nvcc 13.0 dropped the carry of an address.
 #include "../common/attn_runs.cuh"
 #include "../common/launch.cuh"
+#include "../common/rope.cuh"
 #include "ptx.cuh"
 
 constexpr uint32_t GROUPS = 2;      // of four computing warps
@@ -38,6 +41,11 @@ struct Stages {
 
     __device__ __forceinline__ uint32_t stage(uint32_t i) const { return memory + i % Ring::STAGES * STAGE_BYTES; }
     __device__ __forceinline__ uint32_t chunk(uint32_t i) const { return chunks + i % Ring::STAGES * 8; }
+    // A stage is a cache block of as many tokens.
+    __device__ __forceinline__ KvBlock as_block(uint32_t i, KvShape shape) const {
+        shape.block_size = CHUNK;
+        return KvBlock(shape, static_cast<uint8_t*>(__cvta_shared_to_generic(stage(i))), 0);
+    }
 
     // Copies rows, keys by lane 0 and values by lane 1, from `from` to the chunk's row `first`.
     __device__ __forceinline__ void copy_rows(uint32_t i, const Found& from, uint32_t first, uint32_t n_rows, uint32_t block_size) const {
@@ -76,13 +84,38 @@ struct RowsInStage {
 template <int TYPE, int DIM>
 struct Supply {
     const AttnParams& p;
+    const RowPart& part;
     const Finder<CHUNK>& finder;
     const Stages<TYPE, DIM>& stages;
+    float (&heads)[2][DIM];
+
+    // The token's key and value, from the product before: to the stage of the last chunk, and to the cache.
+    __device__ __forceinline__ void append(uint32_t i, const Found& last) const {
+        uint32_t kv_head = part.kv_head, block_size = p.shape.block_size, block = part.position / block_size;
+        uint64_t from = (uint64_t(part.row) * p.shape.n_kv_heads + kv_head) * DIM;
+        turn(heads[0], p.append.k + from, p.append.rope, part.row, DIM);
+        turn(heads[1], p.append.v + from, {nullptr, 0, 0}, part.row, DIM);
+        __syncwarp();
+        const Segment& own = part.seq.segments[0];
+        bool is_pinned = own.places.map->is_pinned(kv_head, block);
+        uint32_t place = is_pinned ? own.places.map->slot(kv_head, block) : kv_head * part.seq.stage_blocks;
+        KvBlock to(p.shape, is_pinned ? const_cast<uint8_t*>(own.blocks) : part.seq.staged, place), stage = stages.as_block(i, p.shape);
+        // Blocks that share a KV head have the same key.
+        bool is_first = part.first_head % (p.n_heads / p.shape.n_kv_heads) == 0;
+#pragma unroll
+        for (int is_value = 0; is_value < 2; is_value++) {
+            store_row(stage, is_value, part.position - last.first_key, heads[is_value]);
+            if (is_first) store_row(to, is_value, part.position % block_size, heads[is_value]);
+        }
+    }
 
     // Lies in several segments, or ends with the token; behind that a stage keeps what it has.
     __device__ __forceinline__ void copy_split(uint32_t i, const Found& found) const {
         using S = Stages<TYPE, DIM>;
-        uint32_t key = found.first_key, begin = key, end = min(key + CHUNK, finder.position + 1), lane = threadIdx.x % 32;
+        bool appends = p.append.k && found.first_key + CHUNK > part.position;
+        uint32_t key = found.first_key, begin = key, lane = threadIdx.x % 32;
+        uint32_t end = min(key + CHUNK, part.position + (appends ? 0 : 1));
+        if (appends) append(i, found);
         for (uint32_t s = 0; s < finder.seq.n_segments && begin < end; s++) {
             uint32_t until = min(end, finder.seq.segments[s].end_position(finder.rows));
             if (until <= begin) continue;
@@ -96,7 +129,7 @@ struct Supply {
             }
             begin = until;
         }
-        // Later copies to this stage come after what was stored here.
+        // Later copies to this stage come after what was stored here; behind the token there are none.
         if constexpr (TYPE == KV_Q8) fence_async();
         __syncwarp();
         if (lane == 0) barrier_arrive_expecting(stages.ring.full(i), (end - key) * 2 * S::ROW_BYTES);
@@ -140,6 +173,8 @@ __device__ __forceinline__ void attn_decode(const AttnParams& p) {
     __shared__ uint2 chunks[S::Ring::STAGES];
     __shared__ uint32_t residues[HEADS];
     __shared__ uint32_t n_residues;
+    __shared__ alignas(16) float turned[HEADS][DIM];
+    __shared__ float appended[2][DIM];
 
     // Where the session stands, and where its blocks lie, is known before any step begins.
     const RowPart part(p, HEADS);
@@ -160,12 +195,18 @@ __device__ __forceinline__ void attn_decode(const AttnParams& p) {
     static_assert(sizeof(states) <= S::BYTES);
     if (warp == WARPS) {
         Finder<CHUNK> finder{p, part.seq, part.rows, part.kv_head, position};
-        Supply<TYPE, DIM>{p, finder, stages}.copy(visible, split, n_own);
+        Supply<TYPE, DIM>{p, part, finder, stages, appended}.copy(visible, split, n_own);
         __syncthreads();
     } else {
         wait_for_inputs();
         RunHeads<TYPE, DIM> heads;
-        heads.load_queries(p, part.row, part.first_head, part.n_heads);
+        const float* queries = part.queries(p);
+        if (p.append.k) {
+            if (warp < part.n_heads) turn(turned[warp], queries + warp * DIM, p.append.rope, part.row, DIM);
+            named_sync(1, 32 * WARPS);
+            queries = turned[0];
+        }
+        heads.load_queries(p, queries, part.first_head, part.n_heads);
         for (uint32_t i = warp / 4; i < n_own; i += GROUPS) {
             stages.ring.wait_full(i);
             uint2 chunk = ::load8(stages.chunk(i));

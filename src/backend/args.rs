@@ -11,6 +11,7 @@ pub use longgen_format::TensorType;
 use super::Backend;
 use crate::attention::mask::Mask;
 use crate::error::{Error, Result};
+use crate::kv::layer::LayerKv;
 use crate::kv::slots::SlotMap;
 
 /// How precisely an op must compute.
@@ -391,6 +392,61 @@ pub struct AttnArgs<'a, B: Backend> {
     pub phases: &'a B::Buf,
     /// The sessions of the step.
     pub seqs: &'a [AttnSeq<'a, B>],
+}
+
+/// What a layer does with queries, keys and values: [`RopeAppendArgs`], then [`AttnArgs`] over all that the sessions hold,
+/// then the copies of [`LayerKv::stage`].
+pub struct AppendAttnArgs<'a, 'p, B: Backend> {
+    /// (n_rows, n_heads, head_dim)
+    pub out: &'a mut B::Buf,
+    /// (n_rows, n_heads, head_dim): contents are lost
+    pub q: &'a mut B::Buf,
+    /// (n_rows, n_kv_heads, head_dim)
+    pub k: &'a B::Buf,
+    /// (n_rows, n_kv_heads, head_dim)
+    pub v: &'a B::Buf,
+    /// From [`RopeTableArgs`]; `None` leaves queries and keys unturned.
+    pub table: Option<&'a B::Buf>,
+    /// Pairs of the table.
+    pub n_pairs: usize,
+    /// Which elements make a pair.
+    pub pairing: RopePairing,
+    /// Query heads; KV heads serve them in equal groups in order.
+    pub n_heads: usize,
+    /// Factor of the scores.
+    pub scale: f32,
+    /// Bound of the scores; 0 means none.
+    pub softcap: f32,
+    /// (n_heads), a learned logit in each head's softmax denominator
+    pub sink_logits: Option<&'a B::Buf>,
+    /// Who may look at whom.
+    pub mask: Mask,
+    /// (n_heads), as `u32`: which of the strided blocks each head sees, if the mask has any
+    pub phases: &'a B::Buf,
+    /// The sessions of the step, with blocks of the same shape.
+    pub seqs: &'p mut [LayerKv<'a, B>],
+}
+
+impl<B: Backend> AppendAttnArgs<'_, '_, B> {
+    /// Runs one op after the other.
+    pub fn one_by_one(self, backend: &B, ws: &mut B::Workspace) -> Result<()> {
+        let Self { out, q, k, v, table, n_pairs, pairing, n_heads, mask, phases, seqs, .. } = self;
+        let Some(shape) = seqs.first().map(|seq| seq.shape) else { return Ok(()) };
+        let mut targets: Vec<_> = seqs.iter_mut().map(LayerKv::append_target).collect();
+        let append = RopeAppendArgs { q, k, v, table, n_pairs, pairing, n_heads, shape, seqs: &mut targets };
+        backend.rope_append(ws, append)?;
+
+        let segments: Vec<_> = seqs.iter().map(LayerKv::segments).collect();
+        let views: Vec<_> =
+            seqs.iter().zip(&segments).map(|(seq, segments)| AttnSeq { desc: seq.desc, segments }).collect();
+        let Self { scale, softcap, sink_logits, .. } = self;
+        let attend =
+            AttnArgs { out, q, n_heads, shape, scale, softcap, sink_logits, mask, phases, seqs: &views };
+        backend.attn(ws, attend)?;
+
+        let mut parts: Vec<_> = seqs.iter_mut().flat_map(LayerKv::stage).collect();
+        backend.copy_blocks(ws, CopyBlocksArgs { parts: &mut parts })
+    }
 }
 
 /// Which of a step's blocks are copied.

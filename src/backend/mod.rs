@@ -153,6 +153,10 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn rope_append(&self, ws: &mut Self::Workspace, args: RopeAppendArgs<'_, '_, Self>) -> Result<()>;
     /// See [`AttnArgs`].
     fn attn(&self, ws: &mut Self::Workspace, args: AttnArgs<'_, Self>) -> Result<()>;
+    /// See [`AppendAttnArgs`].
+    fn append_attn(&self, ws: &mut Self::Workspace, args: AppendAttnArgs<'_, '_, Self>) -> Result<()> {
+        args.one_by_one(self, ws)
+    }
     /// See [`CopyBlocksArgs`].
     fn copy_blocks(&self, ws: &mut Self::Workspace, args: CopyBlocksArgs<'_, '_, Self>) -> Result<()>;
     /// See [`GluArgs`].

@@ -10,6 +10,7 @@ use crate::attention::plan::LayerAttention;
 use crate::backend::Backend;
 use crate::backend::args::*;
 use crate::error::Result;
+use crate::kv::layer::{LayerKv, RingKv};
 use crate::kv::slots::SlotMap;
 
 /// Blocks that `n_tokens` tokens in a row can touch, wherever they begin.
@@ -117,46 +118,13 @@ impl<B: Backend> KvCache<B> {
         self.layers[layer].layout.shape
     }
 
-    /// Where the keys and values of the coming step go in a layer.
-    pub fn append_target<'a>(&'a mut self, layer: usize, desc: &'a B::Descriptor) -> AppendSeq<'a, B> {
-        let LayerCache { layout, slots, blocks, .. } = &mut self.layers[layer];
-        match layout.scratch_blocks {
-            0 => AppendSeq { desc, blocks, places: BlockPlaces::Slots(slots) },
-            n_blocks => AppendSeq { desc, blocks: &mut self.scratch, places: BlockPlaces::Step { n_blocks } },
-        }
-    }
-
-    /// What the tokens of the running step, and all before them, left in a layer.
-    pub fn segments(&self, layer: usize) -> Vec<KvSegment<'_, B>> {
-        let LayerCache { layout, slots, blocks, .. } = &self.layers[layer];
-        let places = BlockPlaces::Slots(slots);
-        match layout.scratch_blocks {
-            0 => vec![KvSegment { blocks, places, end: SegmentEnd::Step }],
-            n_blocks => {
-                let scratch = BlockPlaces::Step { n_blocks };
-                vec![
-                    KvSegment { blocks, places, end: SegmentEnd::BeforeStep },
-                    KvSegment { blocks: &self.scratch, places: scratch, end: SegmentEnd::Step },
-                ]
-            }
-        }
-    }
-
-    /// The copies that take what must outlive the scratch from it, once the layer has attended to the step's tokens.
-    pub fn stage<'a>(&'a mut self, layer: usize, desc: &'a B::Descriptor) -> Vec<CopyPart<'a, B>> {
+    /// What is held of a layer, and where the coming step's keys and values go.
+    pub fn layer<'a>(&'a mut self, layer: usize, desc: &'a B::Descriptor) -> LayerKv<'a, B> {
         let LayerCache { layout, slots, blocks, staged, .. } = &mut self.layers[layer];
         let LayerLayout { shape, stage_blocks, scratch_blocks, .. } = *layout;
-        if scratch_blocks == 0 {
-            return Vec::new();
-        }
-        let (slots, from) = (&*slots, &self.scratch);
-        let from_places = BlockPlaces::Step { n_blocks: scratch_blocks };
-        let part =
-            |to, to_places, blocks| CopyPart { to, to_places, from, from_places, shape, desc, blocks, slots };
-        vec![
-            part(blocks, BlockPlaces::Slots(slots), StepBlocks::Pinned),
-            part(staged, BlockPlaces::Step { n_blocks: stage_blocks }, StepBlocks::Ring),
-        ]
+        let scratch = &mut self.scratch;
+        let ring = (scratch_blocks > 0).then_some(RingKv { scratch, scratch_blocks, staged, stage_blocks });
+        LayerKv { desc, shape, slots, blocks, ring }
     }
 
     /// The copies that move the step's staged blocks into the rings: what the step's queries no longer see is

@@ -1,4 +1,5 @@
 //! The key/value cache: which block lies where, and the buffers of a session.
 
 pub mod cache;
+pub mod layer;
 pub mod slots;

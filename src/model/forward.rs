@@ -65,10 +65,9 @@ impl<B: Backend> Step<'_, '_, B> {
         let parts = &mut [layer.q.to(q), layer.k.to(k), layer.v.to(v)];
         backend.matmul(ws, MatmulArgs { parts, input: Input::Norm(input), n_rows, add: false })?;
 
-        let shape = self.seqs[0].kv.shape(i_layer);
-        let mut targets: Vec<_> =
-            self.seqs.iter_mut().map(|seq| seq.kv.append_target(i_layer, seq.desc)).collect();
-        let append = RopeAppendArgs {
+        let mut seqs: Vec<_> = self.seqs.iter_mut().map(|seq| seq.kv.layer(i_layer, seq.desc)).collect();
+        let attend = AppendAttnArgs {
+            out: attn,
             q,
             k,
             v,
@@ -76,34 +75,14 @@ impl<B: Backend> Step<'_, '_, B> {
             n_pairs: config.rope.inv_freq.len(),
             pairing: config.rope.pairing,
             n_heads: config.n_heads,
-            shape,
-            seqs: &mut targets,
-        };
-        backend.rope_append(ws, append)?;
-
-        let segments: Vec<_> = self.seqs.iter().map(|seq| seq.kv.segments(i_layer)).collect();
-        let views: Vec<_> = self
-            .seqs
-            .iter()
-            .zip(&segments)
-            .map(|(seq, segments)| AttnSeq { desc: seq.desc, segments })
-            .collect();
-        let attend = AttnArgs {
-            out: attn,
-            q,
-            n_heads: config.n_heads,
-            shape,
             scale: config.attention_scale,
             softcap: 0.0,
             sink_logits: None,
             mask: config.attention[i_layer].mask,
             phases: &layer.phases,
-            seqs: &views,
+            seqs: &mut seqs,
         };
-        backend.attn(ws, attend)?;
-        let mut parts: Vec<_> =
-            self.seqs.iter_mut().flat_map(|seq| seq.kv.stage(i_layer, seq.desc)).collect();
-        backend.copy_blocks(ws, CopyBlocksArgs { parts: &mut parts })?;
+        backend.append_attn(ws, attend)?;
 
         let parts = &mut [layer.o.to(x)];
         backend.matmul(ws, MatmulArgs { parts, input: Input::Rows(attn), n_rows, add: true })

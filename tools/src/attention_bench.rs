@@ -14,6 +14,7 @@ use longgen::backend::cpu::CpuBackend;
 use longgen::backend::cuda::CudaBackend;
 use longgen::backend::reference::ReferenceBackend;
 use longgen::kv::cache::{KvCache, LayerLayout};
+use longgen::kv::layer::LayerKv;
 use longgen::{Cancel, Device};
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -366,6 +367,8 @@ impl<'a, B: Backend> Layer<'a, B> {
         backend.describe(desc, StepRows { row: 0, n_tokens: n, pos })?;
         backend.run(&mut self.workspace, self.cancel, |ws| {
             caches.iter_mut().try_for_each(|cache| {
+                let shape = cache.shape(0);
+                let mut layer = cache.layer(0, desc);
                 let args = RopeAppendArgs {
                     q,
                     k,
@@ -374,8 +377,8 @@ impl<'a, B: Backend> Layer<'a, B> {
                     n_pairs: 0,
                     pairing: RopePairing::Halves,
                     n_heads: bench.n_heads(),
-                    shape: cache.shape(0),
-                    seqs: &mut [cache.append_target(0, desc)],
+                    shape,
+                    seqs: &mut [layer.append_target()],
                 };
                 backend.rope_append(ws, args)
             })
@@ -388,7 +391,7 @@ impl<'a, B: Backend> Layer<'a, B> {
         let Self { backend, desc, caches, .. } = self;
         backend.run(&mut self.workspace, self.cancel, |ws| {
             caches.iter_mut().try_for_each(|cache| {
-                backend.copy_blocks(ws, CopyBlocksArgs { parts: &mut cache.stage(0, desc) })?;
+                backend.copy_blocks(ws, CopyBlocksArgs { parts: &mut cache.layer(0, desc).stage() })?;
                 backend.copy_blocks(ws, CopyBlocksArgs { parts: &mut cache.fill_rings(desc) })
             })
         })?;
@@ -399,7 +402,8 @@ impl<'a, B: Backend> Layer<'a, B> {
     /// Seconds of that many rounds through the caches, until the device is done with them.
     fn time(&mut self, n_rounds: usize) -> Result<f64> {
         let Self { bench, backend, desc, caches, calls_per_round, phases, q, out, .. } = self;
-        let views: Vec<_> = caches.iter().map(|cache| cache.segments(0)).collect();
+        let layers: Vec<_> = caches.iter_mut().map(|cache| cache.layer(0, desc)).collect();
+        let views: Vec<_> = layers.iter().map(LayerKv::segments).collect();
         let mut round = |ws: &mut B::Workspace| {
             views.iter().cycle().take(*calls_per_round).try_for_each(|segments| {
                 let args = AttnArgs {

@@ -2,9 +2,10 @@
 
 use super::params::{self, MAX_PARTS, filled, word};
 use super::workspace::Workspace;
-use super::{CudaBackend, Slots, rows_of};
+use super::{CudaBackend, DeviceBuf, Slots, rows_of};
 use crate::backend::args::*;
 use crate::error::{Error, Result};
+use crate::kv::layer::LayerKv;
 
 /// Tokens of a step from which on queries are computed in tiles.
 const MANY_TOKENS: usize = 16;
@@ -61,10 +62,80 @@ fn segment(segment: &KvSegment<'_, CudaBackend>) -> params::Segment {
     params::Segment { blocks: segment.blocks.address(), places: places(&segment.places), end_kind, end }
 }
 
+pub(super) fn rope(
+    table: Option<&DeviceBuf>,
+    n_rows: usize,
+    n_pairs: usize,
+    pairing: RopePairing,
+    head_dim: usize,
+) -> Result<params::Rope> {
+    if 2 * n_pairs > head_dim || n_pairs == 0 && table.is_some() {
+        return Err(Error::invalid(format!("{n_pairs} pairs in a head of {head_dim}")));
+    }
+    let pairing = match pairing {
+        RopePairing::Adjacent => 0,
+        RopePairing::Halves => 1,
+    };
+    let table = table.map_or(Ok(0), |table| table.f32s(n_rows * n_pairs * 2))?;
+    Ok(params::Rope { table, n_pairs: word(n_pairs), pairing })
+}
+
+/// What a launch appends: for all its sessions, and where the token of each goes if it has no slot of its own yet.
+struct Appended {
+    append: params::Append,
+    staged: Vec<(params::Address, u32)>,
+}
+
+/// Everything at once where a token of each session is decoded by Hopper's kernel: two launches less.
+pub(super) fn append_attn(
+    backend: &CudaBackend,
+    ws: &mut Workspace,
+    args: AppendAttnArgs<'_, '_, CudaBackend>,
+) -> Result<()> {
+    let AppendAttnArgs { n_heads, n_pairs, pairing, mask, .. } = args;
+    let Some(shape) = args.seqs.first().map(|seq| seq.shape) else { return Ok(()) };
+    let is_served = n_heads.is_multiple_of(shape.n_kv_heads.max(1))
+        && args.seqs.iter().all(|seq| seq.desc.rows.n_tokens == 1)
+        && row_kernel(backend.limits.has_hopper, ws.precision, n_heads / shape.n_kv_heads, &shape)?.appends;
+    if !is_served {
+        return args.one_by_one(backend, ws);
+    }
+    let n_rows = rows_of(args.seqs.iter().map(|seq| seq.desc));
+    let kv_elems = n_rows * shape.n_kv_heads * shape.head_dim;
+    let append = params::Append {
+        k: args.k.f32s(kv_elems)?,
+        v: args.v.f32s(kv_elems)?,
+        rope: rope(args.table, n_rows, n_pairs, pairing, shape.head_dim)?,
+    };
+    let staged_of = |seq: &LayerKv<'_, CudaBackend>| {
+        seq.ring.as_ref().map_or((0, 0), |ring| (ring.staged.address(), ring.stage_blocks))
+    };
+    let staged = args.seqs.iter().map(staged_of).collect();
+    let segments: Vec<_> = args.seqs.iter().map(LayerKv::held).collect();
+    let seqs: Vec<_> = args
+        .seqs
+        .iter()
+        .zip(&segments)
+        .map(|(seq, held)| AttnSeq { desc: seq.desc, segments: std::slice::from_ref(held) })
+        .collect();
+    let AppendAttnArgs { out, q, scale, softcap, sink_logits, phases, .. } = args;
+    let args = AttnArgs { out, q, n_heads, shape, scale, softcap, sink_logits, mask, phases, seqs: &seqs };
+    run(backend, ws, &args, Some(&Appended { append, staged }))
+}
+
 pub(super) fn attn(
     backend: &CudaBackend,
     ws: &mut Workspace,
     args: &AttnArgs<'_, CudaBackend>,
+) -> Result<()> {
+    run(backend, ws, args, None)
+}
+
+fn run(
+    backend: &CudaBackend,
+    ws: &mut Workspace,
+    args: &AttnArgs<'_, CudaBackend>,
+    appended: Option<&Appended>,
 ) -> Result<()> {
     let AttnArgs { out, q, n_heads, shape, scale, softcap, sink_logits, mask, phases, seqs } = args;
     let (n_heads, n_kv_heads, head_dim) = (*n_heads, shape.n_kv_heads, shape.head_dim);
@@ -89,7 +160,9 @@ pub(super) fn attn(
     let n_rows = rows_of(seqs.iter().map(|seq| seq.desc));
     // Sessions with a token each, as in decoding, are computed together.
     let at_once = if seqs.iter().all(|seq| seq.desc.rows.n_tokens == 1) { MAX_PARTS } else { 1 };
-    for seqs in seqs.chunks(at_once) {
+    for (i, seqs) in seqs.chunks(at_once).enumerate() {
+        let staged = appended.map(|appended| &appended.staged[i * at_once..]);
+        let of_seq = |(i, seq)| of_seq(seq, staged.map_or((0, 0), |staged| staged[i]));
         let params = params::Attn {
             out: out.f32s(n_rows * n_heads * head_dim)?,
             q: q.f32s(n_rows * n_heads * head_dim)?,
@@ -97,6 +170,7 @@ pub(super) fn attn(
             phases: phases.f32s(n_heads)?,
             partials: ws.partials.address(),
             arrivals: ws.arrivals.address(),
+            append: appended.map_or(params::Append::default(), |appended| appended.append),
             shape: shape.into(),
             mask: mask.into(),
             n_heads: word(n_heads),
@@ -106,7 +180,7 @@ pub(super) fn attn(
             first_token: 0,
             n_tokens: seqs[0].desc.rows.n_tokens,
             unused: 0,
-            seqs: filled(&seqs.iter().map(of_seq).collect::<Vec<_>>()),
+            seqs: filled(&seqs.iter().enumerate().map(of_seq).collect::<Vec<_>>()),
         };
         let is_tiled = params.n_tokens as usize >= MANY_TOKENS;
         if let Some(tile) = hopper_tile(backend, ws.precision, shape, *softcap).filter(|_| is_tiled) {
@@ -121,14 +195,14 @@ pub(super) fn attn(
     Ok(())
 }
 
-/// One session, as kernels take it.
-fn of_seq(seq: &AttnSeq<'_, CudaBackend>) -> params::AttnSeq {
+/// One session, as kernels take it, and its staged blocks: where they are, and how many there are of each head.
+fn of_seq(seq: &AttnSeq<'_, CudaBackend>, (staged, stage_blocks): (params::Address, u32)) -> params::AttnSeq {
     let mut segments = [segment(&seq.segments[0]); 3];
     for (to, from) in segments.iter_mut().zip(seq.segments) {
         *to = segment(from);
     }
     let n_segments = word(seq.segments.len());
-    params::AttnSeq { rows: seq.desc.address(), segments, n_segments, unused: 0 }
+    params::AttnSeq { rows: seq.desc.address(), segments, staged, n_segments, stage_blocks }
 }
 
 /// A tiled kernel: its name, and how many queries it takes at once.
@@ -219,6 +293,8 @@ struct RowKernel {
     heads_at_once: usize,
     n_threads: u32,
     shared_bytes: u32,
+    /// Whether it can append the token of each session.
+    appends: bool,
 }
 
 /// The kernel of single rows for this shape, and `group` query heads to a KV head.
@@ -240,12 +316,13 @@ fn row_kernel(has_hopper: bool, precision: Precision, group: usize, shape: &KvSh
             heads_at_once: DECODE_HEADS_AT_ONCE,
             n_threads: HOPPER_ROW_THREADS,
             shared_bytes: word(n_stages * 2 * HOPPER_CHUNK * shape.ty.row_bytes(head_dim)),
+            appends: true,
         });
     }
     if is_decode {
         let kernel = format!("attn_decode_{ty}_{head_dim}");
         let (heads_at_once, n_threads) = (DECODE_HEADS_AT_ONCE, ROW_THREADS);
-        return Ok(RowKernel { kernel, heads_at_once, n_threads, shared_bytes: 0 });
+        return Ok(RowKernel { kernel, heads_at_once, n_threads, shared_bytes: 0, appends: false });
     }
     let Some(dim) = ROW_HEADS.into_iter().find(|&dim| dim >= head_dim) else {
         return Err(Error::unsupported(format!(
@@ -254,7 +331,7 @@ fn row_kernel(has_hopper: bool, precision: Precision, group: usize, shape: &KvSh
     };
     let heads_at_once = if group == 1 { 1 } else { 4 };
     let kernel = format!("attn_rows_{ty}_{dim}_{heads_at_once}");
-    Ok(RowKernel { kernel, heads_at_once, n_threads: ROW_THREADS, shared_bytes: 0 })
+    Ok(RowKernel { kernel, heads_at_once, n_threads: ROW_THREADS, shared_bytes: 0, appends: false })
 }
 
 fn rows(
@@ -266,7 +343,7 @@ fn rows(
 ) -> Result<()> {
     let n_tokens = params.n_tokens as usize;
     let group = params.n_heads as usize / shape.n_kv_heads;
-    let RowKernel { kernel, heads_at_once, n_threads, shared_bytes } =
+    let RowKernel { kernel, heads_at_once, n_threads, shared_bytes, .. } =
         row_kernel(backend.limits.has_hopper, precision, group, shape)?;
     let n_parts = shape.n_kv_heads * group.div_ceil(heads_at_once);
     // As many blocks as run at once: one more, and the device would be half idle while it runs.

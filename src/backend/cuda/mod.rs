@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::backend::args::*;
 use crate::backend::{Backend, DeviceInfo};
 use crate::cancel::Cancel;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kv::slots::SlotMap;
 use blas::Blas;
 use device::Device;
@@ -337,9 +337,6 @@ impl Backend for CudaBackend {
     fn rope_append(&self, ws: &mut Workspace, args: RopeAppendArgs<'_, '_, Self>) -> Result<()> {
         ws.check()?;
         let RopeAppendArgs { q, k, v, table, n_pairs, pairing, n_heads, shape, seqs } = args;
-        if 2 * n_pairs > shape.head_dim || n_pairs == 0 && table.is_some() {
-            return Err(Error::invalid(format!("{n_pairs} pairs in a head of {}", shape.head_dim)));
-        }
         let n_rows = rows_of(seqs.iter().map(|seq| seq.desc));
         let kv_width = shape.n_kv_heads * shape.head_dim;
         for seqs in seqs.chunks(MAX_PARTS) {
@@ -352,14 +349,9 @@ impl Backend for CudaBackend {
                 q: q.f32s(n_rows * n_heads * shape.head_dim)?,
                 k: k.f32s(n_rows * kv_width)?,
                 v: v.f32s(n_rows * kv_width)?,
-                table: table.map_or(Ok(0), |table| table.f32s(n_rows * n_pairs * 2))?,
+                rope: attn::rope(table, n_rows, n_pairs, pairing, shape.head_dim)?,
                 shape: (&shape).into(),
                 n_heads: word(n_heads),
-                n_pairs: word(n_pairs),
-                pairing: match pairing {
-                    RopePairing::Adjacent => 0,
-                    RopePairing::Halves => 1,
-                },
                 unused: 0,
                 seqs: filled(&seqs.iter().map(of_seq).collect::<Vec<_>>()),
             };
@@ -374,6 +366,12 @@ impl Backend for CudaBackend {
     fn attn(&self, ws: &mut Workspace, args: AttnArgs<'_, Self>) -> Result<()> {
         ws.check()?;
         attn::attn(self, ws, &args)?;
+        ws.keep_pace()
+    }
+
+    fn append_attn(&self, ws: &mut Workspace, args: AppendAttnArgs<'_, '_, Self>) -> Result<()> {
+        ws.check()?;
+        attn::append_attn(self, ws, args)?;
         ws.keep_pace()
     }
 

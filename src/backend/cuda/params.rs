@@ -48,25 +48,29 @@ params! {
     RopeTable = 152 {
         out: Address, inv_freq: Address, n_pairs: u32, attention_factor: f32, rows: [Address; MAX_PARTS],
     }
+    #[derive(Default)]
+    Rope = 16 { table: Address, n_pairs: u32, pairing: u32 }
     AppendSeq = 32 { rows: Address, blocks: Address, places: BlockPlaces }
     RopeAppend = 576 {
-        q: Address, k: Address, v: Address, table: Address, shape: Shape, n_heads: u32, n_pairs: u32, pairing: u32,
-        unused: u32, seqs: [AppendSeq; MAX_PARTS],
+        q: Address, k: Address, v: Address, rope: Rope, shape: Shape, n_heads: u32, unused: u32,
+        seqs: [AppendSeq; MAX_PARTS],
     }
     CopyPart = 88 {
         to: Address, from: Address, to_places: BlockPlaces, from_places: BlockPlaces, rows: Address, slots: Address,
         shape: Shape, pinned: u32, unused: u32,
     }
     CopyBlocks = 1408 { parts: [CopyPart; MAX_PARTS] }
-    AttnSeq = 112 { rows: Address, segments: [Segment; 3], n_segments: u32, unused: u32 }
-    Attn = 1912 {
+    AttnSeq = 120 { rows: Address, segments: [Segment; 3], staged: Address, n_segments: u32, stage_blocks: u32 }
+    #[derive(Default)]
+    Append = 32 { k: Address, v: Address, rope: Rope }
+    Attn = 2072 {
         out: Address, q: Address, sink_logits: Address, phases: Address, partials: Address, arrivals: Address,
-        shape: Shape, mask: MaskParams, n_heads: u32, n_splits: u32, scale: f32, softcap: f32, first_token: u32, n_tokens: u32,
+        append: Append, shape: Shape, mask: MaskParams, n_heads: u32, n_splits: u32, scale: f32, softcap: f32, first_token: u32, n_tokens: u32,
         unused: u32, seqs: [AttnSeq; MAX_PARTS],
     }
     #[repr(align(128))]
     TensorMap = 128 { opaque: [u64; 16] }
-    AttnHopper = 2304 { maps: [TensorMap; 3], attn: Attn, heads_at_once: u32 }
+    AttnHopper = 2560 { maps: [TensorMap; 3], attn: Attn, heads_at_once: u32 }
     Top = 32 { values: Address, columns: Address, x: Address, width: u32, n: u32 }
     MatvecPart = 48 { out: Address, w: Weight, bias: Address, first_tile: u32, unused: u32 }
     Matvec = 192 {

@@ -1,0 +1,440 @@
+//! What holds on CUDA devices only: many rows are multiplied and attended to in 16 bits.
+
+use super::*;
+use longgen::attention::plan::LayerAttention;
+use longgen::backend::cuda::CudaBackend;
+use longgen::kv::cache::{KvCache, LayerLayout};
+
+/// The first device with all it has, with few blocks and with the least, or nothing, said loudly, where there is none.
+pub fn backends() -> Vec<(String, CudaBackend)> {
+    match CudaBackend::new(0) {
+        Ok(backend) => {
+            let few_blocks = CudaBackend::with_few_blocks(0).unwrap();
+            let least = CudaBackend::with_the_least(0).unwrap();
+            [("all it has", backend), ("few blocks", few_blocks), ("the least", least)]
+                .map(|(what, backend)| (format!("{}, {what}", backend.info().name), backend))
+                .into()
+        }
+        Err(error) => {
+            eprintln!("SKIPPED on CUDA devices: {error}");
+            Vec::new()
+        }
+    }
+}
+
+/// The largest number of every output's sum of |w| |x|, which bounds what rounding its terms can change.
+fn magnitudes(products: &[Product], x: &[f32], n_rows: usize) -> Vec<f32> {
+    let cols = x.len() / n_rows;
+    let mut sums = Vec::new();
+    for Product { w, .. } in products {
+        let mut values = vec![0.0; w.rows * cols];
+        longgen_format::quant::dequantize(w.ty, w.bytes(), &mut values).unwrap();
+        for x in x.chunks(cols) {
+            let sum = |w: &[f32]| w.iter().zip(x).map(|(w, x)| (w * x).abs()).sum::<f32>();
+            sums.extend(values.chunks(cols).map(sum));
+        }
+    }
+    sums
+}
+
+#[test]
+fn products_are_as_near_as_16_bits_allow() {
+    let oracle = ReferenceBackend::default();
+    for (name, backend) in backends() {
+        let mut random = Random::new(20);
+        for case in 0..120 {
+            let cols = pick(&mut random, &[8, 32, 40, 96, 320, 640, 2080, 4096, 5120]);
+            let n_rows = pick(&mut random, &[1, 2, 4, 8, 9, 16, 17, 100, 129, 300]);
+            let products = random_products(&mut random, cols, n_rows);
+            let x = random_input(&mut random, n_rows, cols);
+            let add = random.below(2) == 1;
+            let expected = Rig::new(&oracle, Precision::Exact).matmul_with(&products, &x, n_rows, add);
+            let has = Rig::new(&backend, Precision::Fast).matmul_with(&products, &x, n_rows, add);
+            let sums = magnitudes(&products, &x.values(n_rows), n_rows);
+            let mut at = 0;
+            for Product { w, .. } in &products {
+                let range = at..at + n_rows * w.rows;
+                at = range.end;
+                // Half a unit in the last place of each factor.
+                let rounding = if w.ty == TensorType::BF16 { 2f32.powi(-8) } else { 2f32.powi(-10) };
+                for i in range {
+                    let bound = sums[i] * rounding + 1e-4;
+                    assert!(
+                        (has[i] - expected[i]).abs() <= bound,
+                        "{name}, case {case}, {} {n_rows} x {cols} -> {}: {} instead of {}, bound {bound}",
+                        w.ty,
+                        w.rows,
+                        has[i],
+                        expected[i]
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_few_rows_have_the_same_bits_alone_and_together() {
+    for (name, backend) in backends() {
+        let mut random = Random::new(26);
+        for ty in TensorType::ALL {
+            let cols = pick(&mut random, &[96, 2080, 5120]);
+            let n_rows = if [TensorType::F16, TensorType::BF16].contains(&ty) { 8 } else { 16 };
+            let w = random_weight(&mut random, ty, 70, cols);
+            let products = [Product { w, bias: None, before: vec![] }];
+            for precision in [Precision::Exact, Precision::Fast] {
+                for is_normed in [false, true] {
+                    let norm = is_normed.then(|| (0, random.vector(cols, 2.0)));
+                    let x = Taken { x: random.vector(n_rows * cols, 1.0), norm };
+                    let mut rig = Rig::new(&backend, precision);
+                    let all = rig.matmul_with(&products, &x, n_rows, false);
+                    for (first, n) in [(0, 1), (n_rows - 1, 1), (1, 3), (2, 5), (0, 8)] {
+                        let some = x.x[first * cols..(first + n) * cols].to_vec();
+                        let some = Taken { x: some, norm: x.norm.clone() };
+                        let has = rig.matmul_with(&products, &some, n, false);
+                        let what = format!("{name}, {ty}, {precision:?}, {n} of {n_rows} rows of {cols}");
+                        assert_same_bits(&what, &has, &all[first * 70..(first + n) * 70]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn quantised_elements_beyond_16_bits_stay_numbers() {
+    let oracle = ReferenceBackend::default();
+    for (name, backend) in backends() {
+        let mut random = Random::new(23);
+        for (ty, scale) in [(TensorType::Q8_0, 600.0), (TensorType::Q4_0, 9000.0), (TensorType::Q4_1, 5000.0)]
+        {
+            let mut w = random_weight(&mut random, ty, 40, 640);
+            let mut bytes = w.bytes().to_vec();
+            for block in bytes.chunks_exact_mut(ty.block_bytes()) {
+                block[..2].copy_from_slice(&half::f16::from_f32(scale).to_le_bytes());
+            }
+            (w.range, w.file) = (0..bytes.len(), std::sync::Arc::new(bytes));
+            let others = Product { w: random_weight(&mut random, ty, 40, 640), bias: None, before: vec![] };
+            let products = [Product { w, bias: None, before: vec![] }, others];
+            for n_rows in [1, 5, 16, 40] {
+                let x = random.vector(n_rows * 640, 1e-4);
+                let expected = Rig::new(&oracle, Precision::Exact).matmul(&products, &x, n_rows, false);
+                let has = Rig::new(&backend, Precision::Fast).matmul(&products, &x, n_rows, false);
+                assert!(has.iter().all(|x| x.is_finite()), "{name}, {ty}, {n_rows} rows");
+                if n_rows <= 16 {
+                    let tolerance = of_their_size(1e-3, &expected);
+                    assert_close(&format!("{name}, {ty}, {n_rows} rows"), &has, &expected, tolerance);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn mlp_is_as_near_as_16_bits_allow() {
+    let oracle = ReferenceBackend::default();
+    for (name, backend) in backends() {
+        let mut random = Random::new(22);
+        for case in 0..60 {
+            let ty = [pick(&mut random, &TensorType::ALL)];
+            let mlp = random_mlp(&mut random, if case % 2 == 0 { &ty } else { &TensorType::ALL });
+            let n_rows = pick(&mut random, &[1, 2, 4, 8, 9, 16, 17, 100]);
+            let x = random.vector(n_rows * mlp.norm.len(), 3.0);
+            let expected = Rig::new(&oracle, Precision::Exact).mlp(&mlp, &x);
+            let has = Rig::new(&backend, Precision::Fast).mlp(&mlp, &x);
+            let is_bf16 = [&mlp.gate, &mlp.up, &mlp.down].iter().any(|part| part.w.ty == TensorType::BF16);
+            let what = format!("{name}, case {case}: {n_rows} rows, {mlp:?}");
+            let fraction = if is_bf16 { 0.03 } else { 0.005 };
+            assert_close(&what, &has, &expected, of_their_size(fraction, &expected));
+        }
+    }
+}
+
+/// Whether the kernels for Hopper serve it.
+fn is_for_hopper(context: &Context) -> bool {
+    [64, 128].contains(&context.shape.head_dim)
+        && context.shape.block_size.is_multiple_of(64)
+        && context.softcap == 0.0
+}
+
+fn assert_near(
+    what: &str,
+    backend: &CudaBackend,
+    context: &Context,
+    parts: &[Part],
+    pos: u32,
+    n_tokens: u32,
+) {
+    let oracle = ReferenceBackend::default();
+    let mut expected_rig = Rig::new(&oracle, Precision::Exact);
+    let expected = expected_rig.attend(context, &whole(pos + n_tokens), pos, n_tokens);
+    let has = Rig::new(backend, Precision::Fast).attend(context, parts, pos, n_tokens);
+    let Context { shape, mask, n_heads, .. } = context;
+    let what = format!("{what}: {n_tokens} at {pos}, {n_heads} heads, {shape:?}, {mask:?}, {parts:?}");
+    // Queries and weights are rounded like the cache.
+    let rounding = if context.shape.ty == KvType::Bf16 { 8.0 } else { 1.0 };
+    let tolerance =
+        Tolerance { absolute: 1e-2 * rounding, relative: 1e-2, angle: 1e-5 * f64::from(rounding * rounding) };
+    assert_close(&what, &has[1], &expected[1], tolerance);
+}
+
+#[test]
+fn attention_of_many_rows_is_as_near_as_16_bits_allow() {
+    for (name, backend) in backends() {
+        let mut random = Random::new(21);
+        for case in 0..80 {
+            let n_tokens = pick(&mut random, &[16, 63, 64, 65, 130, 300]);
+            let pos = pick(&mut random, &[0, 0, 1, 63, 64, 100, 500, 513, 1100, 2047]);
+            let mut contexts =
+                std::iter::repeat_with(|| random_context(&mut random, (pos + n_tokens) as usize));
+            let mut context = contexts.find(|context| case % 2 == 0 || is_for_hopper(context)).unwrap();
+            let types = [KvType::F16, KvType::Bf16, KvType::Q8];
+            context.shape.ty = pick(&mut random, &types[..if case % 2 == 0 { 3 } else { 2 }]);
+            let parts = random_parts(&mut random, pos, n_tokens);
+            assert_near(&format!("{name}, case {case}"), &backend, &context, &parts, pos, n_tokens);
+        }
+    }
+}
+
+#[test]
+fn attention_of_many_rows_to_blocks_far_away_is_as_near() {
+    let block_size = 64;
+    for (name, backend) in backends() {
+        let mut random = Random::new(24);
+        for head_dim in [64, 128] {
+            for stride in [0, 2, 3, 7] {
+                let (local_blocks, sink_blocks) = (1 + random.below(2) as u32, random.below(2) as u32);
+                let mask = Mask::Blocks { block_size, local_blocks, sink_blocks, stride };
+                let (pos, n_tokens) = (pick(&mut random, &[1000, 1536, 2047]), 300);
+                let ty = pick(&mut random, &[KvType::F16, KvType::Bf16]);
+                let shape = KvShape { n_kv_heads: 2, head_dim, block_size: 64, ty };
+                let context = context_of(&mut random, (pos + n_tokens) as usize, mask, shape, 4);
+                let parts = random_parts(&mut random, pos, n_tokens);
+                assert_near(&name, &backend, &context, &parts, pos, n_tokens);
+            }
+        }
+    }
+}
+
+/// So much to read that heads take turns, the last turn with fewer of them.
+#[test]
+fn attention_of_more_heads_than_a_cache_holds_is_as_near() {
+    for (name, backend) in backends() {
+        let mut random = Random::new(25);
+        let shape = KvShape { n_kv_heads: 12, head_dim: 128, block_size: 64, ty: KvType::F16 };
+        let (pos, n_tokens) = (3100, 70);
+        let context = context_of(&mut random, (pos + n_tokens) as usize, Mask::Full, shape, 12);
+        assert_near(&name, &backend, &context, &whole(pos + n_tokens), pos, n_tokens);
+    }
+}
+
+/// The query heads of a KV head side by side, as many as there are, and keys far beyond what is looked up at once.
+#[test]
+fn attention_of_single_rows_is_as_near_as_16_bits_allow() {
+    for (name, backend) in backends() {
+        let mut random = Random::new(26);
+        for case in 0..120 {
+            let n_tokens = pick(&mut random, &[1, 1, 2, 5, 15]);
+            let pos = pick(&mut random, &[0, 1, 15, 16, 63, 64, 100, 513, 1100, 2047, 3000]);
+            let (n_kv_heads, group) =
+                pick(&mut random, &[(1, 1), (2, 1), (2, 2), (2, 5), (1, 8), (1, 9), (1, 12)]);
+            let mask = match random.below(3) {
+                0 => Mask::Full,
+                1 => Mask::Window {
+                    window_tokens: pick(&mut random, &[1, 17, 300]),
+                    sink_tokens: pick(&mut random, &[0, 4, 100]),
+                },
+                _ => Mask::Blocks {
+                    block_size: pick(&mut random, &[16, 64, 128]),
+                    local_blocks: 1 + random.below(4) as u32,
+                    sink_blocks: random.below(3) as u32,
+                    stride: pick(&mut random, &[0, 2, 7]),
+                },
+            };
+            let shape = KvShape {
+                n_kv_heads,
+                head_dim: pick(&mut random, &[64, 128]),
+                block_size: mask.block_size() as usize,
+                ty: pick(&mut random, &[KvType::F16, KvType::Bf16, KvType::Q8]),
+            };
+            let n_ctx = (pos + n_tokens) as usize;
+            let mut context = context_of(&mut random, n_ctx, mask, shape, n_kv_heads * group);
+            context.softcap = pick(&mut random, &[0.0, 0.0, 5.0]);
+            let parts = random_parts(&mut random, pos, n_tokens);
+            assert_near(&format!("{name}, case {case}"), &backend, &context, &parts, pos, n_tokens);
+        }
+    }
+}
+
+/// More keys than are looked up at once.
+#[test]
+fn attention_of_many_rows_to_a_long_context_is_as_near() {
+    for (name, backend) in backends() {
+        let mut random = Random::new(27);
+        for head_dim in [64, 128] {
+            let shape = KvShape { n_kv_heads: 1, head_dim, block_size: 64, ty: KvType::F16 };
+            let (pos, n_tokens) = (8200, 130);
+            let context = context_of(&mut random, (pos + n_tokens) as usize, Mask::Full, shape, 2);
+            assert_near(&name, &backend, &context, &whole(pos + n_tokens), pos, n_tokens);
+        }
+    }
+}
+
+/// One key that draws most of the attention, as the first token does: what all others weigh together still counts.
+#[test]
+fn what_is_left_beside_a_key_that_draws_all_attention_counts() {
+    let (n_ctx, n_heads, head_dim, lead) = (2000, 2, 64, 11.0);
+    let oracle = ReferenceBackend::default();
+    for (name, backend) in backends() {
+        let mut random = Random::new(28);
+        for (ty, n_tokens) in
+            [KvType::F16, KvType::Bf16, KvType::Q8].into_iter().flat_map(|ty| [(ty, 1), (ty, 64)])
+        {
+            let shape = KvShape { n_kv_heads: n_heads, head_dim, block_size: 64, ty };
+            let mut context = context_of(&mut random, n_ctx, Mask::Full, shape, n_heads);
+            let q = random.vector(n_heads * head_dim, 1.0);
+            let scale = 1.0 / (head_dim as f32).sqrt();
+            (context.scale, context.n_pairs, context.sink_logits) = (scale, 0, None);
+            context.q = q.repeat(n_ctx);
+            context.k.iter_mut().for_each(|x| *x *= 0.05);
+            context.v.iter_mut().for_each(|x| *x = 0.5 + 0.01 * *x);
+            for (head, q) in q.chunks(head_dim).enumerate() {
+                let first = head * head_dim..(head + 1) * head_dim;
+                let of_itself = scale * q.iter().map(|x| x * x).sum::<f32>();
+                context.v[first.clone()].fill(0.0);
+                context.k[first].iter_mut().zip(q).for_each(|(k, q)| *k = q * lead / of_itself);
+            }
+            let pos = (n_ctx - n_tokens) as u32;
+            let parts = whole(n_ctx as u32);
+            let expected = Rig::new(&oracle, Precision::Exact).attend(&context, &parts, pos, n_tokens as u32);
+            let has = Rig::new(&backend, Precision::Fast).attend(&context, &parts, pos, n_tokens as u32);
+            let tolerance = Tolerance { absolute: 0.0, relative: 0.05, angle: 1e-3 };
+            assert_close(&format!("{name}, {ty:?}, {n_tokens} queries"), &has[1], &expected[1], tolerance);
+        }
+    }
+}
+
+/// Sessions of one layer that are decoded together.
+struct Decoding {
+    context: Context,
+    n_ctx: usize,
+    /// Tokens of each session before.
+    held: Vec<u32>,
+    n_steps: u32,
+}
+
+/// The ops of a layer between its products.
+type Ops<B> = fn(&B, &mut <B as Backend>::Workspace, AppendAttnArgs<'_, '_, B>) -> longgen::Result<()>;
+
+/// What attention says in every step.
+fn decoded<B: Backend>(backend: &B, decoding: &Decoding, ops: Ops<B>) -> Vec<f32> {
+    const CHUNK: u32 = 70;
+    let Decoding { context, n_ctx, held, n_steps } = decoding;
+    let Context { shape, mask, n_heads, n_pairs, pairing, scale, softcap, .. } = *context;
+    let mut rig = Rig::new(backend, Precision::Fast);
+    let attention = LayerAttention { mask, phases: context.phases.clone() };
+    let layout = || LayerLayout::new(&attention, shape, *n_ctx as u32, CHUNK);
+    let mut caches: Vec<_> = held
+        .iter()
+        .map(|_| KvCache::new(backend, vec![layout()], std::slice::from_ref(&attention)).unwrap())
+        .collect();
+    let (phases, sinks) =
+        (rig.buf(&context.phases), context.sink_logits.as_ref().map(|sinks| rig.buf(sinks)));
+    let inv_freq: Vec<f32> = (0..n_pairs).map(|pair| 0.7f32.powi(pair as i32)).collect();
+    let inv_freq = rig.buf(&inv_freq);
+
+    // All take the tokens of the same context.
+    let mut step = |caches: &mut [KvCache<B>], n_tokens: u32| {
+        let rows = |width: usize, of: &[f32], caches: &[KvCache<B>]| {
+            let row = |cache: &KvCache<B>| {
+                let pos = cache.n_tokens() as usize;
+                of[pos * width..(pos + n_tokens as usize) * width].to_vec()
+            };
+            caches.iter().flat_map(row).collect::<Vec<_>>()
+        };
+        let (width, kv_width) = (n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim);
+        let n_rows = caches.len() * n_tokens as usize;
+        let mut q = rig.buf(&rows(width, &context.q, caches));
+        let (k, v) =
+            (rig.buf(&rows(kv_width, &context.k, caches)), rig.buf(&rows(kv_width, &context.v, caches)));
+        let descs: Vec<_> = (0..)
+            .zip(&*caches)
+            .map(|(i, cache)| rig.rows(i * n_tokens, n_tokens, cache.n_tokens()))
+            .collect();
+        let mut out = rig.poisoned(n_rows * width * 4);
+        let mut table = rig.poisoned(n_rows * n_pairs * 8);
+        let of_rows: Vec<_> = descs.iter().collect();
+        rig.run(|backend, ws| {
+            let (inv_freq, seqs) = (&inv_freq, &*of_rows);
+            let angles = RopeTableArgs { out: &mut table, inv_freq, n_pairs, attention_factor: 1.1, seqs };
+            backend.rope_table(ws, angles)?;
+            let mut seqs: Vec<_> =
+                caches.iter_mut().zip(&descs).map(|(cache, desc)| cache.layer(0, desc)).collect();
+            let args = AppendAttnArgs {
+                out: &mut out,
+                q: &mut q,
+                k: &k,
+                v: &v,
+                table: (n_pairs > 0).then_some(&table),
+                n_pairs,
+                pairing,
+                n_heads,
+                scale,
+                softcap,
+                sink_logits: sinks.as_ref(),
+                mask,
+                phases: &phases,
+                seqs: &mut seqs,
+            };
+            ops(backend, ws, args)?;
+            let mut parts: Vec<_> =
+                caches.iter_mut().zip(&descs).flat_map(|(cache, desc)| cache.fill_rings(desc)).collect();
+            backend.copy_blocks(ws, CopyBlocksArgs { parts: &mut parts })
+        })
+        .unwrap();
+        for cache in caches {
+            cache.advance(n_tokens);
+        }
+        rig.read(&out, n_rows * width)
+    };
+    for (cache, &held) in caches.iter_mut().zip(held) {
+        while cache.n_tokens() < held {
+            let n_tokens = CHUNK.min(held - cache.n_tokens());
+            step(std::slice::from_mut(cache), n_tokens);
+        }
+    }
+    (0..*n_steps).flat_map(|_| step(&mut caches, 1)).collect()
+}
+
+#[test]
+fn decoding_in_one_launch_has_the_bits_of_one_op_after_the_other() {
+    for (name, backend) in backends() {
+        let mut random = Random::new(33);
+        for case in 0..60 {
+            let mask = match random_mask(&mut random) {
+                Mask::Blocks { local_blocks, sink_blocks, stride, .. } => {
+                    let block_size = pick(&mut random, &[64, 64, 128]);
+                    Mask::Blocks { block_size, local_blocks, sink_blocks, stride }
+                }
+                mask => mask,
+            };
+            let (n_kv_heads, group) = pick(&mut random, &[(1, 1), (2, 2), (3, 1), (1, 8), (1, 9)]);
+            let head_dim = pick(&mut random, &[64, 128]);
+            let ty = pick(&mut random, &[KvType::F16, KvType::Bf16, KvType::Q8]);
+            let shape = KvShape { n_kv_heads, head_dim, block_size: mask.block_size() as usize, ty };
+            let n_sessions = pick(&mut random, &[1, 1, 3]);
+            let held: Vec<u32> =
+                (0..n_sessions).map(|_| pick(&mut random, &[0, 1, 60, 63, 64, 127, 191, 300, 510])).collect();
+            let n_steps = pick(&mut random, &[1, 4, 70]);
+            let n_ctx = 600;
+            let context = context_of(&mut random, n_ctx, mask, shape, n_kv_heads * group);
+            let what = format!(
+                "{name}, case {case}: {n_sessions} with {held:?}, {group} heads of {shape:?}, {mask:?}"
+            );
+            let decoding = Decoding { context, n_ctx, held, n_steps };
+            let has = decoded(&backend, &decoding, CudaBackend::append_attn);
+            let expected = decoded(&backend, &decoding, |backend, ws, args| args.one_by_one(backend, ws));
+            assert_same_bits(&what, &has, &expected);
+        }
+    }
+}
