@@ -12,7 +12,8 @@
 // On an H100 it reads 2.4, 3.0 and 3.1 TB/s of 4096, 32,768 and 131,072 tokens with 32 KV heads of 128 in f16, of 3.17 that
 // can be had; with eight, shared by 64 query heads, 1.2, 2.7 and 3.0; 8-bit ones at 2.8. What it took: six stages of whole
 // cache blocks (2.7 with four, 2.6 with 4 KB a copy). Lanes copy side by side, each what it has worked out itself: where
-// one lane copied all, nvcc 13.0 dropped the carry of an address.
+// one lane copied all, nvcc 13.0 dropped the carry of an address. Splits that ran as a cluster and merged in each other's
+// shared memory read 12 % less in long contexts and gained nothing in short ones.
 #include "../common/attn_runs.cuh"
 #include "../common/launch.cuh"
 #include "../common/rope.cuh"
@@ -93,8 +94,14 @@ struct Supply {
     __device__ __forceinline__ void append(uint32_t i, const Found& last) const {
         uint32_t kv_head = part.kv_head, block_size = p.shape.block_size, block = part.position / block_size;
         uint64_t from = (uint64_t(part.row) * p.shape.n_kv_heads + kv_head) * DIM;
+        wait_for_inputs();
+        // On its way together with the key.
+        float value[DIM / 32];
+#pragma unroll
+        for (uint32_t k = 0; k < DIM / 32; k++) value[k] = p.append.v[from + threadIdx.x % 32 + 32 * k];
         turn(heads[0], p.append.k + from, p.append.rope, part.row, DIM);
-        turn(heads[1], p.append.v + from, {nullptr, 0, 0}, part.row, DIM);
+#pragma unroll
+        for (uint32_t k = 0; k < DIM / 32; k++) heads[1][threadIdx.x % 32 + 32 * k] = value[k];
         __syncwarp();
         const Segment& own = part.seq.segments[0];
         bool is_pinned = own.places.map->is_pinned(kv_head, block);
@@ -115,7 +122,6 @@ struct Supply {
         bool appends = p.append.k && found.first_key + CHUNK > part.position;
         uint32_t key = found.first_key, begin = key, lane = threadIdx.x % 32;
         uint32_t end = min(key + CHUNK, part.position + (appends ? 0 : 1));
-        if (appends) append(i, found);
         for (uint32_t s = 0; s < finder.seq.n_segments && begin < end; s++) {
             uint32_t until = min(end, finder.seq.segments[s].end_position(finder.rows));
             if (until <= begin) continue;
@@ -129,6 +135,7 @@ struct Supply {
             }
             begin = until;
         }
+        if (appends) append(i, found);
         // Later copies to this stage come after what was stored here; behind the token there are none.
         if constexpr (TYPE == KV_Q8) fence_async();
         __syncwarp();
@@ -150,7 +157,8 @@ struct Supply {
         for (uint32_t i = 0; i < n_own; i++) {
             if (i % 32 == 0) found = finder.find(visible, (i + lane) * split.n_splits + blockIdx.x, split.n);
             Found own = found.from_lane(i % 32);
-            if (!has_waited && own.first_key + CHUNK > finder.rows.pos) has_waited = true, wait_for_inputs();
+            bool is_old = p.append.k || own.first_key + CHUNK <= finder.rows.pos;
+            if (!has_waited && !is_old) has_waited = true, wait_for_inputs();
             stages.ring.wait_empty(i);
             if (lane == 0) store8(stages.chunk(i), own.first_key, own.flags);
             if (own.flags & IS_SPLIT) copy_split(i, own);
