@@ -10,7 +10,7 @@
 // With one row of x, the four products of a layer of Llama 2 7B take 139 us of an H100 in bf16, 79 in q8_0 and 47 in q4_0:
 // 2.9, 2.7 and 2.4 TB/s of 3.17. All of them in one product would take 136, 75 and 42; copies alone 130 in bf16. What costs
 // most between two kernels is to read x: copies that are under way already, 6 us of them if all stages are being filled, are
-// ahead of it. So x is asked for before the last stage is filled, all at once and only once: that took 7, 4 and 6 us off.
+// ahead of it. So x is asked for before the last stage is filled, all at once and, up to 6144 columns, only once: that took 7, 4 and 6 us off.
 // None of this was faster: letting the next kernel start later, or copy later; bringing what comes after the stages to L2;
 // other warps for x (four are slow, and registers spilled to memory queue like everything else); gates in 16 bits; blocks
 // that take tiles as they get to them; products that follow each other in one kernel, with a barrier of all blocks.
@@ -230,7 +230,7 @@ struct MatvecMma {
     template <bool IS_NORMED>
     struct Batch {
         static constexpr uint32_t K = N > 1 ? 4 : IS_NORMED ? 6 : 12;
-        float4 x[BATCH_ROWS][K], weights[K];
+        float4 x[BATCH_ROWS][K], weights[IS_NORMED ? K : 1];
 
         // Elements that are not there are zeros.
         static __device__ __forceinline__ void load(float4 (&to)[K], const float* row, uint32_t cols, uint32_t first, uint32_t step) {
@@ -247,12 +247,12 @@ struct MatvecMma {
             }
         }
         __device__ __forceinline__ void load_weights(const MatvecMma& q, uint32_t first, uint32_t step) {
-            if (IS_NORMED) load(weights, q.p.norm, q.cols, first, step);
+            if constexpr (IS_NORMED) load(weights, q.p.norm, q.cols, first, step);
         }
     };
 
     // Leaves the sums of the squares of x's rows, of the part that each warp takes; and x's first batch, which is read last:
-    // once it has been asked for, `once_asked` is called.
+    // once it has been asked for, `once_asked` is called. Quads are added from the last to the first, however large a batch is.
     template <typename F>
     __device__ __forceinline__ void sum_squares(float (&of_warps)[N][WARPS], Batch<true>& batch, F once_asked) const {
         constexpr uint32_t SIZE = Batch<true>::K * THREADS;
@@ -265,7 +265,10 @@ struct MatvecMma {
                 for (uint32_t i = 0; i < BATCH_ROWS; i++) {
                     if (first_n + i >= n_x) break;
 #pragma unroll
-                    for (float4 v : batch.x[i]) sums[i] += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+                    for (uint32_t k = Batch<true>::K; k-- > 0;) {
+                        float4 v = batch.x[i][k];
+                        sums[i] += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+                    }
                 }
             }
 #pragma unroll
@@ -300,7 +303,9 @@ struct MatvecMma {
             }
             for (uint32_t first = begin; first < end; first += batch.K * step) {
                 bool is_there = IS_WHOLE && first_n == 0 && first == begin;
-                if (!is_there) batch.load_x(*this, first_n, first, step), batch.load_weights(*this, first, step);
+                if (!is_there) batch.load_x(*this, first_n, first, step);
+                // Those of a row that is one batch stay.
+                if (first_n == 0 ? !is_there : end - begin > batch.K * step) batch.load_weights(*this, first, step);
 #pragma unroll
                 for (uint32_t k = 0; k < batch.K; k++) {
                     uint32_t quad = first + k * step, block = quad % S::QUADS / Q::QUADS;
@@ -311,8 +316,11 @@ struct MatvecMma {
                     for (uint32_t i = 0; i < BATCH_ROWS; i++) {
                         uint32_t n = first_n + i;
                         if (n >= n_x) break;
-                        float4 v = batch.x[i][k], w = batch.weights[k];
-                        if (IS_NORMED) v.x *= factors[i] * w.x, v.y *= factors[i] * w.y, v.z *= factors[i] * w.z, v.w *= factors[i] * w.w;
+                        float4 v = batch.x[i][k];
+                        if constexpr (IS_NORMED) {
+                            float4 w = batch.weights[k];
+                            v.x *= factors[i] * w.x, v.y *= factors[i] * w.y, v.z *= factors[i] * w.z, v.w *= factors[i] * w.w;
+                        }
                         uint8_t* at = to + held + S::x_at(n, of_lane / 2, block % LANES) + of_lane % 2 * 8;
                         *reinterpret_cast<uint2*>(at) = Q::pack(v);
                     }
@@ -435,7 +443,7 @@ __device__ __forceinline__ void matvec_mma(const MatvecParams& p) {
         named_sync(1, THREADS);
         if (KEEPS_X) q.template stage_x<true>(all_x, 0, normed, squares);
     } else if (multiplies) {
-        plain.load_x(q, 0, threadIdx.x, THREADS);
+        if (KEEPS_X) plain.load_x(q, 0, threadIdx.x, THREADS);
         fill_last();
         if (KEEPS_X) q.template stage_x<true>(all_x, 0, plain, squares);
     }

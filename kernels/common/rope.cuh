@@ -2,7 +2,7 @@
 #pragma once
 #include "params.cuh"
 
-constexpr uint32_t MAX_HEAD_DIM = 256;
+constexpr uint32_t MAX_HEAD_DIM = 256;   // see attn.rs
 
 // Leaves a head of row `row`, turned, in `to`, which may be where it is; all lanes of a warp take part.
 __device__ __forceinline__ void turn(float* to, const float* from, const Rope& rope, uint32_t row, uint32_t dim) {

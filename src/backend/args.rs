@@ -395,7 +395,7 @@ pub struct AttnArgs<'a, B: Backend> {
 }
 
 /// What a layer does with queries, keys and values: [`RopeAppendArgs`], then [`AttnArgs`] over all that the sessions hold,
-/// then the copies of [`LayerKv::stage`].
+/// then the copies of [`LayerKv::stage`]. A backend may leave out the scratch, which nothing reads afterwards.
 pub struct AppendAttnArgs<'a, 'p, B: Backend> {
     /// (n_rows, n_heads, head_dim)
     pub out: &'a mut B::Buf,
@@ -431,6 +431,7 @@ impl<B: Backend> AppendAttnArgs<'_, '_, B> {
     /// Runs one op after the other.
     pub fn one_by_one(self, backend: &B, ws: &mut B::Workspace) -> Result<()> {
         let Self { out, q, k, v, table, n_pairs, pairing, n_heads, mask, phases, seqs, .. } = self;
+        let Self { scale, softcap, sink_logits, .. } = self;
         let Some(shape) = seqs.first().map(|seq| seq.shape) else { return Ok(()) };
         let mut targets: Vec<_> = seqs.iter_mut().map(LayerKv::append_target).collect();
         let append = RopeAppendArgs { q, k, v, table, n_pairs, pairing, n_heads, shape, seqs: &mut targets };
@@ -439,7 +440,6 @@ impl<B: Backend> AppendAttnArgs<'_, '_, B> {
         let segments: Vec<_> = seqs.iter().map(LayerKv::segments).collect();
         let views: Vec<_> =
             seqs.iter().zip(&segments).map(|(seq, segments)| AttnSeq { desc: seq.desc, segments }).collect();
-        let Self { scale, softcap, sink_logits, .. } = self;
         let attend =
             AttnArgs { out, q, n_heads, shape, scale, softcap, sink_logits, mask, phases, seqs: &views };
         backend.attn(ws, attend)?;

@@ -4,7 +4,8 @@
 //! write in place, behind the last token that counts. In layers with a ring the step's tokens go to a scratch that
 //! the layers share; once the layer has attended to them, pinned blocks move to their final slots and the blocks that
 //! will be in the ring are staged. [`KvCache::fill_rings`] puts the staged blocks into the rings when the last layer
-//! is done. Until then nothing that the session may still read has changed, so a step that fails leaves no trace.
+//! is done. Until then nothing that the session may still read has changed, so a step that fails leaves no trace. Nobody
+//! reads a layer's scratch once the layer is done, and a backend that can do without it leaves it as it is.
 
 use crate::attention::plan::LayerAttention;
 use crate::backend::Backend;

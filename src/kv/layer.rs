@@ -6,7 +6,7 @@ use crate::backend::args::*;
 /// What a session holds of a layer, and where the keys and values of its coming step go.
 ///
 /// Layers that never overwrite a block take them at once. In layers with a ring they go to a scratch, since the step's
-/// queries may still see what they will overwrite.
+/// queries may still see what they will overwrite; what must outlive it is copied once they have been answered.
 pub struct LayerKv<'a, B: Backend> {
     /// Which rows of the step, at which positions.
     pub desc: &'a B::Descriptor,

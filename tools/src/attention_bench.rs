@@ -367,8 +367,8 @@ impl<'a, B: Backend> Layer<'a, B> {
         backend.describe(desc, StepRows { row: 0, n_tokens: n, pos })?;
         backend.run(&mut self.workspace, self.cancel, |ws| {
             caches.iter_mut().try_for_each(|cache| {
-                let shape = cache.shape(0);
                 let mut layer = cache.layer(0, desc);
+                let shape = layer.shape;
                 let args = RopeAppendArgs {
                     q,
                     k,

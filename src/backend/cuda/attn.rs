@@ -62,6 +62,7 @@ fn segment(segment: &KvSegment<'_, CudaBackend>) -> params::Segment {
     params::Segment { blocks: segment.blocks.address(), places: places(&segment.places), end_kind, end }
 }
 
+/// How heads are turned, as kernels take it.
 pub(super) fn rope(
     table: Option<&DeviceBuf>,
     n_rows: usize,
@@ -69,7 +70,7 @@ pub(super) fn rope(
     pairing: RopePairing,
     head_dim: usize,
 ) -> Result<params::Rope> {
-    if 2 * n_pairs > head_dim || n_pairs == 0 && table.is_some() {
+    if head_dim > MAX_HEAD_DIM || 2 * n_pairs > head_dim || n_pairs == 0 && table.is_some() {
         return Err(Error::invalid(format!("{n_pairs} pairs in a head of {head_dim}")));
     }
     let pairing = match pairing {
@@ -86,7 +87,7 @@ struct Appended {
     staged: Vec<(params::Address, u32)>,
 }
 
-/// Everything at once where a token of each session is decoded by Hopper's kernel: two launches less.
+/// Everything at once where a token of each session is decoded by Hopper's kernel: one launch less, or two with a ring.
 pub(super) fn append_attn(
     backend: &CudaBackend,
     ws: &mut Workspace,
@@ -94,7 +95,8 @@ pub(super) fn append_attn(
 ) -> Result<()> {
     let AppendAttnArgs { n_heads, n_pairs, pairing, mask, .. } = args;
     let Some(shape) = args.seqs.first().map(|seq| seq.shape) else { return Ok(()) };
-    let is_served = n_heads.is_multiple_of(shape.n_kv_heads.max(1))
+    let is_served = shape.n_kv_heads > 0
+        && n_heads.is_multiple_of(shape.n_kv_heads)
         && args.seqs.iter().all(|seq| seq.desc.rows.n_tokens == 1)
         && row_kernel(backend.limits.has_hopper, ws.precision, n_heads / shape.n_kv_heads, &shape)?.appends;
     if !is_served {
@@ -120,7 +122,8 @@ pub(super) fn append_attn(
         .collect();
     let AppendAttnArgs { out, q, scale, softcap, sink_logits, phases, .. } = args;
     let args = AttnArgs { out, q, n_heads, shape, scale, softcap, sink_logits, mask, phases, seqs: &seqs };
-    run(backend, ws, &args, Some(&Appended { append, staged }))
+    run(backend, ws, &args, Some(&Appended { append, staged }))?;
+    ws.keep_pace()
 }
 
 pub(super) fn attn(
@@ -160,9 +163,9 @@ fn run(
     let n_rows = rows_of(seqs.iter().map(|seq| seq.desc));
     // Sessions with a token each, as in decoding, are computed together.
     let at_once = if seqs.iter().all(|seq| seq.desc.rows.n_tokens == 1) { MAX_PARTS } else { 1 };
-    for (i, seqs) in seqs.chunks(at_once).enumerate() {
-        let staged = appended.map(|appended| &appended.staged[i * at_once..]);
-        let of_seq = |(i, seq)| of_seq(seq, staged.map_or((0, 0), |staged| staged[i]));
+    let staged = |i: usize| appended.map_or((0, 0), |appended| appended.staged[i]);
+    let described: Vec<_> = seqs.iter().enumerate().map(|(i, seq)| of_seq(seq, staged(i))).collect();
+    for (seqs, described) in seqs.chunks(at_once).zip(described.chunks(at_once)) {
         let params = params::Attn {
             out: out.f32s(n_rows * n_heads * head_dim)?,
             q: q.f32s(n_rows * n_heads * head_dim)?,
@@ -180,7 +183,7 @@ fn run(
             first_token: 0,
             n_tokens: seqs[0].desc.rows.n_tokens,
             unused: 0,
-            seqs: filled(&seqs.iter().enumerate().map(of_seq).collect::<Vec<_>>()),
+            seqs: filled(described),
         };
         let is_tiled = params.n_tokens as usize >= MANY_TOKENS;
         if let Some(tile) = hopper_tile(backend, ws.precision, shape, *softcap).filter(|_| is_tiled) {

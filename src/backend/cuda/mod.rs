@@ -371,8 +371,7 @@ impl Backend for CudaBackend {
 
     fn append_attn(&self, ws: &mut Workspace, args: AppendAttnArgs<'_, '_, Self>) -> Result<()> {
         ws.check()?;
-        attn::append_attn(self, ws, args)?;
-        ws.keep_pace()
+        attn::append_attn(self, ws, args)
     }
 
     fn copy_blocks(&self, ws: &mut Workspace, args: CopyBlocksArgs<'_, '_, Self>) -> Result<()> {

@@ -65,8 +65,8 @@ params! {
     Append = 32 { k: Address, v: Address, rope: Rope }
     Attn = 2072 {
         out: Address, q: Address, sink_logits: Address, phases: Address, partials: Address, arrivals: Address,
-        append: Append, shape: Shape, mask: MaskParams, n_heads: u32, n_splits: u32, scale: f32, softcap: f32, first_token: u32, n_tokens: u32,
-        unused: u32, seqs: [AttnSeq; MAX_PARTS],
+        append: Append, shape: Shape, mask: MaskParams, n_heads: u32, n_splits: u32, scale: f32, softcap: f32,
+        first_token: u32, n_tokens: u32, unused: u32, seqs: [AttnSeq; MAX_PARTS],
     }
     #[repr(align(128))]
     TensorMap = 128 { opaque: [u64; 16] }
