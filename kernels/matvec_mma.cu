@@ -10,10 +10,11 @@
 // With one row of x, the four products of a layer of Llama 2 7B take 139 us of an H100 in bf16, 79 in q8_0 and 47 in q4_0:
 // 2.9, 2.7 and 2.4 TB/s of 3.17. All of them in one product would take 136, 75 and 42; copies alone 130 in bf16. What costs
 // most between two kernels is to read x: copies that are under way already, 6 us of them if all stages are being filled, are
-// ahead of it. So x is asked for before the last stage is filled, all at once and, up to 6144 columns, only once: that took 7, 4 and 6 us off.
-// None of this was faster: letting the next kernel start later, or copy later; bringing what comes after the stages to L2;
-// other warps for x (four are slow, and registers spilled to memory queue like everything else); gates in 16 bits; blocks
-// that take tiles as they get to them; products that follow each other in one kernel, with a barrier of all blocks.
+// ahead of it. So x is asked for before the last stage is filled, all at once and, up to 6144 columns, only once: that took
+// 7, 4 and 6 us off. None of this was faster: letting the next kernel start later, or copy later; bringing what comes after
+// the stages to L2; other warps for x (four are slow, and registers spilled to memory queue like everything else); gates in
+// 16 bits; blocks that take tiles as they get to them; products that follow each other in one kernel, with a barrier of all
+// blocks.
 //
 // Quants become 16-bit floats by putting them into the mantissa of 1024, an exact number, and taking 1024 off again; times
 // their scale they are rounded. The order of columns is free, as long as x has it too: every lane feeds the tensor cores what
@@ -303,9 +304,7 @@ struct MatvecMma {
             }
             for (uint32_t first = begin; first < end; first += batch.K * step) {
                 bool is_there = IS_WHOLE && first_n == 0 && first == begin;
-                if (!is_there) batch.load_x(*this, first_n, first, step);
-                // Those of a row that is one batch stay.
-                if (first_n == 0 ? !is_there : end - begin > batch.K * step) batch.load_weights(*this, first, step);
+                if (!is_there) batch.load_x(*this, first_n, first, step), batch.load_weights(*this, first, step);
 #pragma unroll
                 for (uint32_t k = 0; k < batch.K; k++) {
                     uint32_t quad = first + k * step, block = quad % S::QUADS / Q::QUADS;

@@ -90,19 +90,10 @@ struct Supply {
     const Stages<TYPE, DIM>& stages;
     float (&heads)[2][DIM];
 
-    // Where the cache keeps the token's key and value.
-    __device__ __forceinline__ KvBlock place() const {
-        const Segment& own = part.seq.segments[0];
-        uint32_t block = part.position / p.shape.block_size;
-        if (!own.places.map->is_pinned(part.kv_head, block)) {
-            return KvBlock(p.shape, part.seq.staged, part.kv_head * part.seq.stage_blocks);
-        }
-        return KvBlock(p.shape, const_cast<uint8_t*>(own.blocks), own.places.map->slot(part.kv_head, block));
-    }
-
-    // Adds the token's key and value, from the product before, to the stage of the last chunk.
+    // The token's key and value, from the product before: to the stage of the last chunk, and to the cache.
     __device__ __forceinline__ void append(uint32_t i, const Found& last) const {
-        uint64_t from = (uint64_t(part.row) * p.shape.n_kv_heads + part.kv_head) * DIM;
+        uint32_t kv_head = part.kv_head, block_size = p.shape.block_size, block = part.position / block_size;
+        uint64_t from = (uint64_t(part.row) * p.shape.n_kv_heads + kv_head) * DIM;
         wait_for_inputs();
         // On its way together with the key.
         float value[DIM / 32];
@@ -112,22 +103,25 @@ struct Supply {
 #pragma unroll
         for (uint32_t k = 0; k < DIM / 32; k++) heads[1][threadIdx.x % 32 + 32 * k] = value[k];
         __syncwarp();
-        store(stages.as_block(i, p.shape), part.position - last.first_key);
-    }
-    __device__ __forceinline__ void store(const KvBlock& to, uint32_t token) const {
+        const Segment& own = part.seq.segments[0];
+        bool is_pinned = own.places.map->is_pinned(kv_head, block);
+        uint32_t place = is_pinned ? own.places.map->slot(kv_head, block) : kv_head * part.seq.stage_blocks;
+        KvBlock to(p.shape, is_pinned ? const_cast<uint8_t*>(own.blocks) : part.seq.staged, place), stage = stages.as_block(i, p.shape);
+        // Blocks that share a KV head have the same key.
+        bool is_first = part.first_head % (p.n_heads / p.shape.n_kv_heads) == 0;
 #pragma unroll
-        for (int is_value = 0; is_value < 2; is_value++) store_row(to, is_value, token, heads[is_value]);
+        for (int is_value = 0; is_value < 2; is_value++) {
+            store_row(stage, is_value, part.position - last.first_key, heads[is_value]);
+            if (is_first) store_row(to, is_value, part.position % block_size, heads[is_value]);
+        }
     }
 
     // Lies in several segments, or ends with the token; behind that a stage keeps what it has.
     __device__ __forceinline__ void copy_split(uint32_t i, const Found& found) const {
         using S = Stages<TYPE, DIM>;
-        // What the cache holds is one segment then: only its last chunk is split.
-        bool appends = p.append.k;
+        bool appends = p.append.k && found.first_key + CHUNK > part.position;
         uint32_t key = found.first_key, begin = key, lane = threadIdx.x % 32;
         uint32_t end = min(key + CHUNK, part.position + (appends ? 0 : 1));
-        KvBlock kept(p.shape, nullptr, 0);
-        if (appends) kept = place();
         for (uint32_t s = 0; s < finder.seq.n_segments && begin < end; s++) {
             uint32_t until = min(end, finder.seq.segments[s].end_position(finder.rows));
             if (until <= begin) continue;
@@ -146,9 +140,6 @@ struct Supply {
         if constexpr (TYPE == KV_Q8) fence_async();
         __syncwarp();
         if (lane == 0) barrier_arrive_expecting(stages.ring.full(i), (end - key) * 2 * S::ROW_BYTES);
-        // Blocks that share a KV head have the same key.
-        bool is_first = part.first_head % (p.n_heads / p.shape.n_kv_heads) == 0;
-        if (appends && is_first) store(kept, part.position % p.shape.block_size);
     }
 
     __device__ __forceinline__ void copy_whole(uint32_t i, const Found& found) const {
@@ -166,9 +157,8 @@ struct Supply {
         for (uint32_t i = 0; i < n_own; i++) {
             if (i % 32 == 0) found = finder.find(visible, (i + lane) * split.n_splits + blockIdx.x, split.n);
             Found own = found.from_lane(i % 32);
-            // append() waits itself, once the keys before the token are on their way.
-            bool is_new = !p.append.k && own.first_key + CHUNK > finder.rows.pos;
-            if (!has_waited && is_new) has_waited = true, wait_for_inputs();
+            bool is_old = p.append.k || own.first_key + CHUNK <= finder.rows.pos;
+            if (!has_waited && !is_old) has_waited = true, wait_for_inputs();
             stages.ring.wait_empty(i);
             if (lane == 0) store8(stages.chunk(i), own.first_key, own.flags);
             if (own.flags & IS_SPLIT) copy_split(i, own);
