@@ -286,6 +286,38 @@ impl<B: Backend<Slots = SlotMap>> BlockPlaces<'_, B> {
     }
 }
 
+/// How the heads of a step's rows are turned to their positions.
+pub struct Rope<'a, B: Backend> {
+    /// From [`RopeTableArgs`]; `None` leaves queries and keys unturned.
+    pub table: Option<&'a B::Buf>,
+    /// Pairs of the table.
+    pub n_pairs: usize,
+    /// Which elements make a pair.
+    pub pairing: RopePairing,
+}
+
+impl<B: Backend> Clone for Rope<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for Rope<'_, B> {}
+
+impl<B: Backend> Rope<'_, B> {
+    /// Refuses pairs that heads of `head_dim` elements do not have.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    pub fn check(&self, head_dim: usize) -> Result<()> {
+        let Self { table, n_pairs, .. } = *self;
+        match 2 * n_pairs > head_dim || n_pairs == 0 && table.is_some() {
+            true => Err(Error::invalid(format!("{n_pairs} pairs in a head of {head_dim}"))),
+            false => Ok(()),
+        }
+    }
+}
+
 /// Turns queries and keys to their positions and appends keys and values to the cache, in the cache's type.
 ///
 /// Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021: pair (x, y) of a head becomes
@@ -297,12 +329,8 @@ pub struct RopeAppendArgs<'a, 'p, B: Backend> {
     pub k: &'a B::Buf,
     /// (n_rows, n_kv_heads, head_dim)
     pub v: &'a B::Buf,
-    /// From [`RopeTableArgs`]; `None` leaves queries and keys unturned.
-    pub table: Option<&'a B::Buf>,
-    /// Pairs of the table.
-    pub n_pairs: usize,
-    /// Which elements make a pair.
-    pub pairing: RopePairing,
+    /// How queries and keys are turned.
+    pub rope: Rope<'a, B>,
     /// Query heads.
     pub n_heads: usize,
     /// Shape of the cache blocks.
@@ -405,12 +433,8 @@ pub struct AppendAttnArgs<'a, 'p, B: Backend> {
     pub k: &'a B::Buf,
     /// (n_rows, n_kv_heads, head_dim)
     pub v: &'a B::Buf,
-    /// From [`RopeTableArgs`]; `None` leaves queries and keys unturned.
-    pub table: Option<&'a B::Buf>,
-    /// Pairs of the table.
-    pub n_pairs: usize,
-    /// Which elements make a pair.
-    pub pairing: RopePairing,
+    /// How queries and keys are turned.
+    pub rope: Rope<'a, B>,
     /// Query heads; KV heads serve them in equal groups in order.
     pub n_heads: usize,
     /// Factor of the scores.
@@ -430,11 +454,10 @@ pub struct AppendAttnArgs<'a, 'p, B: Backend> {
 impl<B: Backend> AppendAttnArgs<'_, '_, B> {
     /// Runs one op after the other.
     pub fn one_by_one(self, backend: &B, ws: &mut B::Workspace) -> Result<()> {
-        let Self { out, q, k, v, table, n_pairs, pairing, n_heads, mask, phases, seqs, .. } = self;
-        let Self { scale, softcap, sink_logits, .. } = self;
+        let Self { out, q, k, v, rope, n_heads, scale, softcap, sink_logits, mask, phases, seqs } = self;
         let Some(shape) = seqs.first().map(|seq| seq.shape) else { return Ok(()) };
         let mut targets: Vec<_> = seqs.iter_mut().map(LayerKv::append_target).collect();
-        let append = RopeAppendArgs { q, k, v, table, n_pairs, pairing, n_heads, shape, seqs: &mut targets };
+        let append = RopeAppendArgs { q, k, v, rope, n_heads, shape, seqs: &mut targets };
         backend.rope_append(ws, append)?;
 
         let segments: Vec<_> = seqs.iter().map(LayerKv::segments).collect();

@@ -237,7 +237,8 @@ impl Backend for ReferenceBackend {
     }
 
     fn rope_append(&self, _: &mut ReferenceWorkspace, args: RopeAppendArgs<'_, '_, Self>) -> Result<()> {
-        let RopeAppendArgs { q, k, v, table, n_pairs, pairing, n_heads, shape, seqs } = args;
+        let RopeAppendArgs { q, k, v, rope, n_heads, shape, seqs } = args;
+        let Rope { table, n_pairs, pairing } = rope;
         let (n_kv, dim) = (shape.n_kv_heads, shape.head_dim);
         for seq in seqs {
             for token in 0..seq.desc.n_tokens {

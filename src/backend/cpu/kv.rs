@@ -89,10 +89,9 @@ pub(super) fn rope_append(
     scratch: &mut [f32],
     args: RopeAppendArgs<'_, '_, CpuBackend>,
 ) -> Result<()> {
-    let RopeAppendArgs { q, k, v, table, n_pairs, pairing, n_heads, shape, seqs } = args;
-    if 2 * n_pairs > shape.head_dim || n_pairs == 0 && table.is_some() {
-        return Err(Error::invalid(format!("{n_pairs} pairs in a head of {}", shape.head_dim)));
-    }
+    let RopeAppendArgs { q, k, v, rope, n_heads, shape, seqs } = args;
+    rope.check(shape.head_dim)?;
+    let Rope { table, n_pairs, pairing } = rope;
     let angles = Angles { table: table.map(|table| table.of()), width: 2 * n_pairs, pairing };
     let (k, v) = (k.of::<f32>(), v.of::<f32>());
     for AppendSeq { desc, blocks, places } in seqs {

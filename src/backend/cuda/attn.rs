@@ -2,7 +2,7 @@
 
 use super::params::{self, MAX_PARTS, filled, word};
 use super::workspace::Workspace;
-use super::{CudaBackend, DeviceBuf, Slots, rows_of};
+use super::{CudaBackend, Slots, rows_of};
 use crate::backend::args::*;
 use crate::error::{Error, Result};
 use crate::kv::layer::LayerKv;
@@ -63,15 +63,13 @@ fn segment(segment: &KvSegment<'_, CudaBackend>) -> params::Segment {
 }
 
 /// How heads are turned, as kernels take it.
-pub(super) fn rope(
-    table: Option<&DeviceBuf>,
-    n_rows: usize,
-    n_pairs: usize,
-    pairing: RopePairing,
-    head_dim: usize,
-) -> Result<params::Rope> {
-    if head_dim > MAX_HEAD_DIM || 2 * n_pairs > head_dim || n_pairs == 0 && table.is_some() {
-        return Err(Error::invalid(format!("{n_pairs} pairs in a head of {head_dim}")));
+pub(super) fn rope(rope: &Rope<'_, CudaBackend>, n_rows: usize, head_dim: usize) -> Result<params::Rope> {
+    rope.check(head_dim)?;
+    let Rope { table, n_pairs, pairing } = *rope;
+    if head_dim > MAX_HEAD_DIM {
+        return Err(Error::invalid(format!(
+            "{n_pairs} pairs in a head of {head_dim}: at most {MAX_HEAD_DIM}"
+        )));
     }
     let pairing = match pairing {
         RopePairing::Adjacent => 0,
@@ -93,7 +91,7 @@ pub(super) fn append_attn(
     ws: &mut Workspace,
     args: AppendAttnArgs<'_, '_, CudaBackend>,
 ) -> Result<()> {
-    let AppendAttnArgs { n_heads, n_pairs, pairing, mask, .. } = args;
+    let AppendAttnArgs { n_heads, mask, .. } = args;
     let Some(shape) = args.seqs.first().map(|seq| seq.shape) else { return Ok(()) };
     let is_served = shape.n_kv_heads > 0
         && n_heads.is_multiple_of(shape.n_kv_heads)
@@ -107,7 +105,7 @@ pub(super) fn append_attn(
     let append = params::Append {
         k: args.k.f32s(kv_elems)?,
         v: args.v.f32s(kv_elems)?,
-        rope: rope(args.table, n_rows, n_pairs, pairing, shape.head_dim)?,
+        rope: rope(&args.rope, n_rows, shape.head_dim)?,
     };
     let staged_of = |seq: &LayerKv<'_, CudaBackend>| {
         seq.ring.as_ref().map_or((0, 0), |ring| (ring.staged.address(), ring.stage_blocks))

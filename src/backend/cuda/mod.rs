@@ -336,7 +336,7 @@ impl Backend for CudaBackend {
 
     fn rope_append(&self, ws: &mut Workspace, args: RopeAppendArgs<'_, '_, Self>) -> Result<()> {
         ws.check()?;
-        let RopeAppendArgs { q, k, v, table, n_pairs, pairing, n_heads, shape, seqs } = args;
+        let RopeAppendArgs { q, k, v, rope, n_heads, shape, seqs } = args;
         let n_rows = rows_of(seqs.iter().map(|seq| seq.desc));
         let kv_width = shape.n_kv_heads * shape.head_dim;
         for seqs in seqs.chunks(MAX_PARTS) {
@@ -349,7 +349,7 @@ impl Backend for CudaBackend {
                 q: q.f32s(n_rows * n_heads * shape.head_dim)?,
                 k: k.f32s(n_rows * kv_width)?,
                 v: v.f32s(n_rows * kv_width)?,
-                rope: attn::rope(table, n_rows, n_pairs, pairing, shape.head_dim)?,
+                rope: attn::rope(&rope, n_rows, shape.head_dim)?,
                 shape: (&shape).into(),
                 n_heads: word(n_heads),
                 unused: 0,
