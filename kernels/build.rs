@@ -30,7 +30,7 @@ const fn attn(name: &'static str, source: &'static str, define: &'static str, ma
     Part { define: Some(define), may_spill, ..part(name, source) }
 }
 
-const PARTS: [Part; 18] = [
+const PARTS: [Part; 19] = [
     attn("attn_decode_f16", "attn_decode.cu", "-DLG_KV_F16", false),
     attn("attn_decode_bf16", "attn_decode.cu", "-DLG_KV_BF16", false),
     attn("attn_decode_q8", "attn_decode.cu", "-DLG_KV_Q8", true),
@@ -49,6 +49,7 @@ const PARTS: [Part; 18] = [
     part("top", "top.cu"),
     Part { is_hopper: true, ..part("attn_decode_sm90", "sm90/attn_decode.cu") },
     Part { is_hopper: true, ..part("attn_prefill_sm90", "sm90/attn_prefill.cu") },
+    Part { is_hopper: true, ..part("gemm_sm90", "sm90/gemm.cu") },
 ];
 
 /// Machine code for Hopper.

@@ -27,31 +27,35 @@ extern "C" __global__ void rope_append(const __grid_constant__ RopeAppendParams 
     store_row(block, true, in_block, p.v + (uint64_t(row) * p.shape.n_kv_heads + kv_head) * dim);
 }
 
-// Grid (n_tokens, n_kv_heads, copies). Rows are copied 16 bytes at a time, or byte by byte where they are not so long.
+// Copies bytes of two places that lie alike, 16 at a time where that works.
+__device__ __forceinline__ void copy_together(uint8_t* to, const uint8_t* from, uint32_t n_bytes) {
+    if ((n_bytes | reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16 == 0) {
+        for (uint32_t i = threadIdx.x; i < n_bytes / 16; i += blockDim.x) {
+            reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(from)[i];
+        }
+    } else {
+        for (uint32_t i = threadIdx.x; i < n_bytes; i += blockDim.x) to[i] = from[i];
+    }
+}
+
+// Grid (blocks of the cache that the tokens touch, n_kv_heads, copies): what the tokens left in a block lies together.
 extern "C" __global__ void copy_blocks(const __grid_constant__ CopyBlocksParams params) {
     begin();
     const CopyPart& p = params.parts[blockIdx.z];
     StepRows rows = *p.rows;
-    if (blockIdx.x >= rows.n_tokens || blockIdx.y >= p.shape.n_kv_heads) return;
-    uint32_t position = rows.pos + blockIdx.x, kv_head = blockIdx.y;
-    uint32_t block_size = p.shape.block_size, block = position / block_size;
+    uint32_t block_size = p.shape.block_size, block = rows.pos / block_size + blockIdx.x, kv_head = blockIdx.y;
+    uint32_t begin = max(rows.pos, block * block_size), end = min(rows.end(), (block + 1) * block_size);
+    if (begin >= end || kv_head >= p.shape.n_kv_heads) return;
     bool is_pinned = p.slots->is_pinned(kv_head, block);
     if (p.pinned ? !is_pinned : is_pinned || block < rows.first_block(block_size, p.slots->ring_blocks)) return;
     KvBlock to(p.shape, p.to, p.to_places.place(rows, block_size, kv_head, block));
     KvBlock from(p.shape, const_cast<uint8_t*>(p.from), p.from_places.place(rows, block_size, kv_head, block));
+    uint32_t first = begin % block_size, n = end - begin, row_bytes = p.shape.head_dim * p.shape.elem_bytes();
     for (int is_value = 0; is_value < 2; is_value++) {
-        uint8_t* t = to.row(is_value, position % block_size);
-        const uint8_t* f = from.row(is_value, position % block_size);
-        uint32_t n_bytes = p.shape.head_dim * p.shape.elem_bytes();
-        if (n_bytes % 16 == 0) {
-            for (uint32_t i = threadIdx.x; i < n_bytes / 16; i += blockDim.x) {
-                reinterpret_cast<uint4*>(t)[i] = reinterpret_cast<const uint4*>(f)[i];
-            }
-        } else {
-            for (uint32_t i = threadIdx.x; i < n_bytes; i += blockDim.x) t[i] = f[i];
-        }
-        if (p.shape.type == KV_Q8 && threadIdx.x == 0) {
-            *to.scale(is_value, position % block_size) = *from.scale(is_value, position % block_size);
+        copy_together(to.row(is_value, first), from.row(is_value, first), n * row_bytes);
+        if (p.shape.type == KV_Q8) {
+            const __half* scales = from.scale(is_value, first);
+            for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) to.scale(is_value, first)[i] = scales[i];
         }
     }
 }

@@ -11,16 +11,18 @@ use crate::model::config::Config;
 use crate::model::network::{Sequence, Want};
 use crate::sampler::{Candidate, Sampler};
 
-/// Tokens of a chunk unless the caller says otherwise.
-const DEFAULT_CHUNK_TOKENS: u32 = 2048;
+/// Tokens of a chunk unless the caller says otherwise: at least so many, and of long contexts such a part, if the backend
+/// gains by it. Their activations are a small part of the cache then.
+const LEAST_CHUNK_TOKENS: u32 = 2048;
+const CHUNKS_OF_CONTEXT: u32 = 16;
 
 /// How to open a session, and what its memory is planned for. Zero means the default everywhere.
 #[derive(Clone, Debug, Default)]
 pub struct SessionParams {
     /// Longest context in tokens; 0 means the one that the model was trained for.
     pub n_ctx: u32,
-    /// Most tokens that run through the layers together; 0 means 2048. Never changes a result on the
-    /// processor.
+    /// Most tokens that run through the layers together; 0 means 2048, and on a card a sixteenth of the context, up to
+    /// 8192, if that is more. Never changes a result on the processor.
     pub chunk_tokens: u32,
     /// Element type of the cache.
     pub kv_type: KvType,
@@ -40,13 +42,15 @@ pub(crate) struct Shape {
 }
 
 impl SessionParams {
-    pub(crate) fn shape(&self, config: &Config) -> Result<Shape> {
+    /// `most_chunk_tokens` is the backend's; see [`Backend::chunk_tokens`](crate::backend::Backend::chunk_tokens).
+    pub(crate) fn shape(&self, config: &Config, most_chunk_tokens: u32) -> Result<Shape> {
         let or = |value, default| if value == 0 { default } else { value };
         let n_ctx = or(self.n_ctx, config.n_ctx_train);
         if n_ctx > MAX_CTX {
             return Err(Error::invalid(format!("context of {n_ctx} tokens: at most {MAX_CTX} work")));
         }
-        let chunk_tokens = or(self.chunk_tokens, DEFAULT_CHUNK_TOKENS).min(n_ctx);
+        let default = (n_ctx / CHUNKS_OF_CONTEXT).min(most_chunk_tokens).max(LEAST_CHUNK_TOKENS);
+        let chunk_tokens = or(self.chunk_tokens, default).min(n_ctx);
         let logits_rows = or(self.logits_rows, 1).min(chunk_tokens) as usize;
         Ok(Shape { n_ctx, chunk_tokens, kv_type: self.kv_type, precision: self.precision, logits_rows })
     }
@@ -128,13 +132,13 @@ impl Session {
     /// # Errors
     /// `Invalid`, `OutOfMemory`.
     pub fn new(model: &Arc<Model>, params: &SessionParams) -> Result<Self> {
-        let shape = params.shape(model.config())?;
+        let sequence = model.sequence(params)?;
         Ok(Self {
-            sequence: model.sequence(params)?,
+            n_ctx: sequence.n_ctx(),
+            chunk_tokens: sequence.max_rows(),
+            sequence,
             model: model.clone(),
             tokens: Vec::new(),
-            n_ctx: shape.n_ctx,
-            chunk_tokens: shape.chunk_tokens as usize,
             has_logits: false,
         })
     }

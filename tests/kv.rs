@@ -157,8 +157,8 @@ fn check<B: Backend>(backend: &B, case: &Case) {
                     let args = AppendAttnArgs {
                         out: &mut out,
                         q: &mut q,
-                        k: &k,
-                        v: &v,
+                        k: &mut k,
+                        v: &mut v,
                         rope: Rope { table: None, n_pairs: 0, pairing: RopePairing::Halves },
                         n_heads,
                         scale: 1.0,

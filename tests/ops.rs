@@ -45,7 +45,7 @@ fn pick<T: Copy>(random: &mut Random, from: &[T]) -> T {
 fn random_products(random: &mut Random, cols: usize, n_rows: usize) -> Vec<Product> {
     let types = if cols.is_multiple_of(32) { &TensorType::ALL[..] } else { &TensorType::ALL[..3] };
     let product = |random: &mut Random| {
-        let rows = pick(random, &[1, 2, 3, 15, 16, 17, 33, 64, 70, 130]);
+        let rows = pick(random, &[1, 2, 3, 15, 16, 17, 33, 64, 70, 130, 264]);
         let (ty, bias) = (pick(random, types), random.below(2) == 1);
         Product {
             w: random_weight(random, ty, rows, cols),

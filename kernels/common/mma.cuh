@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "floats.cuh"
+
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
@@ -46,6 +48,9 @@ struct HalfType {
         __half2 pair = __floats2half2_rn(low, high);
         return *reinterpret_cast<uint32_t*>(&pair);
     }
+    static __device__ __forceinline__ uint32_t pack_finite(float low, float high) {
+        return pack(within_f16(low), within_f16(high));
+    }
     // d (16, 8) += a (16, 16) * b (16, 8)
     static __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
         asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -60,6 +65,7 @@ struct Bf16Type {
         __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
         return *reinterpret_cast<uint32_t*>(&pair);
     }
+    static __device__ __forceinline__ uint32_t pack_finite(float low, float high) { return pack(low, high); }
     static __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
         asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
                      "{%0, %1, %2, %3};\n"

@@ -146,10 +146,15 @@ struct alignas(128) TensorMap {
     uint64_t opaque[16];
 };
 
+// What outputs are rounded to.
+enum OutType : uint32_t { OUT_F32 = 0, OUT_F16 = 1, OUT_BF16 = 2 };
+
 struct AttnHopperParams {
     TensorMap maps[3];          // of the segments
     AttnParams attn;
     uint32_t heads_at_once;     // of n_heads
+    uint32_t out_type;
+    const void* turned;         // queries as HeadsParams has them; null: they are floats, at attn.q
 };
 static_assert(sizeof(AttnHopperParams) == 2560);
 
@@ -243,6 +248,41 @@ struct GemmParams {
     uint32_t unused;
 };
 static_assert(sizeof(GemmParams) == 48);
+
+// The same by Hopper's kernel, of 16-bit floats, in tiles of 256 rows and 256 outputs.
+struct GemmHopperParams {
+    TensorMap x;          // (n_rows, cols)
+    TensorMap w[2];       // (n_outputs, cols); for gated units the gates', then what they gate
+    void* out;            // (n_rows, n_outputs): floats of 32 bits, or gated units of 16
+    uint32_t n_rows;
+    uint32_t cols;
+    uint32_t n_outputs;
+    uint32_t out_width;   // elements from a row of `out` to the next
+    uint32_t add;
+    uint32_t unused;
+};
+static_assert(sizeof(GemmHopperParams) == 512);
+
+// Queries, keys or values of one session's rows by Hopper's kernel, turned and rounded to the type of its cache.
+enum HeadKind : uint32_t { HEAD_QUERY = 0, HEAD_KEY = 1, HEAD_VALUE = 2 };
+
+struct HeadsParams {
+    TensorMap x;            // (n_rows, cols)
+    TensorMap w;            // (n_heads * head_dim, cols)
+    void* q;                // where queries go, times the factor of the scores and log2(e): (n_rows, heads of all, head_dim)
+    AppendSeq seq;          // where keys and values go
+    KvShape shape;
+    const float* rope;      // (n_rows, head_dim / 2, 2)
+    uint32_t pairing;
+    uint32_t kind;
+    uint32_t n_rows;
+    uint32_t cols;
+    uint32_t n_heads;       // of this launch
+    uint32_t first_head;    // which the first of them is of all
+    uint32_t heads_of_all;
+    float scale;
+};
+static_assert(sizeof(HeadsParams) == 384);
 
 // out (n, width) += bias (width)
 struct BiasParams {

@@ -3,6 +3,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "floats.cuh"
 #include "params.cuh"
 
 // Elements of a quantised block.
@@ -20,10 +21,7 @@ __device__ __forceinline__ void from_bf16x2(float* out, uint32_t pair) {
     out[1] = __uint_as_float(pair & 0xffff0000u);
 }
 
-// Finite numbers stay finite: what is too large for f16 becomes its largest number.
-__device__ __forceinline__ __half to_f16(float x) {
-    return __float2half_rn(fabsf(x) <= 3.4e38f ? fminf(fmaxf(x, -65504.0f), 65504.0f) : x);
-}
+__device__ __forceinline__ __half to_f16(float x) { return __float2half_rn(within_f16(x)); }
 
 // Element types. load8 reads elements 8 * i .. 8 * i + 7 of a row of `cols`, a multiple of 8.
 struct F32 {

@@ -117,6 +117,14 @@ struct Compute : Block<DIM, CONSUMERS> {
         }
     }
 
+    // Values of a row, times a factor, in 16 bits to element `at` of the output on.
+    template <typename Out>
+    __device__ __forceinline__ void store_rounded(uint64_t at, const float* out, float factor) const {
+        uint32_t* to = reinterpret_cast<uint32_t*>(reinterpret_cast<uint16_t*>(params.attn.out) + at) + threadIdx.x % 4;
+#pragma unroll
+        for (int n = 0; n < DIM / 8; n++) to[n * 4] = Out::pack_finite(out[n * 4] * factor, out[n * 4 + 1] * factor);
+    }
+
     // Weighted values over the sums of weights, to the rows of the output. `row` is this thread's first position.
     __device__ __forceinline__ void
     store(const float (&out)[DIM / 2], const float (&most)[2], const float (&sum)[2], uint32_t head, uint32_t row) const {
@@ -132,11 +140,17 @@ struct Compute : Block<DIM, CONSUMERS> {
             uint32_t position = row + h * 8;
             if (position < rows.pos || position >= rows.end()) continue;
             uint64_t at = (uint64_t(rows.row + position - rows.pos) * p.n_heads + head) * DIM;
-            float* to = p.out + at + threadIdx.x % 4 * 2;
+            if (params.out_type == OUT_F32) {
+                float* to = p.out + at + threadIdx.x % 4 * 2;
 #pragma unroll
-            for (int n = 0; n < DIM / 8; n++) {
-                float2 pair = make_float2(out[n * 4 + h * 2] * factor, out[n * 4 + h * 2 + 1] * factor);
-                *reinterpret_cast<float2*>(to + n * 8) = pair;
+                for (int n = 0; n < DIM / 8; n++) {
+                    float2 pair = make_float2(out[n * 4 + h * 2] * factor, out[n * 4 + h * 2 + 1] * factor);
+                    *reinterpret_cast<float2*>(to + n * 8) = pair;
+                }
+            } else if (params.out_type == OUT_F16) {
+                store_rounded<HalfProducts>(at, out + h * 2, factor);
+            } else {
+                store_rounded<Bf16Products>(at, out + h * 2, factor);
             }
         }
     }
@@ -181,9 +195,9 @@ struct Compute : Block<DIM, CONSUMERS> {
                 turn_ends(group, runs.z);
                 products_wait<1>();
                 pin(scores);
-            if (is_signal) barrier_arrive(keys.empty(tile));
-            mask_scores(scores, runs, group, row);
-            soften(scores, most, sum, factor);
+                if (is_signal) barrier_arrive(keys.empty(tile));
+                mask_scores(scores, runs, group, row);
+                soften(scores, most, sum, factor);
                 products_wait<0>();
                 pin(out);
                 if (is_signal) barrier_arrive(values.empty(tile - 1));

@@ -85,15 +85,19 @@ struct Block {
 #pragma unroll 2
         for (uint32_t i = thread; i < WARPGROUP_QUERIES * CHUNKS; i += n_threads) {
             uint32_t row = i / CHUNKS, chunk = i % CHUNKS, position = item.first_query + group * WARPGROUP_QUERIES + row;
-            float4 a = make_float4(0, 0, 0, 0), b = a;
+            uint4 words = make_uint4(0, 0, 0, 0);
             if (position >= rows.pos && position < rows.end()) {
                 uint64_t at = (uint64_t(rows.row + position - rows.pos) * p.n_heads + item.head) * DIM;
-                const float4* q = reinterpret_cast<const float4*>(p.q + at) + 2 * chunk;
-                a = q[0], b = q[1];
+                if (params.turned) {
+                    words = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(params.turned) + at + 8 * chunk);
+                } else {
+                    const float4* q = reinterpret_cast<const float4*>(p.q + at) + 2 * chunk;
+                    float4 a = q[0], b = q[1];
+                    words = make_uint4(T::pack(a.x * scale, a.y * scale), T::pack(a.z * scale, a.w * scale),
+                                       T::pack(b.x * scale, b.y * scale), T::pack(b.z * scale, b.w * scale));
+                }
             }
-            uint32_t words[4] = {T::pack(a.x * scale, a.y * scale), T::pack(a.z * scale, a.w * scale),
-                                 T::pack(b.x * scale, b.y * scale), T::pack(b.z * scale, b.w * scale)};
-            store16(to + chunk / 8 * WARPGROUP_QUERIES * SWIZZLE_BYTES + swizzled(row, chunk % 8), words);
+            store16(to + chunk / 8 * WARPGROUP_QUERIES * SWIZZLE_BYTES + swizzled(row, chunk % 8), {words.x, words.y, words.z, words.w});
         }
         fence_async();
     }

@@ -426,13 +426,13 @@ pub struct AttnArgs<'a, B: Backend> {
 /// then the copies of [`LayerKv::stage`]. A backend may leave out the scratch, which nothing reads afterwards.
 pub struct AppendAttnArgs<'a, 'p, B: Backend> {
     /// (n_rows, n_heads, head_dim)
-    pub out: &'a mut B::Buf,
+    pub out: &'p mut B::Buf,
     /// (n_rows, n_heads, head_dim): contents are lost
-    pub q: &'a mut B::Buf,
+    pub q: &'p mut B::Buf,
     /// (n_rows, n_kv_heads, head_dim)
-    pub k: &'a B::Buf,
+    pub k: &'p mut B::Buf,
     /// (n_rows, n_kv_heads, head_dim)
-    pub v: &'a B::Buf,
+    pub v: &'p mut B::Buf,
     /// How queries and keys are turned.
     pub rope: Rope<'a, B>,
     /// Query heads; KV heads serve them in equal groups in order.
@@ -469,6 +469,44 @@ impl<B: Backend> AppendAttnArgs<'_, '_, B> {
 
         let mut parts: Vec<_> = seqs.iter_mut().flat_map(LayerKv::stage).collect();
         backend.copy_blocks(ws, CopyBlocksArgs { parts: &mut parts })
+    }
+}
+
+/// The attention of a layer: `x += o(attend(q(norm(x)), k(norm(x)), v(norm(x))))`.
+pub struct AttentionArgs<'a, 'p, B: Backend> {
+    /// (n_rows, d_model): the residual stream
+    pub x: &'a mut B::Buf,
+    /// Rows.
+    pub n_rows: usize,
+    /// (d_model): weight of the [`Norm`]
+    pub norm: &'a B::Buf,
+    /// Added to the mean square.
+    pub eps: f32,
+    /// (n_heads * head_dim, d_model)
+    pub q: &'a Linear<B>,
+    /// (n_kv_heads * head_dim, d_model)
+    pub k: &'a Linear<B>,
+    /// (n_kv_heads * head_dim, d_model)
+    pub v: &'a Linear<B>,
+    /// (d_model, n_heads * head_dim)
+    pub o: &'a Linear<B>,
+    /// (n_rows, d_model): contents are lost
+    pub scratch: &'a mut B::Buf,
+    /// What lies between the products; its rows are theirs, and their contents are lost.
+    pub attend: AppendAttnArgs<'a, 'p, B>,
+}
+
+impl<B: Backend> AttentionArgs<'_, '_, B> {
+    /// Runs one op after the other.
+    pub fn one_by_one(self, backend: &B, ws: &mut B::Workspace) -> Result<()> {
+        let Self { x, n_rows, norm, eps, q, k, v, o, scratch, attend } = self;
+        let input = Input::Norm(Norm { x: &*x, first_row: 0, weight: norm, eps, scratch });
+        let parts = &mut [q.to(&mut *attend.q), k.to(&mut *attend.k), v.to(&mut *attend.v)];
+        backend.matmul(ws, MatmulArgs { parts, input, n_rows, add: false })?;
+        let AppendAttnArgs { out, seqs, .. } = attend;
+        backend.append_attn(ws, AppendAttnArgs { out: &mut *out, seqs: &mut *seqs, ..attend })?;
+        let parts = &mut [o.to(x)];
+        backend.matmul(ws, MatmulArgs { parts, input: Input::Rows(out), n_rows, add: true })
     }
 }
 

@@ -46,6 +46,11 @@ pub trait Backend: Send + Sync + Sized + 'static {
         usize::MAX
     }
 
+    /// Rows of a step beyond which it gains little by more, which need more memory.
+    fn chunk_tokens(&self) -> u32 {
+        2048
+    }
+
     /// Bytes that can still be allocated, where the device knows it.
     fn free_bytes(&self) -> Option<usize> {
         None
@@ -155,6 +160,10 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn attn(&self, ws: &mut Self::Workspace, args: AttnArgs<'_, Self>) -> Result<()>;
     /// See [`AppendAttnArgs`].
     fn append_attn(&self, ws: &mut Self::Workspace, args: AppendAttnArgs<'_, '_, Self>) -> Result<()> {
+        args.one_by_one(self, ws)
+    }
+    /// See [`AttentionArgs`].
+    fn attention(&self, ws: &mut Self::Workspace, args: AttentionArgs<'_, '_, Self>) -> Result<()> {
         args.one_by_one(self, ws)
     }
     /// See [`CopyBlocksArgs`].

@@ -15,7 +15,7 @@ use crate::kv::layer::{LayerKv, RingKv};
 use crate::kv::slots::SlotMap;
 
 /// Blocks that `n_tokens` tokens in a row can touch, wherever they begin.
-fn blocks_touched(n_tokens: u32, block_size: u32) -> u32 {
+pub(crate) fn blocks_touched(n_tokens: u32, block_size: u32) -> u32 {
     (n_tokens + block_size - 2) / block_size + 1
 }
 

@@ -59,35 +59,39 @@ impl<B: Backend> Step<'_, '_, B> {
     }
 
     fn attention(&mut self, ws: &mut B::Workspace, i_layer: usize, layer: &LayerWeights<B>) -> Result<()> {
-        let (backend, config, n_rows) = (self.backend, self.config, self.n_rows);
+        let config = self.config;
         let Activations { x, h, q, k, v, rope, attn, .. } = &mut *self.acts;
-        let input = Norm { x, first_row: 0, weight: &layer.attn_norm, eps: config.norm_eps, scratch: h };
-        let parts = &mut [layer.q.to(q), layer.k.to(k), layer.v.to(v)];
-        backend.matmul(ws, MatmulArgs { parts, input: Input::Norm(input), n_rows, add: false })?;
-
         let mut seqs: Vec<_> = self.seqs.iter_mut().map(|seq| seq.kv.layer(i_layer, seq.desc)).collect();
-        let attend = AppendAttnArgs {
-            out: attn,
-            q,
-            k,
-            v,
-            rope: Rope {
-                table: Some(rope),
-                n_pairs: config.rope.inv_freq.len(),
-                pairing: config.rope.pairing,
+        let args = AttentionArgs {
+            x,
+            n_rows: self.n_rows,
+            norm: &layer.attn_norm,
+            eps: config.norm_eps,
+            q: &layer.q,
+            k: &layer.k,
+            v: &layer.v,
+            o: &layer.o,
+            scratch: h,
+            attend: AppendAttnArgs {
+                out: attn,
+                q,
+                k,
+                v,
+                rope: Rope {
+                    table: Some(rope),
+                    n_pairs: config.rope.inv_freq.len(),
+                    pairing: config.rope.pairing,
+                },
+                n_heads: config.n_heads,
+                scale: config.attention_scale,
+                softcap: 0.0,
+                sink_logits: None,
+                mask: config.attention[i_layer].mask,
+                phases: &layer.phases,
+                seqs: &mut seqs,
             },
-            n_heads: config.n_heads,
-            scale: config.attention_scale,
-            softcap: 0.0,
-            sink_logits: None,
-            mask: config.attention[i_layer].mask,
-            phases: &layer.phases,
-            seqs: &mut seqs,
         };
-        backend.append_attn(ws, attend)?;
-
-        let parts = &mut [layer.o.to(x)];
-        backend.matmul(ws, MatmulArgs { parts, input: Input::Rows(attn), n_rows, add: true })
+        self.backend.attention(ws, args)
     }
 
     fn mlp(&mut self, ws: &mut B::Workspace, layer: &LayerWeights<B>) -> Result<()> {

@@ -58,6 +58,10 @@ pub trait Sequence: Any + Send {
     fn top(&mut self, n: usize) -> Result<Vec<Candidate>>;
     /// How steps that repeat themselves are run, if that is worth telling.
     fn repeat_note(&self) -> Option<String>;
+    /// Most tokens that it can hold.
+    fn n_ctx(&self) -> u32;
+    /// Tokens of a chunk.
+    fn max_rows(&self) -> usize;
     /// Tokens held.
     fn n_tokens(&self) -> u32;
     /// Lowest position besides 0 that [`rewind`](Self::rewind) can go back to.
@@ -142,7 +146,7 @@ impl<B: Backend> Engine for Network<B> {
 
     fn plan(&self, params: &SessionParams, attention: &[LayerAttention]) -> Result<MemoryPlan> {
         let Parts { backend, config, .. } = &*self.0;
-        let shape = params.shape(config)?;
+        let shape = params.shape(config, backend.chunk_tokens())?;
         let layouts = self.0.layouts(&shape, attention);
         let layer = |(layout, attention): (&LayerLayout, &_)| LayerPlan {
             attention: Clone::clone(attention),
@@ -166,7 +170,7 @@ impl<B: Backend> Engine for Network<B> {
     }
 
     fn sequence(&self, params: &SessionParams) -> Result<Box<dyn Sequence>> {
-        let shape = params.shape(&self.0.config)?;
+        let shape = params.shape(&self.0.config, self.0.backend.chunk_tokens())?;
         Ok(Box::new(NetworkSequence::new(&self.0, &shape)?))
     }
 

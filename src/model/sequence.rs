@@ -40,6 +40,7 @@ pub(super) struct NetworkSequence<B: Backend> {
     /// Whether the last row's logits are there.
     has_read_logits: bool,
     logits_rows: usize,
+    n_ctx: u32,
     max_rows: usize,
     precision: Precision,
 }
@@ -59,6 +60,7 @@ impl<B: Backend> NetworkSequence<B> {
             logits: HostBuf::new(Activations::<B>::logits_bytes(config, shape.logits_rows), host)?,
             has_read_logits: false,
             logits_rows: shape.logits_rows,
+            n_ctx: shape.n_ctx,
             max_rows,
             precision: shape.precision,
             network: network.clone(),
@@ -219,6 +221,14 @@ impl<B: Backend> Sequence for NetworkSequence<B> {
 
     fn repeat_note(&self) -> Option<String> {
         self.network.backend.repeat_note(&self.workspace)
+    }
+
+    fn n_ctx(&self) -> u32 {
+        self.n_ctx
+    }
+
+    fn max_rows(&self) -> usize {
+        self.max_rows
     }
 
     fn n_tokens(&self) -> u32 {

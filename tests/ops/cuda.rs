@@ -138,7 +138,7 @@ fn mlp_is_as_near_as_16_bits_allow() {
         for case in 0..60 {
             let ty = [pick(&mut random, &TensorType::ALL)];
             let mlp = random_mlp(&mut random, if case % 2 == 0 { &ty } else { &TensorType::ALL });
-            let n_rows = pick(&mut random, &[1, 2, 4, 8, 9, 16, 17, 100]);
+            let n_rows = pick(&mut random, &[1, 2, 4, 8, 9, 16, 17, 100, 300]);
             let x = random.vector(n_rows * mlp.norm.len(), 3.0);
             let expected = Rig::new(&oracle, Precision::Exact).mlp(&mlp, &x);
             let has = Rig::new(&backend, Precision::Fast).mlp(&mlp, &x);
@@ -375,8 +375,8 @@ fn decoded<B: Backend>(backend: &B, decoding: &Decoding, ops: Ops<B>) -> Vec<f32
             let args = AppendAttnArgs {
                 out: &mut out,
                 q: &mut q,
-                k: &k,
-                v: &v,
+                k: &mut k,
+                v: &mut v,
                 rope: Rope { table: (n_pairs > 0).then_some(&table), n_pairs, pairing },
                 n_heads,
                 scale,
@@ -441,6 +441,137 @@ fn decoding_in_one_launch_has_the_bits_of_one_op_after_the_other() {
             let has = decoded(&backend, &decoding, CudaBackend::append_attn);
             let expected = decoded(&backend, &decoding, |backend, ws, args| args.one_by_one(backend, ws));
             assert_same_bits(&what, &has, &expected);
+        }
+    }
+}
+
+/// The attention of a layer, and rows that go through it.
+struct Layer {
+    context: Context,
+    products: [Product; 4],
+    norm: Vec<f32>,
+    /// Tokens of each step.
+    steps: Vec<u32>,
+    /// (tokens of all steps, d_model)
+    x: Vec<f32>,
+}
+
+/// What each step adds to its rows, with the keys and values of those before it.
+fn attended<B: Backend>(backend: &B, precision: Precision, layer: &Layer) -> Vec<f32> {
+    let Layer { context, products, norm, steps, x } = layer;
+    let Context { shape, mask, n_heads, n_pairs, pairing, scale, softcap, .. } = *context;
+    let mut rig = Rig::new(backend, precision);
+    let attention = LayerAttention { mask, phases: context.phases.clone() };
+    let n_ctx = steps.iter().sum::<u32>();
+    let most = *steps.iter().max().unwrap();
+    let layout = LayerLayout::new(&attention, shape, n_ctx, most);
+    let mut cache = KvCache::new(backend, vec![layout], std::slice::from_ref(&attention)).unwrap();
+    let mut desc = backend.descriptor().unwrap();
+    let [q, k, v, o] = products.each_ref().map(|product| rig.linear(product));
+    let phases = rig.buf(&context.phases);
+    let sinks = context.sink_logits.as_ref().map(|sinks| rig.buf(sinks));
+    let inv_freq: Vec<f32> = (0..n_pairs).map(|pair| 0.7f32.powi(pair as i32)).collect();
+    let (inv_freq, norm_buf, d_model) = (rig.buf(&inv_freq), rig.buf(norm), norm.len());
+    let (width, kv_width) = (n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim);
+    let rows_of = |width: usize| rig.poisoned(most as usize * width * 4);
+    let [mut h, mut q_rows, mut k_rows, mut v_rows, mut out] =
+        [d_model, width, kv_width, kv_width, width].map(rows_of);
+    let mut table = rows_of(2 * n_pairs);
+    let mut added = Vec::new();
+    for &n_tokens in steps {
+        let pos = cache.n_tokens();
+        let n_rows = n_tokens as usize;
+        let before = &x[pos as usize * d_model..][..n_rows * d_model];
+        let mut x = rig.buf(before);
+        backend.describe(&mut desc, StepRows { row: 0, n_tokens, pos }).unwrap();
+        rig.run(|backend, ws| {
+            let seqs = &[&desc];
+            let angles =
+                RopeTableArgs { out: &mut table, inv_freq: &inv_freq, n_pairs, attention_factor: 1.1, seqs };
+            backend.rope_table(ws, angles)?;
+            let args = AttentionArgs {
+                x: &mut x,
+                n_rows,
+                norm: &norm_buf,
+                eps: 1e-5,
+                q: &q,
+                k: &k,
+                v: &v,
+                o: &o,
+                scratch: &mut h,
+                attend: AppendAttnArgs {
+                    out: &mut out,
+                    q: &mut q_rows,
+                    k: &mut k_rows,
+                    v: &mut v_rows,
+                    rope: Rope { table: (n_pairs > 0).then_some(&table), n_pairs, pairing },
+                    n_heads,
+                    scale,
+                    softcap,
+                    sink_logits: sinks.as_ref(),
+                    mask,
+                    phases: &phases,
+                    seqs: &mut [cache.layer(0, &desc)],
+                },
+            };
+            backend.attention(ws, args)?;
+            backend.copy_blocks(ws, CopyBlocksArgs { parts: &mut cache.fill_rings(&desc) })
+        })
+        .unwrap();
+        cache.advance(n_tokens);
+        let after = rig.read(&x, n_rows * d_model);
+        added.extend(after.iter().zip(before).map(|(after, before)| after - before));
+    }
+    added
+}
+
+#[test]
+fn attention_of_a_layer_is_as_near_as_16_bits_allow() {
+    let oracle = ReferenceBackend::default();
+    for (name, backend) in backends() {
+        let mut random = Random::new(41);
+        for case in 0..60 {
+            let mask = match random_mask(&mut random) {
+                Mask::Blocks { local_blocks, sink_blocks, stride, .. } => {
+                    let block_size = pick(&mut random, &[64, 64, 128]);
+                    Mask::Blocks { block_size, local_blocks, sink_blocks, stride }
+                }
+                mask => mask,
+            };
+            let (n_kv_heads, group) = pick(&mut random, &[(1, 1), (2, 2), (3, 1), (1, 3)]);
+            let head_dim = pick(&mut random, &[64, 128]);
+            let ty = pick(&mut random, &[KvType::F16, KvType::F16, KvType::Bf16, KvType::Q8]);
+            let shape = KvShape { n_kv_heads, head_dim, block_size: mask.block_size() as usize, ty };
+            let mut context = context_of(&mut random, 1, mask, shape, n_kv_heads * group);
+            if random.below(4) > 0 {
+                context.n_pairs = head_dim / 2;
+            }
+            let d_model = pick(&mut random, &[96, 320, 640]);
+            let types = pick(&mut random, &TensorType::ALL.map(|ty| [ty; 4]));
+            let widths = [n_kv_heads * group, n_kv_heads, n_kv_heads].map(|heads| heads * head_dim);
+            let shapes =
+                [(widths[0], d_model), (widths[1], d_model), (widths[2], d_model), (d_model, widths[0])];
+            let products = std::array::from_fn(|i| {
+                let (rows, cols) = shapes[i];
+                Product { w: random_weight(&mut random, types[i], rows, cols), bias: None, before: vec![] }
+            });
+            let steps: Vec<u32> = (0..1 + random.below(4))
+                .map(|_| pick(&mut random, &[1, 15, 16, 63, 64, 70, 128, 129, 257, 300]))
+                .collect();
+            let n_tokens = steps.iter().sum::<u32>() as usize;
+            let x = random.vector(n_tokens * d_model, 3.0);
+            let norm = random.vector(d_model, 0.1);
+            let what =
+                format!("{name}, case {case}: {steps:?} of {d_model}, {} in {shape:?}, {mask:?}", types[0]);
+            let layer = Layer { context, products, norm, steps, x };
+            let expected = attended(&oracle, Precision::Exact, &layer);
+            let has = attended(&backend, Precision::Fast, &layer);
+            let is_bf16 = types[0] == TensorType::BF16 || ty != KvType::F16;
+            let fraction = if is_bf16 { 0.08 } else { 0.02 };
+            // The more tokens a row sees, the smaller are its numbers.
+            for (has, expected) in has.chunks(d_model).zip(expected.chunks(d_model)) {
+                assert_close(&what, has, expected, of_their_size(fraction, expected));
+            }
         }
     }
 }

@@ -251,7 +251,8 @@ impl<'b, B: Backend> Rig<'b, B> {
         self.read(&out, x.len())
     }
 
-    fn linear(&self, product: &Product) -> Linear<B> {
+    /// A layer of a model.
+    pub fn linear(&self, product: &Product) -> Linear<B> {
         Linear {
             w: self.backend.weight(product.w.clone()).unwrap(),
             bias: product.bias.as_ref().map(|bias| self.buf(bias)),

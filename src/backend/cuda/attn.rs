@@ -1,10 +1,11 @@
 //! Attention: which kernel, how it is split, and what it is told of the cache.
 
+use super::device::Matrix16;
 use super::params::{self, MAX_PARTS, filled, word};
 use super::workspace::Workspace;
 use super::{CudaBackend, Slots, rows_of};
 use crate::backend::args::*;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::kv::layer::LayerKv;
 
 /// Tokens of a step from which on queries are computed in tiles.
@@ -34,6 +35,9 @@ const HOPPER_ROW_THREADS: u32 = 288;
 const HOPPER_CHUNK: usize = 64;
 const HOPPER_STAGES_BYTES: usize = 6 * 256;
 
+/// Keys that Hopper's kernel of tiles copies at once.
+const HOPPER_RUN: usize = 64;
+
 /// Elements of the partial results: of every query head, the weighted values, the largest score and the sum.
 pub(super) fn partials_len(shape: &WorkspaceShape) -> usize {
     shape.n_heads.saturating_mul(shape.head_dim + 2).saturating_mul(PARTIALS)
@@ -51,6 +55,11 @@ pub(super) fn places(places: &BlockPlaces<'_, CudaBackend>) -> params::BlockPlac
         BlockPlaces::Slots(Slots(map)) => params::BlockPlaces { map: map.address(), n_blocks: 0, unused: 0 },
         BlockPlaces::Step { n_blocks } => params::BlockPlaces { map: 0, n_blocks, unused: 0 },
     }
+}
+
+/// Where keys and values are appended, as kernels take it.
+pub(super) fn append_seq(seq: &AppendSeq<'_, CudaBackend>) -> params::AppendSeq {
+    params::AppendSeq { rows: seq.desc.address(), blocks: seq.blocks.address(), places: places(&seq.places) }
 }
 
 fn segment(segment: &KvSegment<'_, CudaBackend>) -> params::Segment {
@@ -120,7 +129,7 @@ pub(super) fn append_attn(
         .collect();
     let AppendAttnArgs { out, q, scale, softcap, sink_logits, phases, .. } = args;
     let args = AttnArgs { out, q, n_heads, shape, scale, softcap, sink_logits, mask, phases, seqs: &seqs };
-    run(backend, ws, &args, Some(&Appended { append, staged }))?;
+    run(backend, ws, &args, Io { appended: Some(&Appended { append, staged }), ..Io::default() })?;
     ws.keep_pace()
 }
 
@@ -129,15 +138,53 @@ pub(super) fn attn(
     ws: &mut Workspace,
     args: &AttnArgs<'_, CudaBackend>,
 ) -> Result<()> {
-    run(backend, ws, args, None)
+    run(backend, ws, args, Io::default())
+}
+
+/// Attention of many tokens of one session, [if it is taken](takes_rounded): queries are at `turned`, as `HeadsParams` has
+/// them, and results are rounded to 16 bits.
+pub(super) fn attn_rounded(
+    backend: &CudaBackend,
+    ws: &mut Workspace,
+    args: &AttnArgs<'_, CudaBackend>,
+    turned: params::Address,
+    is_bf16: bool,
+) -> Result<()> {
+    run(backend, ws, args, Io { rounded: Some(Rounded { turned, is_bf16 }), ..Io::default() })
+}
+
+/// Whether Hopper's kernel of tiles computes attention of so many tokens.
+pub(super) fn takes_rounded(
+    backend: &CudaBackend,
+    ws: &Workspace,
+    shape: &KvShape,
+    softcap: f32,
+    n_tokens: usize,
+) -> bool {
+    n_tokens >= MANY_TOKENS && hopper_tile(backend, ws.precision, shape, softcap).is_some()
+}
+
+/// What does not come as `AttnArgs` say.
+#[derive(Default)]
+struct Io<'a> {
+    appended: Option<&'a Appended>,
+    rounded: Option<Rounded>,
+}
+
+/// Queries that have been turned and rounded, and what results are rounded to.
+#[derive(Clone, Copy)]
+struct Rounded {
+    turned: params::Address,
+    is_bf16: bool,
 }
 
 fn run(
     backend: &CudaBackend,
     ws: &mut Workspace,
     args: &AttnArgs<'_, CudaBackend>,
-    appended: Option<&Appended>,
+    io: Io<'_>,
 ) -> Result<()> {
+    let Io { appended, rounded } = io;
     let AttnArgs { out, q, n_heads, shape, scale, softcap, sink_logits, mask, phases, seqs } = args;
     let (n_heads, n_kv_heads, head_dim) = (*n_heads, shape.n_kv_heads, shape.head_dim);
     if n_kv_heads == 0 || n_heads % n_kv_heads != 0 {
@@ -184,8 +231,14 @@ fn run(
             seqs: filled(described),
         };
         let is_tiled = params.n_tokens as usize >= MANY_TOKENS;
+        if rounded.is_some() && !takes_rounded(backend, ws, shape, *softcap, params.n_tokens as usize) {
+            return Err(Error::new(
+                ErrorKind::Internal,
+                "queries in 16 bits for a kernel that does not take them",
+            ));
+        }
         if let Some(tile) = hopper_tile(backend, ws.precision, shape, *softcap).filter(|_| is_tiled) {
-            hopper_tiles(backend, &tile, shape, &seqs[0], &params)?;
+            hopper_tiles(backend, &tile, shape, &seqs[0], &params, rounded)?;
         } else if let Some(tile) = tile(ws.precision, shape, backend.limits.shared_bytes).filter(|_| is_tiled)
         {
             tiles(backend, &tile, &params)?;
@@ -247,7 +300,8 @@ fn hopper_tile(backend: &CudaBackend, precision: Precision, shape: &KvShape, sof
         128 => 128,
         _ => return None,
     };
-    let is_served = backend.limits.has_hopper && shape.block_size.is_multiple_of(64) && softcap == 0.0;
+    let is_served =
+        backend.limits.has_hopper && shape.block_size.is_multiple_of(HOPPER_RUN) && softcap == 0.0;
     // Two stages of queries, of 128 keys and of as many values, what goes with them, and what aligning it takes.
     let shared_bytes = word((2 * queries + 4 * 128) * shape.head_dim * 2 + 4096);
     let kernel = format!("attn_prefill_sm90_{ty}_{}", shape.head_dim);
@@ -260,10 +314,13 @@ fn hopper_tiles(
     shape: &KvShape,
     seq: &AttnSeq<'_, CudaBackend>,
     params: &params::Attn,
+    rounded: Option<Rounded>,
 ) -> Result<()> {
     let mut maps = [params::TensorMap { opaque: [0; 16] }; 3];
     for (map, segment) in maps.iter_mut().zip(seq.segments) {
-        *map = segment.blocks.tensor_map(shape.head_dim, shape.ty == KvType::Bf16)?;
+        let (address, cols, is_bf16) = (segment.blocks.address(), shape.head_dim, shape.ty == KvType::Bf16);
+        let rows = segment.blocks.n_bytes() / (2 * cols);
+        *map = backend.device.tensor_map(&Matrix16 { address, rows, cols, is_bf16 }, word(HOPPER_RUN))?;
     }
     let n_heads = params.n_heads as usize;
     // Heads that share keys, and as many more as leave room for the rest of what is read.
@@ -271,7 +328,14 @@ fn hopper_tiles(
     let kv_bytes = (rows.pos + rows.n_tokens) as usize * 2 * shape.ty.row_bytes(shape.head_dim);
     let kv_heads_at_once = (backend.device.cache_bytes / 3 / kv_bytes).max(1);
     let heads_at_once = (n_heads / shape.n_kv_heads * kv_heads_at_once).min(n_heads);
-    let params = params::AttnHopper { maps, attn: *params, heads_at_once: word(heads_at_once) };
+    let out_type = match rounded {
+        None => 0,
+        Some(Rounded { is_bf16: false, .. }) => 1,
+        Some(Rounded { is_bf16: true, .. }) => 2,
+    };
+    let turned = rounded.map_or(0, |rounded| rounded.turned);
+    let params =
+        params::AttnHopper { maps, attn: *params, heads_at_once: word(heads_at_once), out_type, turned };
     // One more than the tokens fill: they may begin within a tile.
     let n_tiles = (params.attn.n_tokens as usize).div_ceil(tile.queries) + 1;
     let n_threads = 128 * (1 + word(tile.queries) / 64);

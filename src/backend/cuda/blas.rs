@@ -8,21 +8,22 @@ use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys;
 
 use super::device::{Device, DeviceBuf};
+use super::gemm::Product;
 use super::params::Address;
 use crate::error::{Error, ErrorKind, Result};
 
 /// `CUBLAS_OP_T`, which the bindings of this library lack.
 const TRANSPOSED: i32 = 1;
 
-/// `out` (n, m) = x (n, k) * transpose(w (m, k)), where rows of `out` are `out_width` apart; `out` += that if `add`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Product {
-    pub n: usize,
-    pub m: usize,
-    pub k: usize,
-    pub out_width: usize,
-    pub is_bf16: bool,
-    pub add: bool,
+/// What a recipe depends on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Shape {
+    n_rows: usize,
+    n_outputs: usize,
+    cols: usize,
+    out_width: usize,
+    is_bf16: bool,
+    add: bool,
 }
 
 /// Shapes whose recipes are kept: prompts end in steps of any number of rows.
@@ -61,7 +62,7 @@ pub(super) struct Blas {
     handle: sys::cublasLtHandle_t,
     /// transpose(w) * x, summed in f32; null until it is made
     operation: sys::cublasLtMatmulDesc_t,
-    recipes: Mutex<HashMap<Product, Option<Recipe>>>,
+    recipes: Mutex<HashMap<Shape, Option<Recipe>>>,
 }
 
 // SAFETY: the library may be called from any thread; the recipes are behind a mutex.
@@ -90,21 +91,17 @@ impl Blas {
     }
 
     /// Computes a product, unless it returns `false`: the library has no way to.
-    pub fn run(
-        &self,
-        product: Product,
-        out: Address,
-        x: Address,
-        w: Address,
-        workspace: &DeviceBuf,
-    ) -> Result<bool> {
+    pub fn run(&self, product: &Product, workspace: &DeviceBuf) -> Result<bool> {
+        let Product { out, out_width, x, w, add } = *product;
+        let shape =
+            Shape { n_rows: x.rows, n_outputs: w.rows, cols: w.cols, out_width, is_bf16: w.is_bf16, add };
         let mut recipes = self.recipes.lock().unwrap_or_else(PoisonError::into_inner);
-        if recipes.len() >= MAX_RECIPES && !recipes.contains_key(&product) {
+        if recipes.len() >= MAX_RECIPES && !recipes.contains_key(&shape) {
             recipes.clear();
         }
-        let recipe = recipes.entry(product).or_insert_with(|| self.recipe(product, workspace.n_bytes()).ok());
+        let recipe = recipes.entry(shape).or_insert_with(|| self.recipe(shape, workspace.n_bytes()).ok());
         let Some(recipe) = recipe else { return Ok(false) };
-        let (alpha, beta) = (1.0f32, if product.add { 1.0f32 } else { 0.0 });
+        let (alpha, beta) = (1.0f32, if add { 1.0f32 } else { 0.0 });
         // A null pointer is refused by the library.
         let pointer = |address: Address| usize::try_from(address).unwrap_or(0) as *mut c_void;
         // SAFETY: the layouts describe matrices within the buffers, as the op's wrapper has checked.
@@ -114,9 +111,9 @@ impl Blas {
                 self.operation,
                 std::ptr::from_ref(&alpha).cast(),
                 std::ptr::from_ref(&beta).cast(),
-                pointer(w),
+                pointer(w.address),
                 recipe.w.0,
-                pointer(x),
+                pointer(x.address),
                 recipe.x.0,
                 pointer(out),
                 recipe.out.0,
@@ -134,8 +131,8 @@ impl Blas {
         })
     }
 
-    fn recipe(&self, product: Product, workspace_bytes: usize) -> Result<Recipe, CublasError> {
-        let Product { n, m, k, out_width, is_bf16, .. } = product;
+    fn recipe(&self, shape: Shape, workspace_bytes: usize) -> Result<Recipe, CublasError> {
+        let Shape { n_rows: n, n_outputs: m, cols: k, out_width, is_bf16, .. } = shape;
         let ty = if is_bf16 { sys::cudaDataType::CUDA_R_16BF } else { sys::cudaDataType::CUDA_R_16F };
         let (w, x) = (Layout::new(ty, m, k, k)?, Layout::new(ty, n, k, k)?);
         let out = Layout::new(sys::cudaDataType::CUDA_R_32F, n, m, out_width)?;

@@ -224,6 +224,40 @@ impl Device {
         Ok(buf)
     }
 
+    /// How Hopper's copy engine reads boxes of a matrix: `box_rows` rows of 64 elements, in the order in which its tensor cores
+    /// want them. The matrix has 16-bit floats, lies at a multiple of 16 bytes, and rows are such a multiple long.
+    pub fn tensor_map(&self, matrix: &Matrix16, box_rows: u32) -> Result<TensorMap> {
+        let Matrix16 { address, rows, cols, is_bf16 } = *matrix;
+        let ty = match is_bf16 {
+            true => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            false => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        };
+        let (sizes, strides) = ([cols as u64, rows as u64], [2 * cols as u64]);
+        let (box_sizes, steps) = ([64, box_rows], [1, 1]);
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        // SAFETY: every array has an entry for each of the map's dimensions, strides for all but the first, and the map
+        // is only written.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut map,
+                ty,
+                2,
+                address as *mut c_void,
+                sizes.as_ptr(),
+                strides.as_ptr(),
+                box_sizes.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+            .result()
+        }
+        .map_err(|error| failed(&format!("cannot describe {matrix:?} to the copy engine"))(error))?;
+        Ok(TensorMap { opaque: map.opaque })
+    }
+
     fn out_of_memory(&self, n_bytes: usize, error: DriverError) -> Error {
         if error.0 != CUresult::CUDA_ERROR_OUT_OF_MEMORY {
             return failed("cannot allocate")(error);
@@ -349,6 +383,15 @@ impl Drop for Device {
     }
 }
 
+/// A matrix of 16-bit floats in device memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Matrix16 {
+    pub address: Address,
+    pub rows: usize,
+    pub cols: usize,
+    pub is_bf16: bool,
+}
+
 /// Memory of a device, counted by its meter.
 pub struct DeviceBuf {
     address: Address,
@@ -366,40 +409,6 @@ impl DeviceBuf {
     pub(super) fn f32s(&self, n: usize) -> Result<Address> {
         self.check(0, n.saturating_mul(size_of::<f32>()))?;
         Ok(self.address)
-    }
-
-    /// How Hopper's copy engine reads boxes of it: 64 rows of 64 elements of a matrix of `width` 16-bit floats a row, in
-    /// the order in which its tensor cores want them.
-    pub(super) fn tensor_map(&self, width: usize, is_bf16: bool) -> Result<TensorMap> {
-        let ty = match is_bf16 {
-            true => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-            false => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-        };
-        let row_bytes = 2 * width;
-        let (sizes, strides) = ([width as u64, (self.n_bytes / row_bytes) as u64], [row_bytes as u64]);
-        let (box_sizes, steps) = ([64, 64], [1, 1]);
-        let mut map = sys::CUtensorMap { opaque: [0; 16] };
-        // SAFETY: every array has an entry for each of the map's dimensions, strides for all but the first, and the map
-        // is only written.
-        unsafe {
-            sys::cuTensorMapEncodeTiled(
-                &mut map,
-                ty,
-                2,
-                self.address as *mut c_void,
-                sizes.as_ptr(),
-                strides.as_ptr(),
-                box_sizes.as_ptr(),
-                steps.as_ptr(),
-                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
-                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-            )
-            .result()
-        }
-        .map_err(failed("cannot describe a cache to the copy engine"))?;
-        Ok(TensorMap { opaque: map.opaque })
     }
 
     /// Length in bytes.

@@ -1,9 +1,9 @@
 //! Products of matrices and a few rows: which kernel, and what of a multiprocessor's shared memory it takes.
 
 use super::CudaBackend;
-use super::matmul::{Rows, type_name};
+use super::matmul::{Output, Rows};
 use super::params::{self, MAX_PRODUCTS, filled, word};
-use super::weight::{Weight, kernel_name};
+use super::weight::{Weight, kernel_name, type_name};
 use super::workspace::Workspace;
 use crate::backend::args::*;
 use crate::error::{Error, ErrorKind, Result};
@@ -25,15 +25,6 @@ const MMA_STAGES: usize = 2;
 /// Shared memory of a block beside what the host sets aside; and what the device takes for itself of every block's.
 const MMA_STATIC_BYTES: usize = 512;
 const RESERVED_BYTES: usize = 1024;
-
-/// What becomes of the products.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Output {
-    Replace,
-    Add,
-    /// `silu(first) * second`, in place of the first of two
-    Glu,
-}
 
 /// Whether a few rows are multiplied with the matrix on the tensor cores.
 pub(super) fn takes_mma(ws: &Workspace, w: &Weight) -> bool {

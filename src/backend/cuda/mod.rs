@@ -3,9 +3,12 @@
 //! All work goes through one stream. Ops only queue; [`Backend::run`] waits for what a step queued.
 #![allow(unsafe_code, reason = "calls the driver, whose handles and addresses are the device's")]
 
+mod attention;
 mod attn;
 mod blas;
 mod device;
+mod gemm;
+mod gemm_sm90;
 mod graph;
 mod matmul;
 mod matvec;
@@ -20,14 +23,15 @@ use crate::backend::args::*;
 use crate::backend::{Backend, DeviceInfo};
 use crate::cancel::Cancel;
 use crate::error::Result;
+use crate::kv::cache::blocks_touched;
 use crate::kv::slots::SlotMap;
 use blas::Blas;
 use device::Device;
 pub use device::DeviceBuf;
 use graph::{Graph, Recording};
-use matmul::type_name;
 use params::{MAX_PARTS, filled, word};
 pub use weight::Weight;
+use weight::type_name;
 pub use workspace::Workspace;
 
 /// Threads of the kernel that looks up a row.
@@ -35,6 +39,9 @@ const EMBED_THREADS: u32 = 256;
 
 /// Heads that a block of threads turns and appends.
 const APPEND_WARPS: usize = 8;
+
+/// Threads of the kernel that copies blocks of the cache.
+const COPY_THREADS: u32 = 128;
 
 /// Threads of the kernel that finds the largest elements.
 const TOP_THREADS: u32 = 1024;
@@ -116,13 +123,15 @@ impl CudaBackend {
         })
     }
 
-    /// The same with so few blocks of kernels that go from tile to tile that small work too keeps them going.
+    /// The same with so few blocks of kernels that go from tile to tile that small work too keeps them going, and without
+    /// cuBLASLt, so that all products are of our own kernels.
     ///
     /// # Errors
     /// Those of [`new`](Self::new).
     pub fn with_few_blocks(ordinal: usize) -> Result<Self> {
         let mut backend = Self::new(ordinal)?;
         backend.limits.blocks = FEW_BLOCKS;
+        backend.blas = None;
         Ok(backend)
     }
 
@@ -157,6 +166,11 @@ impl Backend for CudaBackend {
 
     fn max_head_dim(&self) -> usize {
         attn::MAX_HEAD_DIM
+    }
+
+    /// A quantised matrix is converted once a step.
+    fn chunk_tokens(&self) -> u32 {
+        8192
     }
 
     fn free_bytes(&self) -> Option<usize> {
@@ -340,11 +354,6 @@ impl Backend for CudaBackend {
         let n_rows = rows_of(seqs.iter().map(|seq| seq.desc));
         let kv_width = shape.n_kv_heads * shape.head_dim;
         for seqs in seqs.chunks(MAX_PARTS) {
-            let of_seq = |seq: &AppendSeq<'_, Self>| params::AppendSeq {
-                rows: seq.desc.address(),
-                blocks: seq.blocks.address(),
-                places: attn::places(&seq.places),
-            };
             let params = params::RopeAppend {
                 q: q.f32s(n_rows * n_heads * shape.head_dim)?,
                 k: k.f32s(n_rows * kv_width)?,
@@ -353,7 +362,7 @@ impl Backend for CudaBackend {
                 shape: (&shape).into(),
                 n_heads: word(n_heads),
                 unused: 0,
-                seqs: filled(&seqs.iter().map(of_seq).collect::<Vec<_>>()),
+                seqs: filled(&seqs.iter().map(attn::append_seq).collect::<Vec<_>>()),
             };
             let n_tokens = most_tokens(seqs.iter().map(|seq| seq.desc));
             let grid = [n_tokens, (n_heads + shape.n_kv_heads).div_ceil(APPEND_WARPS), seqs.len()];
@@ -374,6 +383,11 @@ impl Backend for CudaBackend {
         attn::append_attn(self, ws, args)
     }
 
+    fn attention(&self, ws: &mut Workspace, args: AttentionArgs<'_, '_, Self>) -> Result<()> {
+        ws.check()?;
+        attention::attention(self, ws, args)
+    }
+
     fn copy_blocks(&self, ws: &mut Workspace, args: CopyBlocksArgs<'_, '_, Self>) -> Result<()> {
         ws.check()?;
         for parts in args.parts.chunks(MAX_PARTS) {
@@ -390,8 +404,11 @@ impl Backend for CudaBackend {
             };
             let params = params::CopyBlocks { parts: filled(&parts.iter().map(of_part).collect::<Vec<_>>()) };
             let n_kv_heads = parts.iter().map(|part| part.shape.n_kv_heads).max().unwrap_or(0);
-            let grid = [most_tokens(parts.iter().map(|part| part.desc)), n_kv_heads, parts.len()];
-            self.device.launch("copy_blocks", grid, 32, 0, &params)?;
+            let n_blocks = |part: &CopyPart<'_, Self>| {
+                blocks_touched(part.desc.rows.n_tokens, word(part.shape.block_size)) as usize
+            };
+            let grid = [parts.iter().map(n_blocks).max().unwrap_or(0), n_kv_heads, parts.len()];
+            self.device.launch("copy_blocks", grid, COPY_THREADS, 0, &params)?;
         }
         Ok(())
     }

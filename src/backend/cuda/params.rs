@@ -37,7 +37,9 @@ macro_rules! params {
 
 params! {
     Weight = 24 { data: Address, scales: Address, rows: u32, cols: u32 }
+    #[derive(Default)]
     BlockPlaces = 16 { map: Address, n_blocks: u32, unused: u32 }
+    #[derive(Default)]
     Shape = 16 { n_kv_heads: u32, head_dim: u32, block_size: u32, ty: u32 }
     MaskParams = 28 {
         kind: u32, window_tokens: u32, sink_tokens: u32, block_size: u32, local_blocks: u32, sink_blocks: u32,
@@ -50,6 +52,7 @@ params! {
     }
     #[derive(Default)]
     Rope = 16 { table: Address, n_pairs: u32, pairing: u32 }
+    #[derive(Default)]
     AppendSeq = 32 { rows: Address, blocks: Address, places: BlockPlaces }
     RopeAppend = 576 {
         q: Address, k: Address, v: Address, rope: Rope, shape: Shape, n_heads: u32, unused: u32,
@@ -68,9 +71,10 @@ params! {
         append: Append, shape: Shape, mask: MaskParams, n_heads: u32, n_splits: u32, scale: f32, softcap: f32,
         first_token: u32, n_tokens: u32, unused: u32, seqs: [AttnSeq; MAX_PARTS],
     }
+    #[derive(Default)]
     #[repr(align(128))]
     TensorMap = 128 { opaque: [u64; 16] }
-    AttnHopper = 2560 { maps: [TensorMap; 3], attn: Attn, heads_at_once: u32 }
+    AttnHopper = 2560 { maps: [TensorMap; 3], attn: Attn, heads_at_once: u32, out_type: u32, turned: Address }
     Top = 32 { values: Address, columns: Address, x: Address, width: u32, n: u32 }
     MatvecPart = 48 { out: Address, w: Weight, bias: Address, first_tile: u32, unused: u32 }
     Matvec = 192 {
@@ -83,6 +87,15 @@ params! {
     Dequant = 32 { out: Address, w: Weight }
     Gemm = 48 {
         out: Address, x: Address, w: Address, n: u32, m: u32, k: u32, out_width: u32, add: u32, unused: u32,
+    }
+    GemmHopper = 512 {
+        x: TensorMap, w: [TensorMap; 2], out: Address, n_rows: u32, cols: u32, n_outputs: u32, out_width: u32, add: u32,
+        unused: u32,
+    }
+    #[derive(Default)]
+    Heads = 384 {
+        x: TensorMap, w: TensorMap, q: Address, seq: AppendSeq, shape: Shape, rope: Address, pairing: u32, kind: u32,
+        n_rows: u32, cols: u32, n_heads: u32, first_head: u32, heads_of_all: u32, scale: f32,
     }
     Bias = 24 { out: Address, bias: Address, n_rows: u32, width: u32 }
 }

@@ -52,6 +52,11 @@ pub(super) fn kernel_name(ty: TensorType) -> Option<(&'static str, usize)> {
     }
 }
 
+/// What kernels call the type of a matrix.
+pub(super) fn type_name(w: &Weight) -> Result<&'static str> {
+    kernel_name(w.ty).map(|(name, _)| name).ok_or_else(|| Error::unsupported(format!("{} weights", w.ty)))
+}
+
 impl Weight {
     /// Copies a matrix to the device.
     pub(super) fn upload(device: &Arc<Device>, weight: &WeightData) -> Result<Self> {

@@ -8,7 +8,7 @@ use cudarc::driver::sys::{self, CUevent_flags};
 
 use super::device::{Device, DeviceBuf, failed};
 use super::graph::Recording;
-use super::{attn, matmul};
+use super::{attn, gemm};
 use crate::alloc::try_vec;
 use crate::backend::args::{Precision, WorkspaceShape};
 use crate::cancel::Cancel;
@@ -43,8 +43,8 @@ fn sizes(shape: &WorkspaceShape, precision: Precision) -> [usize; 5] {
         Precision::Exact => [0, 0, 0, partials, arrivals],
         Precision::Fast => [
             shape.max_rows.saturating_mul(shape.max_cols).saturating_mul(2),
-            shape.max_weight_elems.min(matmul::MAX_DEQUANTIZED).saturating_mul(2),
-            matmul::BLAS_BYTES,
+            shape.max_weight_elems.min(gemm::MAX_DEQUANTIZED).saturating_mul(2),
+            gemm::BLAS_BYTES,
             partials,
             arrivals,
         ],
