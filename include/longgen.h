@@ -199,9 +199,9 @@ typedef struct lg_session_params {
     size_t struct_size;
     // Longest context in tokens; 0 means the one that the model was trained for.
     uint32_t n_ctx;
-    // Most tokens that run through the layers together; 0 means 2048, and on a card a sixteenth of the
-    // context, up to 8192, if that is more. More need more memory. On the processor results do not
-    // change; on a card they change by rounding.
+    // Most tokens that run through the layers together; 0 means 2048, and on a Hopper card a sixteenth
+    // of the context, up to 8192, if that is more. More need more memory. On the processor results do
+    // not change; on a card they change by rounding.
     uint32_t chunk_tokens;
     // Element type of the cache: one of `LG_KV_TYPE_*`.
     uint32_t kv_type;

@@ -44,13 +44,13 @@ extern "C" __global__ void copy_blocks(const __grid_constant__ CopyBlocksParams 
     const CopyPart& p = params.parts[blockIdx.z];
     StepRows rows = *p.rows;
     uint32_t block_size = p.shape.block_size, block = rows.pos / block_size + blockIdx.x, kv_head = blockIdx.y;
-    uint32_t begin = max(rows.pos, block * block_size), end = min(rows.end(), (block + 1) * block_size);
-    if (begin >= end || kv_head >= p.shape.n_kv_heads) return;
+    uint32_t from_position = max(rows.pos, block * block_size), to_position = min(rows.end(), (block + 1) * block_size);
+    if (from_position >= to_position || kv_head >= p.shape.n_kv_heads) return;
     bool is_pinned = p.slots->is_pinned(kv_head, block);
     if (p.pinned ? !is_pinned : is_pinned || block < rows.first_block(block_size, p.slots->ring_blocks)) return;
     KvBlock to(p.shape, p.to, p.to_places.place(rows, block_size, kv_head, block));
     KvBlock from(p.shape, const_cast<uint8_t*>(p.from), p.from_places.place(rows, block_size, kv_head, block));
-    uint32_t first = begin % block_size, n = end - begin, row_bytes = p.shape.head_dim * p.shape.elem_bytes();
+    uint32_t first = from_position % block_size, n = to_position - from_position, row_bytes = p.shape.head_dim * p.shape.elem_bytes();
     for (int is_value = 0; is_value < 2; is_value++) {
         copy_together(to.row(is_value, first), from.row(is_value, first), n * row_bytes);
         if (p.shape.type == KV_Q8) {

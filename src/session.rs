@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::attention::plan::{LayerAttention, MAX_CTX};
+use crate::backend::CHUNK_TOKENS;
 use crate::backend::args::{KvType, MAX_TOP, Precision};
 use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
@@ -11,18 +12,20 @@ use crate::model::config::Config;
 use crate::model::network::{Sequence, Want};
 use crate::sampler::{Candidate, Sampler};
 
-/// Tokens of a chunk unless the caller says otherwise: at least so many, and of long contexts such a part, if the backend
-/// gains by it. Their activations are a small part of the cache then.
-const LEAST_CHUNK_TOKENS: u32 = 2048;
+/// Chunks of a long context, where the backend gains by long ones: their activations take a few percent of what a cache of
+/// 16 bits takes in full layers.
 const CHUNKS_OF_CONTEXT: u32 = 16;
+
+/// Chunks by default are multiples of this, so that they begin with blocks of the cache and tiles of attention.
+const CHUNK_MULTIPLE: u32 = 256;
 
 /// How to open a session, and what its memory is planned for. Zero means the default everywhere.
 #[derive(Clone, Debug, Default)]
 pub struct SessionParams {
     /// Longest context in tokens; 0 means the one that the model was trained for.
     pub n_ctx: u32,
-    /// Most tokens that run through the layers together; 0 means 2048, and on a card a sixteenth of the context, up to
-    /// 8192, if that is more. Never changes a result on the processor.
+    /// Most tokens that run through the layers together; 0 means 2048, and on a Hopper card a sixteenth of the context,
+    /// up to 8192, if that is more. Never changes a result on the processor.
     pub chunk_tokens: u32,
     /// Element type of the cache.
     pub kv_type: KvType,
@@ -42,14 +45,15 @@ pub(crate) struct Shape {
 }
 
 impl SessionParams {
-    /// `most_chunk_tokens` is the backend's; see [`Backend::chunk_tokens`](crate::backend::Backend::chunk_tokens).
+    /// `most_chunk_tokens` is the backend's; see [`Backend::most_chunk_tokens`](crate::backend::Backend::most_chunk_tokens).
     pub(crate) fn shape(&self, config: &Config, most_chunk_tokens: u32) -> Result<Shape> {
         let or = |value, default| if value == 0 { default } else { value };
         let n_ctx = or(self.n_ctx, config.n_ctx_train);
         if n_ctx > MAX_CTX {
             return Err(Error::invalid(format!("context of {n_ctx} tokens: at most {MAX_CTX} work")));
         }
-        let default = (n_ctx / CHUNKS_OF_CONTEXT).min(most_chunk_tokens).max(LEAST_CHUNK_TOKENS);
+        let part = n_ctx / CHUNKS_OF_CONTEXT / CHUNK_MULTIPLE * CHUNK_MULTIPLE;
+        let default = part.clamp(CHUNK_TOKENS, most_chunk_tokens);
         let chunk_tokens = or(self.chunk_tokens, default).min(n_ctx);
         let logits_rows = or(self.logits_rows, 1).min(chunk_tokens) as usize;
         Ok(Shape { n_ctx, chunk_tokens, kv_type: self.kv_type, precision: self.precision, logits_rows })
@@ -135,7 +139,7 @@ impl Session {
         let sequence = model.sequence(params)?;
         Ok(Self {
             n_ctx: sequence.n_ctx(),
-            chunk_tokens: sequence.max_rows(),
+            chunk_tokens: sequence.chunk_tokens(),
             sequence,
             model: model.clone(),
             tokens: Vec::new(),

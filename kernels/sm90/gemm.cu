@@ -3,9 +3,9 @@
 // Bound: the tensor cores. Schedule: as many pairs of blocks as run at once take one tile after the other. A block has 128
 // rows of it; both need the same 256 rows of the matrix, so each brings half of them in for both, which spares the
 // second-level cache a third of its reads: without, it could not keep up. One warp copies, through four stages of 64
-// columns; two warpgroups multiply, 64 rows each. Outputs go from the sums in registers where they belong: as they are, added
-// to what is there, or - gates beside what they gate in one tile - as gated units in 16 bits; queries, keys and values turned,
-// in the type of the cache, and keys and values there.
+// columns; two warpgroups multiply, 64 rows each. Outputs go from the sums in registers where they belong: as they are, or
+// added to what is there; as gated units of 16 bits, for which a tile has gates and what they gate; or as heads of queries,
+// keys and values, turned, in the type of the cache, and keys and values in it.
 //
 // On an H100 products as large as those of a 7B model's layer run at 620 to 690 TFLOP/s with random numbers, where it takes
 // all the power it may; without storing anything it would be 690 to 720. What it took: arrivals in the other block that are
@@ -25,7 +25,7 @@ constexpr uint32_t ROWS_AT_ONCE = 8;
 
 using Ring = StageRing<4>;
 
-// A tile's first row, and its column of tiles, of which some rows are computed side by side.
+// The first row of a tile, and in which column of tiles it is.
 struct Tile {
     uint32_t row, column;
 
@@ -119,7 +119,7 @@ struct Gated {
 #pragma unroll
             for (uint32_t n = 0; n < HALF / 8; n++) {
                 const float* gate = d + n * 4 + h * 2;
-                const float* up = gate + OUTPUTS / 4;
+                const float* up = gate + HALF / 8 * 4;
                 store4(outbox.of_pair<4>(h, n), T::pack_finite(silu_fast(gate[0]) * up[0], silu_fast(gate[1]) * up[1]));
             }
         }
@@ -218,13 +218,17 @@ struct Heads {
     }
 };
 
+// What the host sets aside, with what aligning takes; see gemm_sm90.rs.
+static_assert(Ring::STAGES * STAGE_BYTES + Ring::BYTES + 8 * Outbox::BYTES + SWIZZLE_ATOM == 230464);
+
 template <typename Output, typename T>
 __device__ __forceinline__ void gemm(const typename Output::Params& p) {
     begin();
     extern __shared__ uint4 memory[];
     uint32_t shared = (shared_address(memory) + SWIZZLE_ATOM - 1) / SWIZZLE_ATOM * SWIZZLE_ATOM;
     Ring ring{shared + Ring::STAGES * STAGE_BYTES};
-    uint32_t rank = cluster_rank(), n_columns = Output::n_columns(p), n_tiles = n_columns * Tile::rows_of(p.n_rows), n_steps = (p.cols + DEPTH - 1) / DEPTH;
+    uint32_t n_columns = Output::n_columns(p), n_tiles = n_columns * Tile::rows_of(p.n_rows);
+    uint32_t rank = cluster_rank(), n_steps = (p.cols + DEPTH - 1) / DEPTH;
     uint32_t first_tile = blockIdx.x / BLOCKS, n_clusters = gridDim.x / BLOCKS;
     if (threadIdx.x == 0) {
         ring.init(1, BLOCKS * CONSUMERS);
@@ -265,10 +269,10 @@ __device__ __forceinline__ void gemm(const typename Output::Params& p) {
 #pragma unroll
                 for (int k = 0; k < int(DEPTH) / 16; k++) {
                     uint64_t a = operand(x + group * WARPGROUP_ROWS * SWIZZLE_BYTES + k * 32, 0, SWIZZLE_ATOM);
-                    T::rows(d, a, operand(x + X_BYTES + k * 32, 0, SWIZZLE_ATOM), step > 0 || k > 0);
+                    T::outputs(d, a, operand(x + X_BYTES + k * 32, 0, SWIZZLE_ATOM), step > 0 || k > 0);
                 }
                 products_end();
-                // The last step's operands have been read.
+                // The operands of the step before have been read.
                 products_wait<1>();
                 if (step > 0 && is_signal) barrier_arrive_at(ring.empty(pass - 1), threadIdx.x % WARPGROUP);
             }
@@ -282,7 +286,6 @@ __device__ __forceinline__ void gemm(const typename Output::Params& p) {
         }
     }
     // The other one may still write and arrive here.
-    __syncwarp();
     cluster_sync();
 }
 

@@ -23,24 +23,8 @@ __device__ __forceinline__ void barrier_arrive_expecting(uint32_t barrier, uint3
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(n_bytes) : "memory");
 }
 
-// --- Clusters: blocks that run at the same time and reach each other's shared memory, where everything lies at the same
-// addresses.
-__device__ __forceinline__ uint32_t cluster_rank() {
-    uint32_t rank;
-    asm("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
-    return rank;
-}
-// All threads of all blocks of the cluster.
-__device__ __forceinline__ void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;\n" ::: "memory");
-}
-// Arrives at the barrier of the block `rank`, which may be the own one: to say that something has been read. To say that it
-// has been written, it would have to be a release to the cluster, for which the whole device's memory is waited for.
-__device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t rank) {
-    asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier), "r"(rank)
-                 : "memory");
-}
+// --- Shared memory.
+
 __device__ __forceinline__ uint4 load16(uint32_t from) {
     uint4 x;
     asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];\n" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(from) : "memory");
@@ -67,7 +51,7 @@ __device__ __forceinline__ void store_half(uint32_t to, __half x) {
     asm volatile("st.shared.u16 [%0], %1;\n" ::"r"(to), "h"(__half_as_ushort(x)) : "memory");
 }
 
-// Adds four floats to those in global memory, one by one.
+// Adds four floats to those in global memory, which are not waited for.
 __device__ __forceinline__ void add4(float* to, uint4 x) {
     asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};\n" ::"l"(to), "f"(__uint_as_float(x.x)),
                  "f"(__uint_as_float(x.y)), "f"(__uint_as_float(x.z)), "f"(__uint_as_float(x.w))
@@ -78,6 +62,26 @@ __device__ __forceinline__ void add4(float* to, uint4 x) {
 __device__ __forceinline__ void fence_async() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
 __device__ __forceinline__ void fence_barrier_init() {
     asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
+}
+
+// --- Clusters: blocks that run at the same time and reach each other's shared memory, where everything lies at the same
+// addresses.
+__device__ __forceinline__ uint32_t cluster_rank() {
+    uint32_t rank;
+    asm("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
+    return rank;
+}
+// All threads of all blocks of the cluster.
+__device__ __forceinline__ void cluster_sync() {
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;\n" ::: "memory");
+}
+// Arrives at the barrier of the block `rank`, which may be the own one: to say that something has been read. To say that it
+// has been written, it would have to be a release to the cluster, for which the whole device's memory is waited for.
+__device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t rank) {
+    asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier), "r"(rank)
+                 : "memory");
 }
 
 // Registers move from the warpgroup that copies to those that compute.
@@ -207,7 +211,7 @@ __device__ __forceinline__ void pin(float (&d)[N]) {
     }
 
 #define LG_PRODUCTS(TYPE)                                                     \
-    LG_PRODUCT_SHARED(rows, TYPE, 256, D128, 128, 128, 129, 130)              \
+    LG_PRODUCT_SHARED(outputs, TYPE, 256, D128, 128, 128, 129, 130)           \
     LG_PRODUCT_SHARED(scores, TYPE, 128, D64, 64, 64, 65, 66)                 \
     LG_PRODUCT_REGISTERS(weigh, TYPE, 128, D64, 64, 64, 65, 66, 67, 68, 69)   \
     LG_PRODUCT_REGISTERS(weigh, TYPE, 64, D32, 32, 32, 33, 34, 35, 36, 37)

@@ -22,6 +22,9 @@ pub struct DeviceInfo {
     pub bandwidth: Option<f64>,
 }
 
+/// Tokens of a step by default.
+pub const CHUNK_TOKENS: u32 = 2048;
+
 /// A device that can run the transformer.
 ///
 /// Ops write only their outputs and the workspace, allocate nothing, and return `Cancelled` soon after the cancel flag
@@ -46,9 +49,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
         usize::MAX
     }
 
-    /// Rows of a step beyond which it gains little by more, which need more memory.
-    fn chunk_tokens(&self) -> u32 {
-        2048
+    /// Tokens of a step of a long context by default: more gain little, and need more memory.
+    fn most_chunk_tokens(&self) -> u32 {
+        CHUNK_TOKENS
     }
 
     /// Bytes that can still be allocated, where the device knows it.

@@ -51,9 +51,9 @@ pub struct lg_session_params {
     pub struct_size: usize,
     /// Longest context in tokens; 0 means the one that the model was trained for.
     pub n_ctx: u32,
-    /// Most tokens that run through the layers together; 0 means 2048, and on a card a sixteenth of the
-    /// context, up to 8192, if that is more. More need more memory. On the processor results do not
-    /// change; on a card they change by rounding.
+    /// Most tokens that run through the layers together; 0 means 2048, and on a Hopper card a sixteenth
+    /// of the context, up to 8192, if that is more. More need more memory. On the processor results do
+    /// not change; on a card they change by rounding.
     pub chunk_tokens: u32,
     /// Element type of the cache: one of `LG_KV_TYPE_*`.
     pub kv_type: u32,

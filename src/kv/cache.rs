@@ -12,12 +12,7 @@ use crate::backend::Backend;
 use crate::backend::args::*;
 use crate::error::Result;
 use crate::kv::layer::{LayerKv, RingKv};
-use crate::kv::slots::SlotMap;
-
-/// Blocks that `n_tokens` tokens in a row can touch, wherever they begin.
-pub(crate) fn blocks_touched(n_tokens: u32, block_size: u32) -> u32 {
-    (n_tokens + block_size - 2) / block_size + 1
-}
+use crate::kv::slots::{SlotMap, blocks_touched};
 
 /// The cache blocks of one layer of a session, as numbers.
 #[derive(Clone, Debug)]

@@ -13,6 +13,11 @@
 
 use crate::attention::mask::Mask;
 
+/// Blocks that `n_tokens` tokens in a row can touch, wherever they begin.
+pub(crate) fn blocks_touched(n_tokens: u32, block_size: u32) -> u32 {
+    (n_tokens + block_size - 2) / block_size + 1
+}
+
 /// Slots of one KV head of one layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct HeadSlots {

@@ -61,7 +61,7 @@ pub trait Sequence: Any + Send {
     /// Most tokens that it can hold.
     fn n_ctx(&self) -> u32;
     /// Tokens of a chunk.
-    fn max_rows(&self) -> usize;
+    fn chunk_tokens(&self) -> usize;
     /// Tokens held.
     fn n_tokens(&self) -> u32;
     /// Lowest position besides 0 that [`rewind`](Self::rewind) can go back to.
@@ -146,7 +146,7 @@ impl<B: Backend> Engine for Network<B> {
 
     fn plan(&self, params: &SessionParams, attention: &[LayerAttention]) -> Result<MemoryPlan> {
         let Parts { backend, config, .. } = &*self.0;
-        let shape = params.shape(config, backend.chunk_tokens())?;
+        let shape = params.shape(config, backend.most_chunk_tokens())?;
         let layouts = self.0.layouts(&shape, attention);
         let layer = |(layout, attention): (&LayerLayout, &_)| LayerPlan {
             attention: Clone::clone(attention),
@@ -170,7 +170,7 @@ impl<B: Backend> Engine for Network<B> {
     }
 
     fn sequence(&self, params: &SessionParams) -> Result<Box<dyn Sequence>> {
-        let shape = params.shape(&self.0.config, self.0.backend.chunk_tokens())?;
+        let shape = params.shape(&self.0.config, self.0.backend.most_chunk_tokens())?;
         Ok(Box::new(NetworkSequence::new(&self.0, &shape)?))
     }
 

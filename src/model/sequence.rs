@@ -227,7 +227,7 @@ impl<B: Backend> Sequence for NetworkSequence<B> {
         self.n_ctx
     }
 
-    fn max_rows(&self) -> usize {
+    fn chunk_tokens(&self) -> usize {
         self.max_rows
     }
 

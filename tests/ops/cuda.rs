@@ -74,6 +74,34 @@ fn products_are_as_near_as_16_bits_allow() {
 }
 
 #[test]
+fn products_of_thousands_of_rows_are_as_near() {
+    let mut random = Random::new(42);
+    let (n_rows, rows, cols) = (2500, 520, 96);
+    let shape = WorkspaceShape { max_rows: n_rows, ..support::rig::SHAPE };
+    for (name, backend) in backends() {
+        for ty in [TensorType::F16, TensorType::BF16, TensorType::Q4_1] {
+            let w = random_weight(&mut random, ty, rows, cols);
+            let mut values = vec![0.0; rows * cols];
+            longgen_format::quant::dequantize(ty, w.bytes(), &mut values).unwrap();
+            let products = [Product { w, bias: None, before: random.vector(n_rows * rows, 1.0) }];
+            let x = random.vector(n_rows * cols, 1.0);
+            let has = Rig::with_shape(&backend, Precision::Fast, &shape).matmul(&products, &x, n_rows, true);
+            let rounding = if ty == TensorType::BF16 { 2f32.powi(-8) } else { 2f32.powi(-10) };
+            for (i, has) in has.iter().enumerate() {
+                let pairs = || x[i / rows * cols..][..cols].iter().zip(&values[i % rows * cols..][..cols]);
+                let expected = products[0].before[i] + pairs().map(|(x, w)| x * w).sum::<f32>();
+                let bound = pairs().map(|(x, w)| (x * w).abs()).sum::<f32>() * rounding + 1e-4;
+                let (row, column) = (i / rows, i % rows);
+                assert!(
+                    (has - expected).abs() <= bound,
+                    "{name}, {ty}, {row}, {column}: {has}, not {expected}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn a_few_rows_have_the_same_bits_alone_and_together() {
     for (name, backend) in backends() {
         let mut random = Random::new(26);
@@ -547,13 +575,16 @@ fn attention_of_a_layer_is_as_near_as_16_bits_allow() {
                 context.n_pairs = head_dim / 2;
             }
             let d_model = pick(&mut random, &[96, 320, 640]);
-            let types = pick(&mut random, &TensorType::ALL.map(|ty| [ty; 4]));
+            let ty_of_all = pick(&mut random, &TensorType::ALL);
+            let is_mixed = random.below(3) == 0;
             let widths = [n_kv_heads * group, n_kv_heads, n_kv_heads].map(|heads| heads * head_dim);
             let shapes =
                 [(widths[0], d_model), (widths[1], d_model), (widths[2], d_model), (d_model, widths[0])];
-            let products = std::array::from_fn(|i| {
+            let products: [Product; 4] = std::array::from_fn(|i| {
                 let (rows, cols) = shapes[i];
-                Product { w: random_weight(&mut random, types[i], rows, cols), bias: None, before: vec![] }
+                let ty = if is_mixed { pick(&mut random, &TensorType::ALL) } else { ty_of_all };
+                let bias = (random.below(8) == 0).then(|| random.vector(rows, 0.3));
+                Product { w: random_weight(&mut random, ty, rows, cols), bias, before: vec![] }
             });
             let steps: Vec<u32> = (0..1 + random.below(4))
                 .map(|_| pick(&mut random, &[1, 15, 16, 63, 64, 70, 128, 129, 257, 300]))
@@ -562,11 +593,11 @@ fn attention_of_a_layer_is_as_near_as_16_bits_allow() {
             let x = random.vector(n_tokens * d_model, 3.0);
             let norm = random.vector(d_model, 0.1);
             let what =
-                format!("{name}, case {case}: {steps:?} of {d_model}, {} in {shape:?}, {mask:?}", types[0]);
+                format!("{name}, case {case}: {steps:?} of {d_model}, {products:?} in {shape:?}, {mask:?}");
+            let is_bf16 = ty != KvType::F16 || products.iter().any(|part| part.w.ty == TensorType::BF16);
             let layer = Layer { context, products, norm, steps, x };
             let expected = attended(&oracle, Precision::Exact, &layer);
             let has = attended(&backend, Precision::Fast, &layer);
-            let is_bf16 = types[0] == TensorType::BF16 || ty != KvType::F16;
             let fraction = if is_bf16 { 0.08 } else { 0.02 };
             // The more tokens a row sees, the smaller are its numbers.
             for (has, expected) in has.chunks(d_model).zip(expected.chunks(d_model)) {

@@ -147,7 +147,12 @@ impl fmt::Debug for Product {
 impl<'b, B: Backend> Rig<'b, B> {
     /// With working memory for [`SHAPE`].
     pub fn new(backend: &'b B, precision: Precision) -> Self {
-        Self { backend, cancel: Cancel::default(), ws: backend.workspace(&SHAPE, precision).unwrap() }
+        Self::with_shape(backend, precision, &SHAPE)
+    }
+
+    /// With working memory for another shape.
+    pub fn with_shape(backend: &'b B, precision: Precision, shape: &WorkspaceShape) -> Self {
+        Self { backend, cancel: Cancel::default(), ws: backend.workspace(shape, precision).unwrap() }
     }
 
     /// A buffer of these numbers.

@@ -24,7 +24,7 @@ use crate::plan::{self, AttentionArgs};
 use crate::random::fill_normal;
 use crate::run_args::{ComputeArgs, name};
 
-/// Tokens that the context before the queries arrives in at a time, as a session's prompt does.
+/// Tokens that the context before the queries arrives in at a time.
 const STEP_TOKENS: u32 = 2048;
 
 /// Keys and values that are read before any is read again: several times what the cache of a device holds.

@@ -2,9 +2,8 @@
 
 use super::device::Matrix16;
 use super::gemm::{self, Source};
-use super::gemm_sm90::Heads;
 use super::matmul::Rows;
-use super::params::{self, word};
+use super::params::{self, HEAD_KEY, HEAD_QUERY, HEAD_VALUE, word};
 use super::workspace::Workspace;
 use super::{CudaBackend, attn};
 use crate::backend::Backend;
@@ -25,7 +24,7 @@ pub(super) fn attention(
     let AppendAttnArgs { out, rope, n_heads, scale, softcap, sink_logits, mask, phases, seqs, .. } = attend;
     let (seq, turned) = (&mut seqs[0], attend.q);
     let shape = seq.shape;
-    let (head_dim, n_kv_heads) = (shape.head_dim, shape.n_kv_heads);
+    let head_dim = shape.head_dim;
     let n_elems = n_rows * n_heads * head_dim;
     let turned_at = turned.f32s(n_elems)?;
 
@@ -33,20 +32,18 @@ pub(super) fn attention(
     let normed = gemm::convert(backend, ws, Source::Rows(rows), n_rows, &q.w)?;
     let params::Rope { table, pairing, .. } = attn::rope(&rope, n_rows, head_dim)?;
     let append = attn::append_seq(&seq.append_target());
-    for (kind, part, heads_of_all) in [(0, q, n_heads), (1, k, n_kv_heads), (2, v, n_kv_heads)] {
-        let params = params::Heads {
+    for (kind, part) in [(HEAD_QUERY, q), (HEAD_KEY, k), (HEAD_VALUE, v)] {
+        let heads = params::Heads {
             q: turned_at,
             seq: append,
-            shape: (&shape).into(),
             rope: table,
             pairing,
             kind,
-            heads_of_all: word(heads_of_all),
+            heads_of_all: word(n_heads),
             scale,
             ..params::Heads::default()
         };
-        let heads = Heads { head_dim, is_bf16_kv: shape.ty == KvType::Bf16, params };
-        gemm::heads(backend, ws, &part.w, &normed, &heads)?;
+        gemm::heads(backend, ws, &part.w, &normed, &shape, &heads)?;
     }
 
     let is_bf16 = gemm::is_bf16(&o.w);
@@ -77,7 +74,7 @@ fn is_served(
         && [k.w.cols, v.w.cols] == [q.w.cols; 2]
         && [o.w.cols, o.w.rows] == [widths[0], q.w.cols];
     let is_turned = rope.table.is_some() && 2 * rope.n_pairs == shape.head_dim;
-    let is_taken = attn::takes_rounded(backend, ws, &shape, *softcap, *n_rows);
+    let is_taken = attn::has_hopper_tiles(backend, ws, &shape, *softcap, *n_rows);
     Ok(is_one
         && fits
         && is_turned

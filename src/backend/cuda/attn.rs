@@ -141,7 +141,7 @@ pub(super) fn attn(
     run(backend, ws, args, Io::default())
 }
 
-/// Attention of many tokens of one session, [if it is taken](takes_rounded): queries are at `turned`, as `HeadsParams` has
+/// Attention of many tokens of one session, [if it is served](has_hopper_tiles): queries are at `turned`, as `HeadsParams` has
 /// them, and results are rounded to 16 bits.
 pub(super) fn attn_rounded(
     backend: &CudaBackend,
@@ -154,7 +154,7 @@ pub(super) fn attn_rounded(
 }
 
 /// Whether Hopper's kernel of tiles computes attention of so many tokens.
-pub(super) fn takes_rounded(
+pub(super) fn has_hopper_tiles(
     backend: &CudaBackend,
     ws: &Workspace,
     shape: &KvShape,
@@ -231,7 +231,7 @@ fn run(
             seqs: filled(described),
         };
         let is_tiled = params.n_tokens as usize >= MANY_TOKENS;
-        if rounded.is_some() && !takes_rounded(backend, ws, shape, *softcap, params.n_tokens as usize) {
+        if rounded.is_some() && !has_hopper_tiles(backend, ws, shape, *softcap, params.n_tokens as usize) {
             return Err(Error::new(
                 ErrorKind::Internal,
                 "queries in 16 bits for a kernel that does not take them",

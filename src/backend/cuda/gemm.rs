@@ -2,12 +2,11 @@
 //!
 //! The rows are converted once for all products that share them. A matrix that is not of 16 bits is converted too, so many
 //! of its rows at a time that their copy fits in the workspace. Hopper's kernel multiplies where it is worth it, else
-//! cuBLASLt, or a kernel for every card where that is not installed.
+//! cuBLASLt, or a kernel for every card where neither can.
 
 use std::ops::Range;
 
 use super::device::Matrix16;
-use super::gemm_sm90::Heads;
 use super::matmul::{ELEMENT_THREADS, Output, Rows, blocks_of};
 use super::params::{self, Address, word};
 use super::weight::{Weight, type_name};
@@ -214,14 +213,15 @@ pub(super) fn heads(
     ws: &mut Workspace,
     w: &Weight,
     x: &Matrix16,
-    heads: &Heads,
+    shape: &KvShape,
+    heads: &params::Heads,
 ) -> Result<()> {
-    let Heads { head_dim, params, .. } = *heads;
+    let head_dim = shape.head_dim;
     let slab = slab_rows(ws, w, 1) / head_dim * head_dim;
     for first in (0..w.rows).step_by(slab) {
         let w = converted_rows(backend, ws, w, first..w.rows.min(first + slab), 0)?;
-        let params = params::Heads { first_head: word(first / head_dim), ..params };
-        gemm_sm90::run_heads(backend, x, &w, &Heads { params, ..*heads })?;
+        let heads = params::Heads { first_head: word(first / head_dim), ..*heads };
+        gemm_sm90::run_heads(backend, x, &w, shape, &heads)?;
     }
     Ok(())
 }

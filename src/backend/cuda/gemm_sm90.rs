@@ -5,6 +5,7 @@ use super::device::Matrix16;
 use super::gemm::Product;
 use super::matmul::Output;
 use super::params::{self, Params, word};
+use crate::backend::args::{KvShape, KvType};
 use crate::error::Result;
 
 /// Rows of a tile, which blocks compute two by two, and its outputs; half of them are gates where units are gated.
@@ -32,13 +33,6 @@ fn kernel(output: Output, is_bf16: bool) -> &'static str {
         (_, false) => "gemm_sm90_f16",
         (_, true) => "gemm_sm90_bf16",
     }
-}
-
-/// Heads of queries, keys or values in the type of the cache; see `HeadsParams`. The maps are filled in here.
-pub(super) struct Heads {
-    pub head_dim: usize,
-    pub is_bf16_kv: bool,
-    pub params: params::Heads,
 }
 
 /// Blocks that run at once, whole clusters of them.
@@ -85,7 +79,7 @@ pub(super) fn run(backend: &CudaBackend, product: &Product, gated: Option<&Matri
     let output = if gated.is_some() { Output::Glu } else { Output::Replace };
     let params = params::GemmHopper {
         x: map(backend, &x)?,
-        w: [map(backend, &w)?, map(backend, gated.unwrap_or(&w))?],
+        w: [map(backend, &w)?, gated.map_or(Ok(params::TensorMap::default()), |gated| map(backend, gated))?],
         out,
         n_rows: word(x.rows),
         cols: word(x.cols),
@@ -98,18 +92,26 @@ pub(super) fn run(backend: &CudaBackend, product: &Product, gated: Option<&Matri
     launch(backend, kernel(output, w.is_bf16), x.rows, columns_of_tiles, &params)
 }
 
-/// Computes heads, of whose matrix `w` holds some.
-pub(super) fn run_heads(backend: &CudaBackend, x: &Matrix16, w: &Matrix16, heads: &Heads) -> Result<()> {
-    let Heads { head_dim, is_bf16_kv, params } = heads;
+/// Computes heads of queries, keys or values, of whose matrix `w` holds some; what is said here of them need not be said in
+/// `heads`.
+pub(super) fn run_heads(
+    backend: &CudaBackend,
+    x: &Matrix16,
+    w: &Matrix16,
+    shape: &KvShape,
+    heads: &params::Heads,
+) -> Result<()> {
+    let head_dim = shape.head_dim;
     let params = params::Heads {
+        shape: shape.into(),
         x: map(backend, x)?,
         w: map(backend, w)?,
         n_rows: word(x.rows),
         cols: word(x.cols),
         n_heads: word(w.rows / head_dim),
-        ..*params
+        ..*heads
     };
     let ty = |is_bf16| if is_bf16 { "bf16" } else { "f16" };
-    let kernel = format!("gemm_heads_sm90_{}_{}_{head_dim}", ty(w.is_bf16), ty(*is_bf16_kv));
+    let kernel = format!("gemm_heads_sm90_{}_{}_{head_dim}", ty(w.is_bf16), ty(shape.ty == KvType::Bf16));
     launch(backend, &kernel, x.rows, w.rows.div_ceil(TILE_OUTPUTS), &params)
 }

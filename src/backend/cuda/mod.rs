@@ -1,4 +1,5 @@
-//! NVIDIA cards, through kernels of our own and, where it is installed, cuBLASLt for products of many rows.
+//! NVIDIA cards, through kernels of our own and, where it is installed, cuBLASLt for products of many rows that Hopper's
+//! kernel is not for.
 //!
 //! All work goes through one stream. Ops only queue; [`Backend::run`] waits for what a step queued.
 #![allow(unsafe_code, reason = "calls the driver, whose handles and addresses are the device's")]
@@ -20,11 +21,10 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::backend::args::*;
-use crate::backend::{Backend, DeviceInfo};
+use crate::backend::{Backend, CHUNK_TOKENS, DeviceInfo};
 use crate::cancel::Cancel;
 use crate::error::Result;
-use crate::kv::cache::blocks_touched;
-use crate::kv::slots::SlotMap;
+use crate::kv::slots::{SlotMap, blocks_touched};
 use blas::Blas;
 use device::Device;
 pub use device::DeviceBuf;
@@ -168,9 +168,9 @@ impl Backend for CudaBackend {
         attn::MAX_HEAD_DIM
     }
 
-    /// A quantised matrix is converted once a step.
-    fn chunk_tokens(&self) -> u32 {
-        8192
+    /// Hopper's products fill the card only with many rows, and a quantised matrix is converted once a step.
+    fn most_chunk_tokens(&self) -> u32 {
+        if self.limits.has_hopper { 8192 } else { CHUNK_TOKENS }
     }
 
     fn free_bytes(&self) -> Option<usize> {
@@ -404,6 +404,7 @@ impl Backend for CudaBackend {
             };
             let params = params::CopyBlocks { parts: filled(&parts.iter().map(of_part).collect::<Vec<_>>()) };
             let n_kv_heads = parts.iter().map(|part| part.shape.n_kv_heads).max().unwrap_or(0);
+            // Wherever the tokens begin: a recorded step is replayed at other positions.
             let n_blocks = |part: &CopyPart<'_, Self>| {
                 blocks_touched(part.desc.rows.n_tokens, word(part.shape.block_size)) as usize
             };

@@ -9,6 +9,11 @@ pub(super) const MAX_PARTS: usize = 16;
 /// Matrices that one launch multiplies with the same rows.
 pub(super) const MAX_PRODUCTS: usize = 3;
 
+/// Kinds of heads that one launch computes.
+pub(super) const HEAD_QUERY: u32 = 0;
+pub(super) const HEAD_KEY: u32 = 1;
+pub(super) const HEAD_VALUE: u32 = 2;
+
 /// `parts`, at most N and at least one, as kernels take them: whatever fills the rest is not looked at.
 pub(super) fn filled<T: Copy, const N: usize>(parts: &[T]) -> [T; N] {
     std::array::from_fn(|i| parts[i.min(parts.len() - 1)])
