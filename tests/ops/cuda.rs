@@ -37,6 +37,37 @@ fn magnitudes(products: &[Product], x: &[f32], n_rows: usize) -> Vec<f32> {
     sums
 }
 
+/// Refuses outputs further from the expected ones than rounding rows `x` and matrices to 16 bits explains.
+fn assert_products_near(
+    what: &str,
+    products: &[Product],
+    x: &[f32],
+    n_rows: usize,
+    has: &[f32],
+    expected: &[f32],
+) {
+    let sums = magnitudes(products, x, n_rows);
+    let mut at = 0;
+    for Product { w, .. } in products {
+        let range = at..at + n_rows * w.rows;
+        at = range.end;
+        // Half a unit in the last place of each factor.
+        let rounding = if w.ty == TensorType::BF16 { 2f32.powi(-8) } else { 2f32.powi(-10) };
+        for i in range {
+            let bound = sums[i] * rounding + 1e-4;
+            assert!(
+                (has[i] - expected[i]).abs() <= bound,
+                "{what}, {} {n_rows} x {} -> {}: {} instead of {}, bound {bound}",
+                w.ty,
+                w.cols,
+                w.rows,
+                has[i],
+                expected[i]
+            );
+        }
+    }
+}
+
 #[test]
 fn products_are_as_near_as_16_bits_allow() {
     let oracle = ReferenceBackend::default();
@@ -50,53 +81,27 @@ fn products_are_as_near_as_16_bits_allow() {
             let add = random.below(2) == 1;
             let expected = Rig::new(&oracle, Precision::Exact).matmul_with(&products, &x, n_rows, add);
             let has = Rig::new(&backend, Precision::Fast).matmul_with(&products, &x, n_rows, add);
-            let sums = magnitudes(&products, &x.values(n_rows), n_rows);
-            let mut at = 0;
-            for Product { w, .. } in &products {
-                let range = at..at + n_rows * w.rows;
-                at = range.end;
-                // Half a unit in the last place of each factor.
-                let rounding = if w.ty == TensorType::BF16 { 2f32.powi(-8) } else { 2f32.powi(-10) };
-                for i in range {
-                    let bound = sums[i] * rounding + 1e-4;
-                    assert!(
-                        (has[i] - expected[i]).abs() <= bound,
-                        "{name}, case {case}, {} {n_rows} x {cols} -> {}: {} instead of {}, bound {bound}",
-                        w.ty,
-                        w.rows,
-                        has[i],
-                        expected[i]
-                    );
-                }
-            }
+            let what = format!("{name}, case {case}");
+            assert_products_near(&what, &products, &x.values(n_rows), n_rows, &has, &expected);
         }
     }
 }
 
 #[test]
 fn products_of_thousands_of_rows_are_as_near() {
+    let oracle = ReferenceBackend::default();
     let mut random = Random::new(42);
     let (n_rows, rows, cols) = (2500, 520, 96);
-    let shape = WorkspaceShape { max_rows: n_rows, ..support::rig::SHAPE };
+    let shape = WorkspaceShape { max_rows: n_rows, ..SHAPE };
     for (name, backend) in backends() {
         for ty in [TensorType::F16, TensorType::BF16, TensorType::Q4_1] {
             let w = random_weight(&mut random, ty, rows, cols);
-            let mut values = vec![0.0; rows * cols];
-            longgen_format::quant::dequantize(ty, w.bytes(), &mut values).unwrap();
             let products = [Product { w, bias: None, before: random.vector(n_rows * rows, 1.0) }];
             let x = random.vector(n_rows * cols, 1.0);
+            let mut exact = Rig::with_shape(&oracle, Precision::Exact, &shape);
+            let expected = exact.matmul(&products, &x, n_rows, true);
             let has = Rig::with_shape(&backend, Precision::Fast, &shape).matmul(&products, &x, n_rows, true);
-            let rounding = if ty == TensorType::BF16 { 2f32.powi(-8) } else { 2f32.powi(-10) };
-            for (i, has) in has.iter().enumerate() {
-                let pairs = || x[i / rows * cols..][..cols].iter().zip(&values[i % rows * cols..][..cols]);
-                let expected = products[0].before[i] + pairs().map(|(x, w)| x * w).sum::<f32>();
-                let bound = pairs().map(|(x, w)| (x * w).abs()).sum::<f32>() * rounding + 1e-4;
-                let (row, column) = (i / rows, i % rows);
-                assert!(
-                    (has - expected).abs() <= bound,
-                    "{name}, {ty}, {row}, {column}: {has}, not {expected}"
-                );
-            }
+            assert_products_near(&name, &products, &x, n_rows, &has, &expected);
         }
     }
 }
@@ -175,6 +180,17 @@ fn mlp_is_as_near_as_16_bits_allow() {
             let fraction = if is_bf16 { 0.03 } else { 0.005 };
             assert_close(&what, &has, &expected, of_their_size(fraction, &expected));
         }
+    }
+}
+
+/// A mask whose blocks are as large as the kernels for Hopper want them.
+fn mask_for_hopper(random: &mut Random) -> Mask {
+    match random_mask(random) {
+        Mask::Blocks { local_blocks, sink_blocks, stride, .. } => {
+            let block_size = pick(random, &[64, 64, 128]);
+            Mask::Blocks { block_size, local_blocks, sink_blocks, stride }
+        }
+        mask => mask,
     }
 }
 
@@ -445,13 +461,7 @@ fn decoding_in_one_launch_has_the_bits_of_one_op_after_the_other() {
     for (name, backend) in backends() {
         let mut random = Random::new(33);
         for case in 0..60 {
-            let mask = match random_mask(&mut random) {
-                Mask::Blocks { local_blocks, sink_blocks, stride, .. } => {
-                    let block_size = pick(&mut random, &[64, 64, 128]);
-                    Mask::Blocks { block_size, local_blocks, sink_blocks, stride }
-                }
-                mask => mask,
-            };
+            let mask = mask_for_hopper(&mut random);
             let (n_kv_heads, group) = pick(&mut random, &[(1, 1), (2, 2), (3, 1), (1, 8), (1, 9)]);
             let head_dim = pick(&mut random, &[64, 128]);
             let ty = pick(&mut random, &[KvType::F16, KvType::Bf16, KvType::Q8]);
@@ -559,13 +569,7 @@ fn attention_of_a_layer_is_as_near_as_16_bits_allow() {
     for (name, backend) in backends() {
         let mut random = Random::new(41);
         for case in 0..60 {
-            let mask = match random_mask(&mut random) {
-                Mask::Blocks { local_blocks, sink_blocks, stride, .. } => {
-                    let block_size = pick(&mut random, &[64, 64, 128]);
-                    Mask::Blocks { block_size, local_blocks, sink_blocks, stride }
-                }
-                mask => mask,
-            };
+            let mask = mask_for_hopper(&mut random);
             let (n_kv_heads, group) = pick(&mut random, &[(1, 1), (2, 2), (3, 1), (1, 3)]);
             let head_dim = pick(&mut random, &[64, 128]);
             let ty = pick(&mut random, &[KvType::F16, KvType::F16, KvType::Bf16, KvType::Q8]);

@@ -20,7 +20,7 @@ pub(super) fn attention(
     if !is_served(backend, ws, &args)? {
         return args.one_by_one(backend, ws);
     }
-    let AttentionArgs { x, n_rows, norm, eps, q, k, v, o, attend, .. } = args;
+    let AttentionArgs { x, n_rows, norm, eps, q, k, v, o, scratch, attend } = args;
     let AppendAttnArgs { out, rope, n_heads, scale, softcap, sink_logits, mask, phases, seqs, .. } = attend;
     let (seq, turned) = (&mut seqs[0], attend.q);
     let shape = seq.shape;
@@ -28,7 +28,8 @@ pub(super) fn attention(
     let n_elems = n_rows * n_heads * head_dim;
     let turned_at = turned.f32s(n_elems)?;
 
-    let rows = Rows { x: x.f32s(n_rows * q.w.cols)?, norm: Some((norm.f32s(q.w.cols)?, eps)) };
+    let input = Input::Norm(Norm { x: &*x, first_row: 0, weight: norm, eps, scratch });
+    let rows = Rows::new(&input, n_rows, q.w.cols)?;
     let normed = gemm::convert(backend, ws, Source::Rows(rows), n_rows, &q.w)?;
     let params::Rope { table, pairing, .. } = attn::rope(&rope, n_rows, head_dim)?;
     let append = attn::append_seq(&seq.append_target());
@@ -52,7 +53,7 @@ pub(super) fn attention(
     let views = [AttnSeq { desc: seq.desc, segments: &segments }];
     let attend =
         AttnArgs { out, q: turned, n_heads, shape, scale, softcap, sink_logits, mask, phases, seqs: &views };
-    attn::attn_rounded(backend, ws, &attend, turned_at, is_bf16)?;
+    attn::attn_rounded(backend, ws, &attend, is_bf16)?;
     backend.copy_blocks(ws, CopyBlocksArgs { parts: &mut seq.stage() })?;
     gemm::product(backend, ws, &mut o.to(x), &attended, true)?;
     ws.keep_pace()

@@ -1,7 +1,7 @@
 //! Attention: which kernel, how it is split, and what it is told of the cache.
 
 use super::device::Matrix16;
-use super::params::{self, MAX_PARTS, filled, word};
+use super::params::{self, MAX_PARTS, OUT_BF16, OUT_F16, OUT_F32, filled, word};
 use super::workspace::Workspace;
 use super::{CudaBackend, Slots, rows_of};
 use crate::backend::args::*;
@@ -129,7 +129,7 @@ pub(super) fn append_attn(
         .collect();
     let AppendAttnArgs { out, q, scale, softcap, sink_logits, phases, .. } = args;
     let args = AttnArgs { out, q, n_heads, shape, scale, softcap, sink_logits, mask, phases, seqs: &seqs };
-    run(backend, ws, &args, Io { appended: Some(&Appended { append, staged }), ..Io::default() })?;
+    run(backend, ws, &args, Some(&Appended { append, staged }), None)?;
     ws.keep_pace()
 }
 
@@ -138,19 +138,29 @@ pub(super) fn attn(
     ws: &mut Workspace,
     args: &AttnArgs<'_, CudaBackend>,
 ) -> Result<()> {
-    run(backend, ws, args, Io::default())
+    run(backend, ws, args, None, None)
 }
 
-/// Attention of many tokens of one session, [if it is served](has_hopper_tiles): queries are at `turned`, as `HeadsParams` has
-/// them, and results are rounded to 16 bits.
+/// Attention of many tokens of one session, [if it is served](has_hopper_tiles): queries are as `HeadsParams` has them, and
+/// results are rounded to 16 bits.
 pub(super) fn attn_rounded(
     backend: &CudaBackend,
     ws: &mut Workspace,
     args: &AttnArgs<'_, CudaBackend>,
-    turned: params::Address,
     is_bf16: bool,
 ) -> Result<()> {
-    run(backend, ws, args, Io { rounded: Some(Rounded { turned, is_bf16 }), ..Io::default() })
+    if args
+        .seqs
+        .iter()
+        .any(|seq| !has_hopper_tiles(backend, ws, &args.shape, args.softcap, seq.desc.rows.n_tokens as usize))
+    {
+        return Err(Error::new(
+            ErrorKind::Internal,
+            "queries in 16 bits for a kernel that does not take them",
+        ));
+    }
+    let ty = if is_bf16 { OUT_BF16 } else { OUT_F16 };
+    run(backend, ws, args, None, Some(ty))
 }
 
 /// Whether Hopper's kernel of tiles computes attention of so many tokens.
@@ -164,27 +174,14 @@ pub(super) fn has_hopper_tiles(
     n_tokens >= MANY_TOKENS && hopper_tile(backend, ws.precision, shape, softcap).is_some()
 }
 
-/// What does not come as `AttnArgs` say.
-#[derive(Default)]
-struct Io<'a> {
-    appended: Option<&'a Appended>,
-    rounded: Option<Rounded>,
-}
-
-/// Queries that have been turned and rounded, and what results are rounded to.
-#[derive(Clone, Copy)]
-struct Rounded {
-    turned: params::Address,
-    is_bf16: bool,
-}
-
+/// With what is appended first, if that is done in the same launch; or with queries of 16 bits, and what results are rounded to.
 fn run(
     backend: &CudaBackend,
     ws: &mut Workspace,
     args: &AttnArgs<'_, CudaBackend>,
-    io: Io<'_>,
+    appended: Option<&Appended>,
+    rounded: Option<u32>,
 ) -> Result<()> {
-    let Io { appended, rounded } = io;
     let AttnArgs { out, q, n_heads, shape, scale, softcap, sink_logits, mask, phases, seqs } = args;
     let (n_heads, n_kv_heads, head_dim) = (*n_heads, shape.n_kv_heads, shape.head_dim);
     if n_kv_heads == 0 || n_heads % n_kv_heads != 0 {
@@ -231,12 +228,6 @@ fn run(
             seqs: filled(described),
         };
         let is_tiled = params.n_tokens as usize >= MANY_TOKENS;
-        if rounded.is_some() && !has_hopper_tiles(backend, ws, shape, *softcap, params.n_tokens as usize) {
-            return Err(Error::new(
-                ErrorKind::Internal,
-                "queries in 16 bits for a kernel that does not take them",
-            ));
-        }
         if let Some(tile) = hopper_tile(backend, ws.precision, shape, *softcap).filter(|_| is_tiled) {
             hopper_tiles(backend, &tile, shape, &seqs[0], &params, rounded)?;
         } else if let Some(tile) = tile(ws.precision, shape, backend.limits.shared_bytes).filter(|_| is_tiled)
@@ -314,9 +305,9 @@ fn hopper_tiles(
     shape: &KvShape,
     seq: &AttnSeq<'_, CudaBackend>,
     params: &params::Attn,
-    rounded: Option<Rounded>,
+    rounded: Option<u32>,
 ) -> Result<()> {
-    let mut maps = [params::TensorMap { opaque: [0; 16] }; 3];
+    let mut maps = [params::TensorMap::default(); 3];
     for (map, segment) in maps.iter_mut().zip(seq.segments) {
         let (address, cols, is_bf16) = (segment.blocks.address(), shape.head_dim, shape.ty == KvType::Bf16);
         let rows = segment.blocks.n_bytes() / (2 * cols);
@@ -328,12 +319,7 @@ fn hopper_tiles(
     let kv_bytes = (rows.pos + rows.n_tokens) as usize * 2 * shape.ty.row_bytes(shape.head_dim);
     let kv_heads_at_once = (backend.device.cache_bytes / 3 / kv_bytes).max(1);
     let heads_at_once = (n_heads / shape.n_kv_heads * kv_heads_at_once).min(n_heads);
-    let out_type = match rounded {
-        None => 0,
-        Some(Rounded { is_bf16: false, .. }) => 1,
-        Some(Rounded { is_bf16: true, .. }) => 2,
-    };
-    let turned = rounded.map_or(0, |rounded| rounded.turned);
+    let (out_type, turned) = rounded.map_or((OUT_F32, 0), |ty| (ty, params.q));
     let params =
         params::AttnHopper { maps, attn: *params, heads_at_once: word(heads_at_once), out_type, turned };
     // One more than the tokens fill: they may begin within a tile.

@@ -37,7 +37,7 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    fn new(input: &Input<'_, CudaBackend>, n_rows: usize, cols: usize) -> Result<Self> {
+    pub fn new(input: &Input<'_, CudaBackend>, n_rows: usize, cols: usize) -> Result<Self> {
         match input {
             Input::Rows(x) => Ok(Self { x: x.f32s(n_rows * cols)?, norm: None }),
             Input::Norm(Norm { x, first_row, weight, eps, .. }) => {

@@ -9,6 +9,11 @@ pub(super) const MAX_PARTS: usize = 16;
 /// Matrices that one launch multiplies with the same rows.
 pub(super) const MAX_PRODUCTS: usize = 3;
 
+/// What outputs are rounded to.
+pub(super) const OUT_F32: u32 = 0;
+pub(super) const OUT_F16: u32 = 1;
+pub(super) const OUT_BF16: u32 = 2;
+
 /// Kinds of heads that one launch computes.
 pub(super) const HEAD_QUERY: u32 = 0;
 pub(super) const HEAD_KEY: u32 = 1;
