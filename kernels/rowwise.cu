@@ -70,6 +70,8 @@ __device__ __forceinline__ void convert(const ConvertParams& p) {
     if (i >= p.n_elems) return;
     float x[8];
     load8(x, p.x + i);
+#pragma unroll
+    for (int j = 0; j < 8; j++) x[j] *= p.scale;
     store8(static_cast<T*>(p.out) + i, x);
 }
 

@@ -151,12 +151,12 @@ enum OutType : uint32_t { OUT_F32 = 0, OUT_F16 = 1, OUT_BF16 = 2 };
 
 struct AttnHopperParams {
     TensorMap maps[3];          // of the segments
+    TensorMap queries;          // as HeadsParams has them: (n_tokens, n_heads * head_dim); attn.q is not read
     AttnParams attn;
     uint32_t heads_at_once;     // of n_heads
     uint32_t out_type;
-    const void* turned;         // queries as HeadsParams has them; null: they are floats, at attn.q
 };
-static_assert(sizeof(AttnHopperParams) == 2560);
+static_assert(sizeof(AttnHopperParams) == 2688);
 
 // The n largest elements of x (width) and their columns.
 struct TopParams {
@@ -201,13 +201,15 @@ struct MatvecParams {
 };
 static_assert(sizeof(MatvecParams) == 192);
 
-// Turns elements of 32 bits, a multiple of 8, into 16-bit floats.
+// Turns elements of 32 bits, a multiple of 8, into 16-bit floats: `scale` times each.
 struct ConvertParams {
     void* out;
     const float* x;
     uint64_t n_elems;
+    float scale;
+    uint32_t unused;
 };
-static_assert(sizeof(ConvertParams) == 24);
+static_assert(sizeof(ConvertParams) == 32);
 
 // The same for the norm of rows.
 struct NormParams {

@@ -2,8 +2,8 @@
 #pragma once
 #include "attn_tiles.cuh"
 
-// Names of barriers; 0 is __syncthreads().
-constexpr uint32_t BARRIER_TURN = 1, BARRIER_QUERIES = 4;
+// The first name of the barriers of turns; 0 is __syncthreads().
+constexpr uint32_t BARRIER_TURN = 1;
 
 template <typename T, int DIM, int CONSUMERS>
 struct Compute : Block<DIM, CONSUMERS> {
@@ -138,8 +138,8 @@ struct Compute : Block<DIM, CONSUMERS> {
             if (p.sink_logits) total += exp2f(p.sink_logits[head] * LOG2_E - (most[h] - WEIGHT_SHIFT));
             float factor = 1.0f / total;
             uint32_t position = row + h * 8;
-            if (position < rows.pos || position >= rows.end()) continue;
-            uint64_t at = (uint64_t(rows.row + position - rows.pos) * p.n_heads + head) * DIM;
+            if (position < rows().pos || position >= rows().end()) continue;
+            uint64_t at = (uint64_t(rows().row + position - rows().pos) * p.n_heads + head) * DIM;
             if (params.out_type == OUT_F32) {
                 float* to = p.out + at + threadIdx.x % 4 * 2;
 #pragma unroll
@@ -155,35 +155,34 @@ struct Compute : Block<DIM, CONSUMERS> {
         }
     }
 
-    // Warpgroups take turns at starting products. Nobody waits for the last turn of the last group.
+    // Warpgroups take turns at starting products.
     __device__ __forceinline__ void turn_begins(uint32_t group) const { named_sync(BARRIER_TURN + group, 2 * WARPGROUP); }
-    __device__ __forceinline__ void turn_ends(uint32_t group, uint32_t seen) const {
-        if (group == CONSUMERS - 1 && seen & ENDS_ALL) return;
+    __device__ __forceinline__ void turn_ends(uint32_t group) const {
         named_arrive(BARRIER_TURN + (group + 1) % CONSUMERS, 2 * WARPGROUP);
+    }
+
+    // Tells all blocks of the cluster that this warpgroup has read a stage that it shares with them.
+    __device__ __forceinline__ void release(uint32_t empty) const {
+        if (threadIdx.x % WARPGROUP < BLOCKS) barrier_arrive_at(empty, threadIdx.x % WARPGROUP);
     }
 
     __device__ __forceinline__ void compute(uint32_t group) const {
         Ring keys = this->keys(), values = this->values(), queries = this->queries();
-        bool is_signal = threadIdx.x % WARPGROUP == 0;
-        if (group == CONSUMERS - 1) turn_ends(group, 0);
-
-        Item item = this->item(blockIdx.x);
-        Block<DIM, CONSUMERS>::template load_queries<T>(item, 0, group, threadIdx.x % WARPGROUP, WARPGROUP);
-        named_sync(BARRIER_QUERIES + group, WARPGROUP);
-        uint4 runs = make_uint4(0, 0, 0, 0);
-        for (uint32_t tile = 0, round = 0; !(runs.z & ENDS_ALL); tile++, round++) {
+        if (group == CONSUMERS - 1) turn_ends(group);
+        for (uint32_t tile = 0, round = 0;; tile++, round++) {
             float out[DIM / 2] = {}, scores[64], most[2] = {-INFINITY, -INFINITY}, sum[2] = {}, factor[2];
             uint32_t weights[TILE_KEYS / 16][4];
 
             queries.wait_full(round);
-            if (round > 0) item = Item::load(shared + L::ITEMS + round % Ring::STAGES * 16);
-            uint32_t at = shared + (round % Ring::STAGES * CONSUMERS + group) * L::QUERY_BYTES;
+            Item item = Item::load(shared + L::ITEMS + round % Ring::STAGES * 8);
+            if (item.head == NO_HEAD) break;
             uint32_t row = item.first_query + group * WARPGROUP_QUERIES + threadIdx.x % WARPGROUP / 32 * 16 + threadIdx.x % 32 / 4;
-            runs = start_scores(scores, at, tile, group);
-            turn_ends(group, runs.z);
+            uint32_t at = shared + (round % Ring::STAGES * CONSUMERS + group) * L::QUERY_BYTES;
+            uint4 runs = start_scores(scores, at, tile, group);
+            turn_ends(group);
             products_wait<0>();
             pin(scores);
-            if (is_signal) barrier_arrive(keys.empty(tile));
+            release(keys.empty(tile));
             mask_scores(scores, runs, group, row);
             soften(scores, most, sum, factor);
             round_weights(weights, scores);
@@ -192,28 +191,33 @@ struct Compute : Block<DIM, CONSUMERS> {
                 tile++;
                 runs = start_scores(scores, at, tile, group);
                 start_weighing(out, weights, tile - 1);
-                turn_ends(group, runs.z);
+                turn_ends(group);
                 products_wait<1>();
                 pin(scores);
-                if (is_signal) barrier_arrive(keys.empty(tile));
+                release(keys.empty(tile));
                 mask_scores(scores, runs, group, row);
                 soften(scores, most, sum, factor);
-                products_wait<0>();
-                pin(out);
-                if (is_signal) barrier_arrive(values.empty(tile - 1));
-                round_weights(weights, scores);
-                // The largest scores come early: most tiles have no larger ones.
+                // The largest scores come early: most tiles have no larger ones. That there is a branch keeps the compiler
+                // from waiting before it softens.
                 if (__any_sync(~0u, factor[0] != 1.0f || factor[1] != 1.0f)) {
+                    products_wait<0>();
+                    pin(out);
 #pragma unroll
                     for (int i = 0; i < DIM / 2; i++) out[i] *= factor[i / 2 % 2];
                 }
+                products_wait<0>();
+                pin(out);
+                release(values.empty(tile - 1));
+                round_weights(weights, scores);
             }
-            if (is_signal) barrier_arrive(queries.empty(round));
+            if (threadIdx.x % WARPGROUP == 0) barrier_arrive(queries.empty(round));
             start_weighing(out, weights, tile);
             products_wait<0>();
             pin(out);
-            if (is_signal) barrier_arrive(values.empty(tile));
+            release(values.empty(tile));
             store(out, most, sum, item.head, row);
         }
+        // The turn after the last one.
+        if (group == 0) turn_begins(group);
     }
 };

@@ -1,6 +1,9 @@
-// The warps of attn_prefill.cu that bring queries, keys and values into shared memory.
+// The warps of attn_prefill.cu that bring queries, keys and values into shared memory: one finds out where they lie, one
+// brings them, and one puts together what is not copied as a whole.
 #pragma once
 #include "attn_tiles.cuh"
+
+constexpr uint32_t NO_SEGMENT = 0xff;
 
 // The runs of keys that positions `first` to `last` see.
 struct Runs {
@@ -14,6 +17,8 @@ struct Runs {
         count = (blocks.count - 1) * runs_a_block + in_last_block;
     }
 
+    __device__ __forceinline__ uint32_t n_tiles() const { return (count + 1) / 2; }
+
     // First key of a run.
     __device__ __forceinline__ uint32_t operator[](uint32_t i) const {
         if (i >= count) return NO_RUN;
@@ -21,21 +26,45 @@ struct Runs {
     }
 };
 
-// A tile's two runs.
-struct Source {
-    uint32_t key[2];       // the first ones
-    uint32_t row[2];       // of the segment's map, where the keys begin; the values lie block_size further
-    uint32_t segment[2];   // that holds all keys of the run, or NO_RUN
-    uint32_t kv_head;
-    uint32_t seen;         // sights and ends
+// What the lanes that find runs share, in shared memory, as they have few registers.
+struct Search {
+    Item item;
+    uint32_t phase;     // of the item's head
+    uint32_t residue;   // of the strided blocks that it keeps
+    Runs runs;
+};
 
-    __device__ __forceinline__ void store(uint32_t to) const {
-        store16(to, {key[0], key[1], row[0], row[1]});
-        store16(to + 16, {segment[0], segment[1], kv_head, seen});
+// A tile's two runs, in shared memory at `at`.
+struct Source {
+    uint32_t at;
+
+    // The first key of a run; the row of the segment's map where its keys begin, the values being block_size further; and
+    // the segment that holds all of them, or NO_SEGMENT.
+    __device__ __forceinline__ uint32_t key(uint32_t run) const { return load4(at + 4 * run); }
+    __device__ __forceinline__ uint32_t row(uint32_t run) const { return load4(at + 8 + 4 * run); }
+    __device__ __forceinline__ uint32_t segment(uint32_t run) const { return load4(at + 16) >> 8 * run & 0xff; }
+    // Sights and ends.
+    __device__ __forceinline__ uint32_t seen() const { return load4(at + 20); }
+
+    __device__ __forceinline__ void store_run(uint32_t run, uint32_t key, uint32_t row) const {
+        store4(at + 4 * run, key);
+        store4(at + 8 + 4 * run, row);
     }
-    static __device__ __forceinline__ Source load(uint32_t from) {
-        uint4 a = load16(from), b = load16(from + 16);
-        return {{a.x, a.y}, {a.z, a.w}, {b.x, b.y}, b.z, b.w};
+    __device__ __forceinline__ void store(uint32_t segments, uint32_t seen) const { store8(at + 16, segments, seen); }
+};
+
+// Runs that are to be put together: from where to where, and the barrier of those who wait for them.
+struct Patch {
+    Source source;
+    uint32_t to, full, is_value, head;
+
+    __device__ __forceinline__ void store(uint32_t at) const {
+        store16(at, {source.at, to, full, is_value});
+        store4(at + 16, head);
+    }
+    static __device__ __forceinline__ Patch load(uint32_t at) {
+        uint4 x = load16(at);
+        return {{x.x}, x.y, x.z, x.w, load4(at + 16)};
     }
 };
 
@@ -45,8 +74,17 @@ struct Supply : Block<DIM, CONSUMERS> {
     using Block<DIM, CONSUMERS>::params;
     using Block<DIM, CONSUMERS>::rows;
     using Block<DIM, CONSUMERS>::shared;
+    using Block<DIM, CONSUMERS>::rank;
+    using Block<DIM, CONSUMERS>::wanted;
+    using Block<DIM, CONSUMERS>::found;
 
     __device__ __forceinline__ const AttnSeq& seq() const { return params.attn.seqs[0]; }
+    __device__ __forceinline__ uint32_t found_item(uint32_t batch) const {
+        return shared + L::FOUND_ITEMS + batch % Ring::STAGES * 8;
+    }
+    __device__ __forceinline__ Source source(uint32_t batch, uint32_t i) const {
+        return {shared + L::SOURCES + (batch % Ring::STAGES * BATCH + i) * 24};
+    }
 
     // --- The warp that finds out where keys and values lie, a tile a lane: for one alone it would take longer than the
     // products.
@@ -54,16 +92,16 @@ struct Supply : Block<DIM, CONSUMERS> {
     __device__ __forceinline__ uint32_t whole_segment(uint32_t key) const {
         uint32_t begin = 0;
         for (uint32_t s = 0; s < seq().n_segments; s++) {
-            uint32_t end = seq().segments[s].end_position(rows);
+            uint32_t end = seq().segments[s].end_position(rows());
             if (begin <= key && key + RUN <= end) return s;
             begin = max(begin, end);
         }
-        return NO_RUN;
+        return NO_SEGMENT;
     }
 
     __device__ __forceinline__ uint32_t map_row(uint32_t s, uint32_t kv_head, uint32_t key) const {
         uint32_t block_size = params.attn.shape.block_size;
-        uint32_t place = seq().segments[s].places.place(rows, block_size, kv_head, key / block_size);
+        uint32_t place = seq().segments[s].places.place(rows(), block_size, kv_head, key / block_size);
         return place * 2 * block_size + key % block_size;
     }
 
@@ -78,171 +116,207 @@ struct Supply : Block<DIM, CONSUMERS> {
         return is_whole ? SEES_ALL : SEES_SOME;
     }
 
-    __device__ __forceinline__ Source find_tile(const Runs& runs, const Item& item, uint32_t tile, uint32_t phase) const {
-        Source source;
-        source.kv_head = item.head / (params.attn.n_heads / params.attn.shape.n_kv_heads);
-        source.seen = 0;
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
+    __device__ __forceinline__ uint32_t kv_head(uint32_t head) const {
+        return head / (params.attn.n_heads / params.attn.shape.n_kv_heads);
+    }
+
+    // Where the runs of a tile of a batch's item lie, and who sees them.
+    __device__ __forceinline__ void find_tile(const Search& search, uint32_t batch, uint32_t tile) const {
+        const Runs& runs = search.runs;
+        Source to = source(batch, tile % BATCH);
+        uint32_t segment = NO_SEGMENT, row = 0, segments = 0, seen = 0;
+#pragma unroll 1
+        for (uint32_t r = 0; r < 2; r++) {
             uint32_t key = runs[2 * tile + r];
-            source.key[r] = key;
-            source.segment[r] = key == NO_RUN ? NO_RUN : whole_segment(key);
-            source.row[r] = source.segment[r] == NO_RUN ? 0 : map_row(source.segment[r], source.kv_head, key);
-#pragma unroll
-            for (int group = 0; group < CONSUMERS; group++) {
-                uint32_t seen = sight(key, item.first_query + group * WARPGROUP_QUERIES, phase);
-                source.seen |= seen << (2 * group + r) * SIGHT_BITS;
+            // One that is not there may be anything that is a number: the one before.
+            if (key != NO_RUN) {
+                segment = whole_segment(key);
+                row = segment == NO_SEGMENT ? 0 : map_row(segment, kv_head(search.item.head), key);
+            }
+            to.store_run(r, key, row);
+            segments |= segment << 8 * r;
+#pragma unroll 1
+            for (uint32_t group = 0; group < CONSUMERS; group++) {
+                uint32_t first_query = search.item.first_query + group * WARPGROUP_QUERIES;
+                seen |= sight(key, first_query, search.phase) << (2 * group + r) * SIGHT_BITS;
             }
         }
-        // A run that is not there may be anything that is a number.
-        if (source.key[1] == NO_RUN) source.segment[1] = source.segment[0], source.row[1] = source.row[0];
-        return source;
+        uint32_t n_tiles = runs.n_tiles(), left = n_tiles - tile;
+        if (left == 1) seen |= ENDS_ITEM;
+        if (left == min(TILES_AHEAD, n_tiles)) seen |= NEARS_END;
+        to.store(segments, seen);
+        if (tile % BATCH == 0) search.item.store(found_item(batch));
     }
 
-    // The number of the block's next item. The counter begins and ends at zero: of as many calls as there are items, one
-    // per block finds that none is left.
-    __device__ __forceinline__ uint32_t next_item() const {
-        uint32_t i = threadIdx.x % 32 == 0 ? atomicInc(params.attn.arrivals, this->n_items() - 1) : 0;
-        return min(gridDim.x, this->n_items()) + __shfl_sync(~0u, i, 0);
-    }
+    __device__ __forceinline__ uint32_t n_clusters() const { return gridDim.x / BLOCKS; }
 
-    // Sends an item to those who load queries; the first one needs no sending.
-    __device__ __forceinline__ void send(const Item& item, uint32_t round) const {
-        this->items().wait_empty(round);
+    // The number of the cluster's next item, once all its blocks near the end of this one: who asked earlier would be given
+    // what others could begin earlier. The counter begins and ends at zero: of as many calls as there are items, one per
+    // cluster finds that none is left.
+    __device__ __forceinline__ uint32_t next_item(uint32_t round) const {
+        bool is_leader = threadIdx.x % 32 == 0;
+        if (is_leader) barrier_arrive_expecting(found(), 4);
+        if (rank == 0) {
+            barrier_wait(wanted(), round & 1);
+            __syncwarp();
+            if (is_leader) {
+                uint32_t i = n_clusters() + atomicInc(params.attn.arrivals, this->n_items() - 1);
+                for (uint32_t to = 0; to < BLOCKS; to++) send4(shared + L::NEXT, i, found(), to);
+            }
+        }
+        barrier_wait(found(), round & 1);
+        uint32_t next = load4(shared + L::NEXT);
         __syncwarp();
-        if (threadIdx.x % 32 != 0) return;
-        item.store(shared + L::NEXT_ITEMS + round % Ring::STAGES * 16);
-        barrier_arrive(this->items().full(round));
+        return next;
     }
 
-    // `residue` is a word of shared memory for this warp.
-    __device__ __forceinline__ void find(uint32_t* residue) const {
+    __device__ __forceinline__ void find(Search* search) const {
         const AttnParams& p = params.attn;
-        uint32_t lane = threadIdx.x % 32, batch = 0, n_items = this->n_items(), round = 0;
-        for (uint32_t i = blockIdx.x, next; i < n_items; i = next, round++) {
+        uint32_t lane = threadIdx.x % 32, batch = 0, round = 0;
+        for (uint32_t i = blockIdx.x / BLOCKS; i < this->n_items(); i = next_item(round++)) {
             Item item = this->item(i);
-            if (round > 0) send(item, round - 1);
-            next = next_item();
             uint32_t phase = p.phases[item.head], stride = p.mask.stride;
+            // Of the whole tile: its blocks go through the same keys.
+            uint32_t first_query = item.first_query - rank * L::BLOCK_QUERIES;
+            uint32_t first = max(first_query, rows().pos), last = min(first_query + L::TILE_QUERIES, rows().end()) - 1;
             __syncwarp();
-            if (lane == 0) *residue = stride > 0 ? (stride - phase % stride) % stride : 0;
+            if (lane == 0) {
+                search->phase = phase;
+                search->residue = stride > 0 ? (stride - phase % stride) % stride : 0;
+                search->runs = Runs(p, first, last, &search->residue);
+                search->item = item;
+            }
             __syncwarp();
-            uint32_t first = max(item.first_query, rows.pos);
-            uint32_t last = min(item.first_query + L::TILE_QUERIES, rows.end()) - 1;
-            Runs runs(p, first, last, residue);
-            uint32_t n_tiles = (runs.count + 1) / 2;
-            for (uint32_t tile = 0; tile < n_tiles; tile += BATCH, batch++) {
-                Source source = find_tile(runs, item, tile + lane, phase);
-                if (tile + lane + 1 >= n_tiles) source.seen |= next < n_items ? ENDS_ITEM : ENDS_ITEM | ENDS_ALL;
+            for (uint32_t tile = 0; tile < search->runs.n_tiles(); tile += BATCH, batch++) {
                 this->sources().wait_empty(batch);
-                source.store(shared + L::SOURCES + (batch % Ring::STAGES * BATCH + lane) * 32);
+                find_tile(*search, batch, tile + lane);
                 __syncwarp();
                 if (lane == 0) barrier_arrive(this->sources().full(batch));
             }
         }
-        send({NO_HEAD, 0}, round - 1);
-    }
-
-    // --- The warp that copies keys and values. Runs that end before 64 tokens, or change from one segment of the cache to
-    // another, are put together from what the segments hold, with zeros for what nobody does: an unseen value weighs
-    // nothing, and must be a number for that.
-
-    // Rows `first` to `last` of a run, from global memory or zeros.
-    __device__ __forceinline__ void copy_rows(uint32_t to, const uint8_t* from, uint32_t first, uint32_t last) const {
-        constexpr uint32_t CHUNKS = DIM / 8;
-        for (uint32_t i = first * CHUNKS + threadIdx.x % 32; i < last * CHUNKS; i += 32) {
-            uint32_t row = i / CHUNKS, chunk = i % CHUNKS;
-            const void* bytes = from ? from + i * 16 : seq().segments[0].blocks;
-            copy16(to + chunk / 8 * L::HALF_BYTES + swizzled(row, chunk % 8), bytes, from);
+        this->sources().wait_empty(batch);
+        if (lane == 0) {
+            Item{NO_HEAD, 0}.store(found_item(batch));
+            barrier_arrive(this->sources().full(batch));
         }
     }
 
-    __device__ __forceinline__ void copy_run(uint32_t to, uint32_t kv_head, uint32_t key, bool is_value) const {
-        if (key == NO_RUN) return copy_rows(to, nullptr, 0, RUN);
-        uint32_t begin = key;
+    // --- The warp that puts runs together that end before 64 tokens, or change from one segment of the cache to another.
+    // What nobody holds is zeros: an unseen value weighs nothing, and must be a number for that.
+
+    // Where a key or value lies; null: nowhere.
+    __device__ __forceinline__ const uint8_t* find_row(uint32_t kv_head, uint32_t position, bool is_value) const {
         for (uint32_t s = 0; s < seq().n_segments; s++) {
-            uint32_t end = min(seq().segments[s].end_position(rows), key + RUN);
-            if (begin >= end) continue;
-            uint64_t row = map_row(s, kv_head, key) + (is_value ? params.attn.shape.block_size : 0);
-            copy_rows(to, seq().segments[s].blocks + row * DIM * 2, begin - key, end - key);
-            begin = end;
+            // They follow each other.
+            if (position >= seq().segments[s].end_position(rows())) continue;
+            uint32_t row = map_row(s, kv_head, position) + (is_value ? params.attn.shape.block_size : 0);
+            return seq().segments[s].blocks + uint64_t(row) * DIM * 2;
         }
-        copy_rows(to, nullptr, begin - key, RUN);
+        return nullptr;
     }
 
-    // The keys or values of a tile, once there is room.
-    __device__ __forceinline__ void copy_tile(const Source& source, uint32_t tile, bool is_value) const {
-        bool is_leader = threadIdx.x % 32 == 0;
-        Ring ring = is_value ? this->values() : this->keys();
-        uint32_t stage = tile % Ring::STAGES, full = ring.full(tile);
-        uint32_t to = shared + (is_value ? L::VALUES : L::KEYS) + stage * L::TILE_BYTES;
-        ring.wait_empty(tile);
-        // Once there is no room any more, others might have missed that there was.
-        __syncwarp();
-        if (!is_value && is_leader) store16(shared + L::RUNS + stage * 16, {source.key[0], source.key[1], source.seen, 0});
-        if (source.segment[0] != NO_RUN && source.segment[1] != NO_RUN) {
-            if (!is_leader) return;
-            barrier_arrive_expecting(full, L::TILE_BYTES);
-#pragma unroll
-            for (uint32_t r = 0; r < 2; r++) {
-                uint32_t row = source.row[r] + (is_value ? params.attn.shape.block_size : 0);
-#pragma unroll
-                for (uint32_t half = 0; half < L::HALVES; half++) {
-                    uint32_t at = to + half * L::HALF_BYTES + r * RUN * SWIZZLE_BYTES;
-                    copy_box(at, params.maps + source.segment[r], half * 64, row, full);
-                }
+    __device__ __forceinline__ void assemble_run(uint32_t to, uint32_t kv_head, uint32_t key, bool is_value) const {
+#pragma unroll 1
+        for (uint32_t row = threadIdx.x % 32; row < RUN; row += 32) {
+            const uint8_t* from = key == NO_RUN ? nullptr : find_row(kv_head, key + row, is_value);
+#pragma unroll 1
+            for (uint32_t chunk = 0; chunk < DIM / 8; chunk++) {
+                const void* bytes = from ? from + chunk * 16 : seq().segments[0].blocks;
+                copy16(to + chunk / 8 * L::HALF_BYTES + swizzled(row, chunk % 8), bytes, from);
             }
-        } else {
-            copy_run(to, source.kv_head, source.key[0], is_value);
-            copy_run(to + RUN * SWIZZLE_BYTES, source.kv_head, source.key[1], is_value);
+        }
+    }
+
+    __device__ __forceinline__ void assemble() const {
+        PatchRing patches = this->patches();
+        for (uint32_t n = 0;; n++) {
+            patches.wait_full(n);
+            Patch patch = Patch::load(shared + L::PATCH);
+            if (patch.head == NO_HEAD) return;
+            uint32_t kv_head = this->kv_head(patch.head);
+#pragma unroll 1
+            for (uint32_t r = 0; r < 2; r++) {
+                assemble_run(patch.to + r * RUN * SWIZZLE_BYTES, kv_head, patch.source.key(r), patch.is_value);
+            }
             copies_end();
             copies_wait<0>();
             fence_async();
             __syncwarp();
-            if (is_leader) barrier_arrive(full);
+            if (threadIdx.x % 32 == 0) {
+                barrier_arrive(patch.full);
+                barrier_arrive(patches.empty(n));
+            }
         }
     }
 
-    // In the order in which tiles are wanted: the keys of the next one before the values of this one.
-    __device__ __forceinline__ void copy() const {
-        Source source, last = {};
-        uint32_t tile = 0;
-        for (uint32_t batch = 0; !(last.seen & ENDS_ALL); batch++) {
+    // --- The thread that brings queries, keys and values, for which the copy engine works.
+
+    // The queries of an item, once there is room. Rows outside the step are zeros.
+    __device__ __forceinline__ void bring_queries(const Item& item, uint32_t round) const {
+        Ring queries = this->queries();
+        uint32_t stage = round % Ring::STAGES, full = queries.full(round);
+        queries.wait_empty(round);
+        item.store(shared + L::ITEMS + stage * 8);
+        if (item.head == NO_HEAD) return barrier_arrive(full);
+        barrier_arrive_expecting(full, CONSUMERS * L::QUERY_BYTES);
+#pragma unroll
+        for (uint32_t group = 0; group < CONSUMERS; group++) {
+            uint32_t row = item.first_query - rows().pos + group * WARPGROUP_QUERIES;
+#pragma unroll
+            for (uint32_t half = 0; half < L::HALVES; half++) {
+                uint32_t to = shared + (stage * CONSUMERS + group) * L::QUERY_BYTES + half * WARPGROUP_QUERIES * SWIZZLE_BYTES;
+                copy_box(to, &params.queries, item.head * DIM + half * 64, row, full);
+            }
+        }
+    }
+
+    // The keys or values of a tile, once there is room: each block copies a run for all of them.
+    __device__ __forceinline__ void
+    bring_runs(Source source, uint32_t tile, bool is_value, uint32_t head, uint32_t& n_patches) const {
+        Ring ring = is_value ? this->values() : this->keys();
+        uint32_t stage = tile % Ring::STAGES, full = ring.full(tile);
+        uint32_t to = shared + (is_value ? L::VALUES : L::KEYS) + stage * L::TILE_BYTES;
+        ring.wait_empty(tile);
+        if (!is_value) store16(shared + L::RUNS + stage * 16, {source.key(0), source.key(1), source.seen(), 0});
+        if (source.segment(0) == NO_SEGMENT || source.segment(1) == NO_SEGMENT) {
+            return pass_on({source, to, full, is_value, head}, n_patches);
+        }
+        barrier_arrive_expecting(full, L::TILE_BYTES);
+        uint32_t row = source.row(rank) + (is_value ? params.attn.shape.block_size : 0);
+        const TensorMap* map = params.maps + source.segment(rank);
+#pragma unroll
+        for (uint32_t half = 0; half < L::HALVES; half++) {
+            uint32_t at = to + half * L::HALF_BYTES + rank * RUN * SWIZZLE_BYTES;
+            copy_box_to((1 << BLOCKS) - 1, at, map, half * 64, row, full);
+        }
+    }
+
+    __device__ __forceinline__ void pass_on(const Patch& patch, uint32_t& n_patches) const {
+        this->patches().wait_empty(n_patches);
+        patch.store(shared + L::PATCH);
+        barrier_arrive(this->patches().full(n_patches++));
+    }
+
+    // In the order in which they are wanted: the keys of an item's next tile before the values of this one.
+    __device__ __forceinline__ void bring() const {
+        bool is_first = true;
+        for (uint32_t batch = 0, tile = 0, round = 0, n_patches = 0;; batch++) {
             this->sources().wait_full(batch);
-            for (uint32_t i = 0; i < BATCH; i++) {
-                source = Source::load(shared + L::SOURCES + (batch % Ring::STAGES * BATCH + i) * 32);
-                copy_tile(source, tile, false);
-                __syncwarp();
-                if (tile > 0) copy_tile(last, tile - 1, true);
-                __syncwarp();
-                last = source;
-                tile++;
-                if (last.seen & ENDS_ITEM) break;
+            Item item = Item::load(found_item(batch));
+            if (is_first) bring_queries(item, round++);
+            if (item.head == NO_HEAD) return pass_on({{0}, 0, 0, 0, NO_HEAD}, n_patches);
+            is_first = false;
+            for (uint32_t i = 0; i < BATCH && !is_first; i++, tile++) {
+                Source source = this->source(batch, i);
+                if (source.seen() & NEARS_END) barrier_arrive_at(wanted(), 0);
+                bring_runs(source, tile, false, item.head, n_patches);
+                if (i > 0) bring_runs(this->source(batch, i - 1), tile - 1, true, item.head, n_patches);
+                is_first = source.seen() & ENDS_ITEM;
+                if (is_first || i + 1 == BATCH) bring_runs(source, tile, true, item.head, n_patches);
             }
-            if (threadIdx.x % 32 == 0) barrier_arrive(this->sources().empty(batch));
-        }
-        copy_tile(last, tile - 1, true);
-    }
-
-    // --- The warps that load queries, and say whose they are; the computing warps load the first ones themselves.
-
-    __device__ __forceinline__ void load_queries(uint32_t thread) const {
-        Ring items = this->items(), queries = this->queries();
-        bool is_leader = thread % 32 == 0;
-        if (is_leader) barrier_arrive(queries.full(0));
-        for (uint32_t round = 1;; round++) {
-            items.wait_full(round - 1);
-            Item item = Item::load(shared + L::NEXT_ITEMS + (round - 1) % Ring::STAGES * 16);
-            __syncwarp();
-            if (is_leader) barrier_arrive(items.empty(round - 1));
-            if (item.head == NO_HEAD) break;
-            queries.wait_empty(round);
-            if (thread == 0) item.store(shared + L::ITEMS + round % Ring::STAGES * 16);
-            for (uint32_t group = 0; group < CONSUMERS; group++) {
-                Block<DIM, CONSUMERS>::template load_queries<T>(item, round % Ring::STAGES, group, thread, 32 * QUERY_WARPS);
-            }
-            __syncwarp();
-            if (is_leader) barrier_arrive(queries.full(round));
+            // The batch has been read once nothing of it is to be put together any more.
+            this->patches().wait_empty(n_patches);
+            barrier_arrive(this->sources().empty(batch));
         }
     }
 };

@@ -39,6 +39,11 @@ __device__ __forceinline__ uint2 load8(uint32_t from) {
 __device__ __forceinline__ void store8(uint32_t to, uint32_t x, uint32_t y) {
     asm volatile("st.shared.v2.b32 [%0], {%1, %2};\n" ::"r"(to), "r"(x), "r"(y) : "memory");
 }
+__device__ __forceinline__ uint32_t load4(uint32_t from) {
+    uint32_t x;
+    asm volatile("ld.shared.b32 %0, [%1];\n" : "=r"(x) : "r"(from) : "memory");
+    return x;
+}
 __device__ __forceinline__ void store4(uint32_t to, uint32_t x) {
     asm volatile("st.shared.b32 [%0], %1;\n" ::"r"(to), "r"(x) : "memory");
 }
@@ -81,6 +86,14 @@ __device__ __forceinline__ void cluster_sync() {
 __device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t rank) {
     asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
                  "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier), "r"(rank)
+                 : "memory");
+}
+
+// Stores a word at `to`, in shared memory of the block `rank`, and counts its bytes on the barrier there.
+__device__ __forceinline__ void send4(uint32_t to, uint32_t x, uint32_t barrier, uint32_t rank) {
+    asm volatile("{\n.reg .b32 there, done;\nmapa.shared::cluster.u32 there, %0, %3;\nmapa.shared::cluster.u32 done, %2, %3;\n"
+                 "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [there], %1, [done];\n}\n" ::"r"(to),
+                 "r"(x), "r"(barrier), "r"(rank)
                  : "memory");
 }
 

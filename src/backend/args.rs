@@ -422,6 +422,22 @@ pub struct AttnArgs<'a, B: Backend> {
     pub seqs: &'a [AttnSeq<'a, B>],
 }
 
+/// See [`Backend::round_queries`]; what else is said here is what [`AttnArgs`] will say.
+pub struct RoundQueriesArgs<'a, B: Backend> {
+    /// (n_tokens, n_heads, head_dim), turned
+    pub q: &'a mut B::Buf,
+    /// Tokens of the session.
+    pub n_tokens: usize,
+    /// Query heads.
+    pub n_heads: usize,
+    /// Shape of the cache blocks.
+    pub shape: KvShape,
+    /// Factor of the scores.
+    pub scale: f32,
+    /// Bound of the scores; 0 means none.
+    pub softcap: f32,
+}
+
 /// What a layer does with queries, keys and values: [`RopeAppendArgs`], then [`AttnArgs`] over all that the sessions hold,
 /// then the copies of [`LayerKv::stage`]. A backend may leave out the scratch, which nothing reads afterwards.
 pub struct AppendAttnArgs<'a, 'p, B: Backend> {

@@ -169,6 +169,16 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn attention(&self, ws: &mut Self::Workspace, args: AttentionArgs<'_, '_, Self>) -> Result<()> {
         args.one_by_one(self, ws)
     }
+    /// Leaves queries in `q` in the form in which [`attention`](Self::attention) passes so many of one session on, which may
+    /// take fewer bits: for benches of attention alone.
+    fn round_queries(&self, _ws: &mut Self::Workspace, _args: RoundQueriesArgs<'_, Self>) -> Result<()> {
+        Ok(())
+    }
+    /// [`attn`](Self::attn) of one session whose queries have been [rounded](Self::round_queries), and whose results are in
+    /// the form in which `attention` wants them.
+    fn attn_rounded(&self, ws: &mut Self::Workspace, args: AttnArgs<'_, Self>) -> Result<()> {
+        self.attn(ws, args)
+    }
     /// See [`CopyBlocksArgs`].
     fn copy_blocks(&self, ws: &mut Self::Workspace, args: CopyBlocksArgs<'_, '_, Self>) -> Result<()>;
     /// See [`GluArgs`].

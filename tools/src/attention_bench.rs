@@ -255,6 +255,10 @@ impl AttentionBench {
         blocks.into_iter().map(|(_, n)| n).sum()
     }
 
+    fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+
     fn kv_shape(&self) -> KvShape {
         let block_size = self.attention.mask.block_size() as usize;
         KvShape {
@@ -354,8 +358,13 @@ impl<'a, B: Backend> Layer<'a, B> {
             self.keep(n)?;
         }
         self.append(first_query, n_queries)?;
-        let n_elems = n_queries as usize * self.bench.n_heads() * self.bench.head_dim;
-        randomize(self.backend, &mut self.q, n_elems, &mut self.seed)
+        let Self { bench, backend, workspace, q, seed, .. } = self;
+        let (n_tokens, n_heads) = (n_queries as usize, bench.n_heads());
+        randomize(*backend, q, n_tokens * n_heads * bench.head_dim, seed)?;
+        let (shape, scale) = (bench.kv_shape(), bench.scale());
+        let args = RoundQueriesArgs { q, n_tokens, n_heads, shape, scale, softcap: 0.0 };
+        backend.run(workspace, self.cancel, |ws| backend.round_queries(ws, args))?;
+        Ok(())
     }
 
     /// Begins a step of `n` tokens at `pos`.
@@ -409,14 +418,14 @@ impl<'a, B: Backend> Layer<'a, B> {
                     q,
                     n_heads: bench.n_heads(),
                     shape: bench.kv_shape(),
-                    scale: 1.0 / (bench.head_dim as f32).sqrt(),
+                    scale: bench.scale(),
                     softcap: 0.0,
                     sink_logits: None,
                     mask: bench.attention.mask,
                     phases,
                     seqs: &[AttnSeq { desc, segments }],
                 };
-                backend.attn(ws, args)
+                backend.attn_rounded(ws, args)
             })
         };
         let start = Instant::now();

@@ -1,6 +1,8 @@
 //! Attention: which kernel, how it is split, and what it is told of the cache.
 
 use super::device::Matrix16;
+use super::gemm::CONVERTED_AT_ONCE;
+use super::matmul::{ELEMENT_THREADS, blocks_of};
 use super::params::{self, MAX_PARTS, OUT_BF16, OUT_F16, OUT_F32, filled, word};
 use super::workspace::Workspace;
 use super::{CudaBackend, Slots, rows_of};
@@ -35,8 +37,9 @@ const HOPPER_ROW_THREADS: u32 = 288;
 const HOPPER_CHUNK: usize = 64;
 const HOPPER_STAGES_BYTES: usize = 6 * 256;
 
-/// Keys that Hopper's kernel of tiles copies at once.
+/// Keys, or queries, that Hopper's kernel of tiles copies at once, and blocks of its clusters.
 const HOPPER_RUN: usize = 64;
+const HOPPER_BLOCKS: usize = 2;
 
 /// Elements of the partial results: of every query head, the weighted values, the largest score and the sum.
 pub(super) fn partials_len(shape: &WorkspaceShape) -> usize {
@@ -229,7 +232,7 @@ fn run(
         };
         let is_tiled = params.n_tokens as usize >= MANY_TOKENS;
         if let Some(tile) = hopper_tile(backend, ws.precision, shape, *softcap).filter(|_| is_tiled) {
-            hopper_tiles(backend, &tile, shape, &seqs[0], &params, rounded)?;
+            hopper_tiles(backend, ws, &tile, shape, &seqs[0], &params, rounded)?;
         } else if let Some(tile) = tile(ws.precision, shape, backend.limits.shared_bytes).filter(|_| is_tiled)
         {
             tiles(backend, &tile, &params)?;
@@ -301,33 +304,84 @@ fn hopper_tile(backend: &CudaBackend, precision: Precision, shape: &KvShape, sof
 
 fn hopper_tiles(
     backend: &CudaBackend,
+    ws: &mut Workspace,
     tile: &Tile,
     shape: &KvShape,
     seq: &AttnSeq<'_, CudaBackend>,
     params: &params::Attn,
     rounded: Option<u32>,
 ) -> Result<()> {
+    let (rows, is_bf16, n_heads) = (seq.desc.rows, shape.ty == KvType::Bf16, params.n_heads as usize);
     let mut maps = [params::TensorMap::default(); 3];
     for (map, segment) in maps.iter_mut().zip(seq.segments) {
-        let (address, cols, is_bf16) = (segment.blocks.address(), shape.head_dim, shape.ty == KvType::Bf16);
+        let (address, cols) = (segment.blocks.address(), shape.head_dim);
         let rows = segment.blocks.n_bytes() / (2 * cols);
         *map = backend.device.tensor_map(&Matrix16 { address, rows, cols, is_bf16 }, word(HOPPER_RUN))?;
     }
-    let n_heads = params.n_heads as usize;
+    let width = n_heads * shape.head_dim;
+    let first = rows.row as usize * width;
+    let address = match rounded {
+        Some(_) => params.q + 2 * first as u64,
+        None => {
+            let x = params.q + (first * size_of::<f32>()) as u64;
+            round_queries(backend, ws, x, rows.n_tokens as usize * width, is_bf16, params.scale)?
+        }
+    };
+    let queries = Matrix16 { address, rows: rows.n_tokens as usize, cols: width, is_bf16 };
     // Heads that share keys, and as many more as leave room for the rest of what is read.
-    let rows = seq.desc.rows;
     let kv_bytes = (rows.pos + rows.n_tokens) as usize * 2 * shape.ty.row_bytes(shape.head_dim);
     let kv_heads_at_once = (backend.device.cache_bytes / 3 / kv_bytes).max(1);
     let heads_at_once = (n_heads / shape.n_kv_heads * kv_heads_at_once).min(n_heads);
-    let (out_type, turned) = rounded.map_or((OUT_F32, 0), |ty| (ty, params.q));
-    let params =
-        params::AttnHopper { maps, attn: *params, heads_at_once: word(heads_at_once), out_type, turned };
+    let params = params::AttnHopper {
+        maps,
+        queries: backend.device.tensor_map(&queries, word(HOPPER_RUN))?,
+        attn: *params,
+        heads_at_once: word(heads_at_once),
+        out_type: rounded.unwrap_or(OUT_F32),
+    };
     // One more than the tokens fill: they may begin within a tile.
-    let n_tiles = (params.attn.n_tokens as usize).div_ceil(tile.queries) + 1;
+    let n_tiles = (params.attn.n_tokens as usize).div_ceil(HOPPER_BLOCKS * tile.queries) + 1;
     let n_threads = 128 * (1 + word(tile.queries) / 64);
     let n_blocks = backend.device.blocks_at_once(&tile.kernel, n_threads, tile.shared_bytes)?;
-    let n_blocks = n_blocks.min(backend.limits.blocks).min(n_tiles * n_heads);
-    backend.device.launch(&tile.kernel, [n_blocks, 1, 1], n_threads, tile.shared_bytes, &params)
+    let n_clusters = (n_blocks.min(backend.limits.blocks) / HOPPER_BLOCKS).clamp(1, n_tiles * n_heads);
+    let grid = [n_clusters * HOPPER_BLOCKS, 1, 1];
+    backend.device.launch(&tile.kernel, grid, n_threads, tile.shared_bytes, &params)
+}
+
+/// See [`Backend::round_queries`](crate::backend::Backend::round_queries).
+pub(super) fn round_all_queries(
+    backend: &CudaBackend,
+    ws: &mut Workspace,
+    args: RoundQueriesArgs<'_, CudaBackend>,
+) -> Result<()> {
+    let RoundQueriesArgs { q, n_tokens, n_heads, shape, scale, softcap } = args;
+    if !has_hopper_tiles(backend, ws, &shape, softcap, n_tokens) {
+        return Ok(());
+    }
+    let n_elems = n_tokens * n_heads * shape.head_dim;
+    round_queries(backend, ws, q.f32s(n_elems)?, n_elems, shape.ty == KvType::Bf16, scale)?;
+    q.copy_from(&ws.activations, 0..2 * n_elems)
+}
+
+/// Leaves queries in the workspace as `HeadsParams` has them, and returns where.
+fn round_queries(
+    backend: &CudaBackend,
+    ws: &mut Workspace,
+    q: params::Address,
+    n_elems: usize,
+    is_bf16: bool,
+    scale: f32,
+) -> Result<params::Address> {
+    let (out, room) = (ws.activations.address(), ws.activations.n_bytes());
+    if 2 * n_elems > room {
+        return Err(Error::invalid(format!("{n_elems} elements of queries in a workspace of {room} bytes")));
+    }
+    let scale = scale * std::f32::consts::LOG2_E;
+    let params = params::Convert { out, x: q, n_elems: n_elems as u64, scale, unused: 0 };
+    let kernel = if is_bf16 { "rows_to_bf16" } else { "rows_to_f16" };
+    let grid = blocks_of(n_elems / CONVERTED_AT_ONCE);
+    backend.device.launch(kernel, grid, ELEMENT_THREADS, 0, &params)?;
+    Ok(out)
 }
 
 fn tiles(backend: &CudaBackend, tile: &Tile, params: &params::Attn) -> Result<()> {

@@ -28,7 +28,7 @@ const FEW_ROWS: usize = 8;
 const FEW_ROWS_CONVERTED: usize = 16;
 
 /// Elements that the kernels that convert take at once, and most threads of one that norms a row.
-const CONVERTED_AT_ONCE: usize = 8;
+pub(super) const CONVERTED_AT_ONCE: usize = 8;
 const MAX_NORM_THREADS: u32 = 1024;
 
 /// Matrix rows are converted in multiples of this, so that outputs stay aligned.
@@ -114,7 +114,7 @@ pub(super) fn convert(
     let grid = blocks_of(n_rows * cols / CONVERTED_AT_ONCE);
     match source {
         Source::Rows(Rows { x, norm: None }) => {
-            let params = params::Convert { out, x, n_elems };
+            let params = params::Convert { out, x, n_elems, scale: 1.0, unused: 0 };
             device.launch(&format!("rows_to_{ty}"), grid, ELEMENT_THREADS, 0, &params)
         }
         Source::Rows(Rows { x, norm: Some((weight, eps)) }) => {

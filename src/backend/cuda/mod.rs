@@ -378,6 +378,22 @@ impl Backend for CudaBackend {
         ws.keep_pace()
     }
 
+    fn round_queries(&self, ws: &mut Workspace, args: RoundQueriesArgs<'_, Self>) -> Result<()> {
+        attn::round_all_queries(self, ws, args)
+    }
+
+    fn attn_rounded(&self, ws: &mut Workspace, args: AttnArgs<'_, Self>) -> Result<()> {
+        ws.check()?;
+        let is_taken = args.seqs.iter().all(|seq| {
+            attn::has_hopper_tiles(self, ws, &args.shape, args.softcap, seq.desc.rows.n_tokens as usize)
+        });
+        match is_taken {
+            true => attn::attn_rounded(self, ws, &args, args.shape.ty == KvType::Bf16)?,
+            false => attn::attn(self, ws, &args)?,
+        }
+        ws.keep_pace()
+    }
+
     fn append_attn(&self, ws: &mut Workspace, args: AppendAttnArgs<'_, '_, Self>) -> Result<()> {
         ws.check()?;
         attn::append_attn(self, ws, args)

@@ -84,14 +84,14 @@ params! {
     #[derive(Default)]
     #[repr(align(128))]
     TensorMap = 128 { opaque: [u64; 16] }
-    AttnHopper = 2560 { maps: [TensorMap; 3], attn: Attn, heads_at_once: u32, out_type: u32, turned: Address }
+    AttnHopper = 2688 { maps: [TensorMap; 3], queries: TensorMap, attn: Attn, heads_at_once: u32, out_type: u32 }
     Top = 32 { values: Address, columns: Address, x: Address, width: u32, n: u32 }
     MatvecPart = 48 { out: Address, w: Weight, bias: Address, first_tile: u32, unused: u32 }
     Matvec = 192 {
         parts: [MatvecPart; MAX_PRODUCTS], x: Address, norm: Address, eps: f32, n_parts: u32, n_rows: u32, add: u32,
         is_glu: u32, n_tiles: u32, n_stages: u32, x_rows: u32,
     }
-    Convert = 24 { out: Address, x: Address, n_elems: u64 }
+    Convert = 32 { out: Address, x: Address, n_elems: u64, scale: f32, unused: u32 }
     Norm = 32 { out: Address, x: Address, weight: Address, width: u32, eps: f32 }
     Glu = 32 { out: Address, gate: Address, up: Address, n_elems: u64 }
     Dequant = 32 { out: Address, w: Weight }

@@ -20,7 +20,7 @@ pub struct Workspace {
     pub(super) precision: Precision,
     /// The flag of the running step.
     pub(super) cancel: Cancel,
-    /// (max_rows, max_cols): activations in 16 bits
+    /// (max_rows, max_cols or n_heads * head_dim): activations in 16 bits
     pub(super) activations: DeviceBuf,
     /// Rows of a matrix in 16 bits, as many as fit
     pub(super) dequantized: DeviceBuf,
@@ -39,10 +39,11 @@ pub struct Workspace {
 fn sizes(shape: &WorkspaceShape, precision: Precision) -> [usize; 5] {
     let partials = attn::partials_len(shape).saturating_mul(size_of::<f32>());
     let arrivals = attn::arrivals_len(shape).saturating_mul(size_of::<u32>());
+    let cols = shape.max_cols.max(shape.n_heads.saturating_mul(shape.head_dim));
     match precision {
         Precision::Exact => [0, 0, 0, partials, arrivals],
         Precision::Fast => [
-            shape.max_rows.saturating_mul(shape.max_cols).saturating_mul(2),
+            shape.max_rows.saturating_mul(cols).saturating_mul(2),
             shape.max_weight_elems.min(gemm::MAX_DEQUANTIZED).saturating_mul(2),
             gemm::BLAS_BYTES,
             partials,
