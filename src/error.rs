@@ -79,9 +79,10 @@ impl From<longgen_format::Error> for Error {
     fn from(error: longgen_format::Error) -> Self {
         use longgen_format::Error as E;
         let kind = match error {
-            E::UnsupportedTensorType { .. } | E::UnknownTensorType { .. } | E::Version { .. } => {
-                ErrorKind::Unsupported
-            }
+            E::ForeignTensorType { .. }
+            | E::UnsupportedTensorType { .. }
+            | E::UnknownTensorType { .. }
+            | E::Version { .. } => ErrorKind::Unsupported,
             E::Io(_) => ErrorKind::Io,
             _ => ErrorKind::Format,
         };

@@ -126,8 +126,21 @@ pub enum Error {
         /// The type's number.
         id: u32,
     },
+    /// A tensor of a type that model files do not have, but a converter reads.
+    #[error(
+        "tensor {tensor:?} is {name}: model files have F32, F16, BF16, Q8_0, Q4_0 and Q4_1; lgconvert --type makes one of them of it"
+    )]
+    ForeignTensorType {
+        /// The tensor.
+        tensor: String,
+        /// The type's name.
+        name: &'static str,
+    },
     /// A tensor of a type that exists but is not supported.
-    #[error("tensor {tensor:?} is {name} (type {id}): supported are F32, F16, BF16, Q8_0, Q4_0, Q4_1")]
+    #[error(
+        "tensor {tensor:?} is {name} (type {id}): supported are F32, F16, BF16, Q8_0, Q4_0 and Q4_1, and to be converted Q5_0, Q5_1, \
+         Q4_K, Q5_K and Q6_K"
+    )]
     UnsupportedTensorType {
         /// The tensor.
         tensor: String,

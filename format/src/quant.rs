@@ -7,11 +7,12 @@
 use byteorder::{ByteOrder, LittleEndian as LE};
 use half::{bf16, f16};
 
-use crate::{Error, TensorType};
+use crate::{Error, SourceType, TensorType};
 
 const BLOCK: usize = 32;
 
-fn check_length(ty: TensorType, n_elems: usize, n_bytes: usize) -> Result<(), Error> {
+pub(crate) fn check_length(ty: impl Into<SourceType>, n_elems: usize, n_bytes: usize) -> Result<(), Error> {
+    let ty = ty.into();
     match ty.row_bytes(n_elems) {
         Some(expected) if expected == n_bytes => Ok(()),
         Some(expected) => Err(Error::Length {
@@ -20,8 +21,8 @@ fn check_length(ty: TensorType, n_elems: usize, n_bytes: usize) -> Result<(), Er
             got: n_bytes as u64,
         }),
         None => Err(Error::Length {
-            what: "elements (whole blocks of 32)",
-            expected: (n_elems / BLOCK * BLOCK) as u64,
+            what: "elements (whole blocks)",
+            expected: (n_elems / ty.block_elems() * ty.block_elems()) as u64,
             got: n_elems as u64,
         }),
     }
@@ -137,7 +138,7 @@ pub fn quantize(ty: TensorType, numbers: &[f32], out: &mut [u8]) -> Result<(), E
     Ok(())
 }
 
-fn read_f16(bytes: &[u8]) -> f32 {
+pub(crate) fn read_f16(bytes: &[u8]) -> f32 {
     f16::from_bits(LE::read_u16(bytes)).to_f32()
 }
 

@@ -7,7 +7,7 @@ use byteorder::{ByteOrder, LittleEndian as LE};
 
 use crate::metadata::{Array, Metadata, Value, ValueType};
 use crate::tensor_type::{KnownType, known_type};
-use crate::{Error, TensorType, keys};
+use crate::{Error, SourceType, TensorType, keys};
 
 /// Most dimensions of a tensor.
 const MAX_DIMS: u32 = 4;
@@ -66,13 +66,23 @@ impl<'a> TensorInfo<'a> {
         known_type(self.type_id).map_or("unknown", |known| known.name)
     }
 
-    /// The type.
+    /// The type, of a model file.
     ///
     /// # Errors
-    /// [`Error::UnsupportedTensorType`] for one that this crate cannot decode.
+    /// [`Error::ForeignTensorType`] for one that can only be converted, [`Error::UnsupportedTensorType`] for one that this
+    /// crate cannot read.
     pub fn ty(&self) -> Result<TensorType, Error> {
+        let ty = self.source_type()?;
+        ty.stored().ok_or_else(|| Error::ForeignTensorType { tensor: self.name.to_owned(), name: ty.name() })
+    }
+
+    /// The type, of anybody's file.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedTensorType`] for one that this crate cannot read.
+    pub fn source_type(&self) -> Result<SourceType, Error> {
         let known = known_type(self.type_id);
-        known.and_then(|known| known.supported).ok_or_else(|| Error::UnsupportedTensorType {
+        known.and_then(|known| known.readable).ok_or_else(|| Error::UnsupportedTensorType {
             tensor: self.name.to_owned(),
             id: self.type_id,
             name: self.type_name(),

@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-/// Element types that can be read and written, with GGML's names and numbers.
+use crate::SourceType;
+use crate::SourceType::Stored;
+
+/// Element types of model files, which can be read and written, with GGML's names and numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum TensorType {
@@ -20,24 +23,24 @@ pub enum TensorType {
     Q4_1,
 }
 
-/// (GGML id, name, elements of a block, bytes of a block, supported type)
-type Row = (u32, &'static str, u64, u64, Option<TensorType>);
+/// (GGML id, name, elements of a block, bytes of a block, what can be read)
+type Row = (u32, &'static str, u64, u64, Option<SourceType>);
 
 /// Every type that GGML has given a number to and not taken back.
 const TYPES: &[Row] = &[
-    (0, "F32", 1, 4, Some(TensorType::F32)),
-    (1, "F16", 1, 2, Some(TensorType::F16)),
-    (2, "Q4_0", 32, 18, Some(TensorType::Q4_0)),
-    (3, "Q4_1", 32, 20, Some(TensorType::Q4_1)),
-    (6, "Q5_0", 32, 22, None),
-    (7, "Q5_1", 32, 24, None),
-    (8, "Q8_0", 32, 34, Some(TensorType::Q8_0)),
+    (0, "F32", 1, 4, Some(Stored(TensorType::F32))),
+    (1, "F16", 1, 2, Some(Stored(TensorType::F16))),
+    (2, "Q4_0", 32, 18, Some(Stored(TensorType::Q4_0))),
+    (3, "Q4_1", 32, 20, Some(Stored(TensorType::Q4_1))),
+    (6, "Q5_0", 32, 22, Some(SourceType::Q5_0)),
+    (7, "Q5_1", 32, 24, Some(SourceType::Q5_1)),
+    (8, "Q8_0", 32, 34, Some(Stored(TensorType::Q8_0))),
     (9, "Q8_1", 32, 36, None),
     (10, "Q2_K", 256, 84, None),
     (11, "Q3_K", 256, 110, None),
-    (12, "Q4_K", 256, 144, None),
-    (13, "Q5_K", 256, 176, None),
-    (14, "Q6_K", 256, 210, None),
+    (12, "Q4_K", 256, 144, Some(SourceType::Q4K)),
+    (13, "Q5_K", 256, 176, Some(SourceType::Q5K)),
+    (14, "Q6_K", 256, 210, Some(SourceType::Q6K)),
     (15, "Q8_K", 256, 292, None),
     (16, "IQ2_XXS", 256, 66, None),
     (17, "IQ2_XS", 256, 74, None),
@@ -53,7 +56,7 @@ const TYPES: &[Row] = &[
     (27, "I64", 1, 8, None),
     (28, "F64", 1, 8, None),
     (29, "IQ1_M", 256, 56, None),
-    (30, "BF16", 1, 2, Some(TensorType::BF16)),
+    (30, "BF16", 1, 2, Some(Stored(TensorType::BF16))),
     (34, "TQ1_0", 256, 54, None),
     (35, "TQ2_0", 256, 66, None),
     (39, "MXFP4", 32, 17, None),
@@ -68,12 +71,12 @@ pub(crate) struct KnownType {
     pub name: &'static str,
     pub block_elems: u64,
     pub block_bytes: u64,
-    pub supported: Option<TensorType>,
+    pub readable: Option<SourceType>,
 }
 
 pub(crate) fn known_type(id: u32) -> Option<KnownType> {
-    let &(_, name, block_elems, block_bytes, supported) = TYPES.iter().find(|row| row.0 == id)?;
-    Some(KnownType { name, block_elems, block_bytes, supported })
+    let &(_, name, block_elems, block_bytes, readable) = TYPES.iter().find(|row| row.0 == id)?;
+    Some(KnownType { name, block_elems, block_bytes, readable })
 }
 
 impl TensorType {

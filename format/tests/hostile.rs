@@ -223,14 +223,14 @@ fn malformed_values_are_named() {
         );
     }
     // A type that exists but cannot be read is an error only for whoever wants that tensor.
-    let q4_k = Raw::header(1, 0).tensor("t", &[256], 12, 0).data(144);
-    let directory = Directory::read(&q4_k.0).unwrap();
+    let q2_k = Raw::header(1, 0).tensor("t", &[256], 10, 0).data(84);
+    let directory = Directory::read(&q2_k.0).unwrap();
     let error = directory.tensors()[0].ty().unwrap_err().to_string();
-    assert!(error.contains("\"t\"") && error.contains("Q4_K") && error.contains("12"), "{error}");
+    assert!(error.contains("\"t\"") && error.contains("Q2_K") && error.contains("10"), "{error}");
     // Its size is known, so its place is checked.
-    let beyond = Raw::header(1, 0).tensor("t", &[256], 12, 0).data(143).error();
-    assert!(matches!(beyond, Error::OutOfFile { n_bytes: 144, .. }));
-    let shared = Raw::header(2, 0).tensor("t", &[256], 12, 0).tensor("u", &[8], 0, 128).data(160).error();
+    let beyond = Raw::header(1, 0).tensor("t", &[256], 10, 0).data(83).error();
+    assert!(matches!(beyond, Error::OutOfFile { n_bytes: 84, .. }));
+    let shared = Raw::header(2, 0).tensor("t", &[256], 10, 0).tensor("u", &[8], 0, 64).data(160).error();
     assert!(matches!(shared, Error::Overlap { .. }));
 }
 

@@ -3,7 +3,8 @@
     python3 format/tests/quants.py      # needs gguf 0.19.0 and numpy 2
 
 Tensors: `source`, and for every block type and BF16 and F16 `<type>`, its quantised form, and `<type>.back`, the numbers
-that it stands for. `special` are numbers that only F16 and BF16 can hold (`special.F16`, `special.BF16`).
+that it stands for. `special` are numbers that only F16 and BF16 can hold (`special.F16`, `special.BF16`). Types that are only
+read have random blocks.
 """
 
 import pathlib
@@ -13,6 +14,9 @@ import numpy as np
 
 TYPES = [gguf.GGMLQuantizationType[name] for name in ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1")]
 BLOCK = 32
+# Types that are only read, and where their blocks have numbers of half precision.
+FOREIGN = {"Q5_0": [0], "Q5_1": [0, 2], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}
+FOREIGN_BLOCKS = 5
 
 
 def source() -> np.ndarray:
@@ -49,6 +53,15 @@ def special() -> np.ndarray:
     return np.array(numbers, dtype=np.float32)
 
 
+def random_blocks(qtype: gguf.GGMLQuantizationType, halves: list[int]) -> np.ndarray:
+    """Blocks of any bits, but for the numbers of half precision: any that are finite."""
+    rng = np.random.default_rng(qtype.value)
+    blocks = rng.integers(0, 256, (FOREIGN_BLOCKS, gguf.GGML_QUANT_SIZES[qtype][1]), dtype=np.uint8)
+    for at in halves:
+        blocks[:, at + 1] = np.where(blocks[:, at + 1] & 0x7C == 0x7C, blocks[:, at + 1] ^ 0x40, blocks[:, at + 1])
+    return blocks.reshape(-1)
+
+
 def main() -> None:
     path = pathlib.Path(__file__).with_name("data") / "quants.bin"
     writer = gguf.GGUFWriter(path, "none")
@@ -57,6 +70,11 @@ def main() -> None:
         quantised = gguf.quantize(source(), qtype)
         writer.add_tensor(qtype.name, quantised, raw_dtype=qtype)
         writer.add_tensor(f"{qtype.name}.back", gguf.dequantize(quantised, qtype))
+    for name, halves in FOREIGN.items():
+        qtype = gguf.GGMLQuantizationType[name]
+        blocks = random_blocks(qtype, halves)
+        writer.add_tensor(name, blocks, raw_dtype=qtype)
+        writer.add_tensor(f"{name}.back", gguf.dequantize(blocks, qtype))
     writer.add_tensor("special", special())
     with np.errstate(over="ignore"):
         for qtype in TYPES[:2]:

@@ -1,7 +1,7 @@
 //! Quantised numbers are, bit for bit, what the Python package `gguf` makes of the same numbers (see quants.py).
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use longgen_format::{Directory, Error, TensorType, quant};
+use longgen_format::{Directory, Error, SourceType, TensorType, quant};
 
 static VECTORS: &[u8] = include_bytes!("data/quants.bin");
 
@@ -43,10 +43,12 @@ fn quantising_gives_the_bytes_of_the_gguf_package() {
 #[test]
 fn dequantising_gives_the_numbers_of_the_gguf_package() {
     let directory = Directory::read(VECTORS).unwrap();
-    for ty in TensorType::ALL.into_iter().filter(|&ty| ty != TensorType::F32) {
+    let stored = TensorType::ALL.into_iter().filter(|&ty| ty != TensorType::F32).map(SourceType::from);
+    for ty in stored.chain(SourceType::FOREIGN) {
         let theirs = numbers(&directory, &format!("{ty}.back"));
+        assert_eq!(directory.tensor(ty.name()).unwrap().source_type().unwrap(), ty);
         let mut ours = vec![f32::NAN; theirs.len()];
-        quant::dequantize(ty, bytes(&directory, ty.name()), &mut ours).unwrap();
+        ty.dequantize(bytes(&directory, ty.name()), &mut ours).unwrap();
         for (i, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
             assert_eq!(ours.to_bits(), theirs.to_bits(), "{ty} element {i}: {ours} and {theirs}");
         }
@@ -81,6 +83,26 @@ fn blocks_refuse_what_they_cannot_hold() {
             numbers[40] = bad;
             let error = quant::quantize(ty, &numbers, &mut out).unwrap_err();
             assert!(matches!(error, Error::ScaleOverflow { index: 32, .. }), "{ty}: {error}");
+        }
+    }
+}
+
+#[test]
+fn types_that_model_files_do_not_have_are_read_only_to_be_converted() {
+    let directory = Directory::read(VECTORS).unwrap();
+    for ty in SourceType::FOREIGN {
+        let tensor = directory.tensor(ty.name()).unwrap();
+        assert_eq!((tensor.type_id(), tensor.type_name()), (ty.id(), ty.name()));
+        let said = tensor.ty().unwrap_err().to_string();
+        assert!(said.contains(ty.name()) && said.contains("lgconvert --type"), "{said}");
+
+        let (elems, bytes) = (ty.block_elems(), ty.block_bytes());
+        assert_eq!((ty.row_bytes(3 * elems), ty.row_bytes(elems + 1)), (Some(3 * bytes), None));
+        for (n_elems, n_bytes) in
+            [(elems, bytes - 1), (elems, bytes + 1), (2 * elems, bytes), (elems - 1, bytes)]
+        {
+            let error = ty.dequantize(&vec![0; n_bytes], &mut vec![0.0; n_elems]).unwrap_err();
+            assert!(matches!(error, Error::Length { .. }), "{ty}: {error}");
         }
     }
 }

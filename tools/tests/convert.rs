@@ -11,7 +11,7 @@ use half::{bf16, f16};
 use longgen::attention::mask::Mask;
 use longgen::attention::plan::LayerAttention;
 use longgen::{Cancel, Device, Model, ModelParams, Session, SessionParams};
-use longgen_format::{Directory, OwnedValue, TensorType, keys, quant};
+use longgen_format::{Directory, OwnedValue, SourceType, TensorType, keys, quant};
 use longgen_tools::convert::types::MatrixType;
 use longgen_tools::plan::{self, AttentionArgs, PlanShape};
 use proptest::prelude::*;
@@ -386,6 +386,25 @@ fn a_trained_checkpoint_needs_no_flag() {
         (matrices, n_bytes) = (matrices + 1, n_bytes + tensor.data().len());
     }
     assert_eq!((matrices, n_bytes > 15_000_000), (64, true));
+}
+
+#[test]
+fn types_that_model_files_do_not_have_become_the_numbers_that_they_stand_for() {
+    const NAME: &str = "blk.1.ffn_up.weight";
+    let folder = TempDir::new().unwrap();
+    for ty in SourceType::FOREIGN {
+        let bytes = of_large_blocks(ty.id());
+        let source = Directory::read(&bytes).unwrap();
+        let mut numbers = vec![0.0; 256 * 256];
+        ty.dequantize(source.tensor_bytes(source.tensor(NAME).unwrap()), &mut numbers).unwrap();
+        let numbers: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+
+        let converted = convert(&write(&folder, "in.gguf", &bytes), MatrixType::F32);
+        let converted = Directory::read(&converted).unwrap();
+        let tensor = converted.tensor(NAME).unwrap();
+        assert_eq!(tensor.ty().unwrap(), TensorType::F32);
+        assert_eq!(converted.tensor_bytes(tensor), numbers, "{ty}");
+    }
 }
 
 /// Any layer's attention, small numbers and large ones.

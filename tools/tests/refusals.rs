@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 use std::path::PathBuf;
 
-use longgen_format::{OwnedValue, TensorType};
+use longgen_format::{OwnedValue, SourceType, TensorType};
 use longgen_tools::convert::types::MatrixType;
 use longgen_tools::plan::AttentionArgs;
 use safetensors::Dtype;
@@ -187,16 +187,11 @@ fn files_that_are_no_model_that_is_known() {
 fn an_element_type_that_is_not_supported_is_named_with_its_tensor() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("in.gguf");
-    // Turn the type of the one Q8_0 matrix with 256 columns into Q4_K, whose blocks are larger: the data suffices.
-    let checkpoint = Checkpoint::new(Sizes { d_model: 256, head_dim: 32, d_ff: 256 }, 1);
-    let mut bytes = checkpoint.gguf(TensorType::Q8_0, &[], None);
-    let name = b"blk.1.ffn_up.weight";
-    let at = bytes.windows(name.len()).position(|window| window == name).unwrap() + name.len();
-    // Behind the name: the number of dimensions, two dimensions, the type.
-    assert_eq!(bytes[at + 20], 8);
-    bytes[at + 20] = 12;
-    fs::write(&path, bytes).unwrap();
-    assert_names(&refusal(&path), &["blk.1.ffn_up.weight", "Q4_K"]);
+    // Q3_K, and one that can be converted, but not kept.
+    for (id, parts) in [(11, ["Q3_K", "supported"]), (SourceType::Q4K.id(), ["Q4_K", "--type q8_0"])] {
+        fs::write(&path, of_large_blocks(id)).unwrap();
+        assert_names(&refusal(&path), &["blk.1.ffn_up.weight", parts[0], parts[1]]);
+    }
 }
 
 #[test]

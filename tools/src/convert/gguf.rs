@@ -6,7 +6,7 @@ use longgen::backend::args::SharedBytes;
 use longgen::model::config::Config;
 use longgen::text::Tokenizer;
 use longgen::weights::WeightFile;
-use longgen_format::{Directory, Metadata, OwnedValue, Value, keys, quant};
+use longgen_format::{Directory, Metadata, OwnedValue, Value, keys};
 
 use super::names::{Dims, ROPE_FREQS};
 use super::source::{Source, SourceTensor};
@@ -92,7 +92,13 @@ fn tensors(directory: &Directory<'_>, bytes: &SharedBytes) -> Result<Vec<SourceT
     let tensor = |info: &longgen_format::TensorInfo<'_>| {
         let begin = usize::try_from(info.offset())?;
         let range = begin..begin + usize::try_from(info.n_bytes())?;
-        Ok(SourceTensor::in_file(info.name().to_owned(), info.shape().to_vec(), info.ty()?, bytes, range))
+        Ok(SourceTensor::in_file(
+            info.name().to_owned(),
+            info.shape().to_vec(),
+            info.source_type()?,
+            bytes,
+            range,
+        ))
     };
     directory.tensors().iter().map(tensor).collect()
 }
@@ -145,7 +151,7 @@ fn fold_linear_scaling(
     let stored = tensors.iter().position(|tensor| tensor.name == ROPE_FREQS);
     if let Some(i) = stored {
         let tensor = tensors.remove(i);
-        quant::dequantize(tensor.ty, tensor.bytes(), &mut divisors).context(ROPE_FREQS)?;
+        tensor.ty.dequantize(tensor.bytes(), &mut divisors).context(ROPE_FREQS)?;
     }
     divisors.iter_mut().for_each(|divisor| *divisor *= factor);
     tensors.insert(stored.unwrap_or(0), SourceTensor::computed(ROPE_FREQS, &divisors));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use longgen::attention::plan::LayerAttention;
 use longgen::backend::args::SharedBytes;
-use longgen_format::{OwnedValue, TensorType};
+use longgen_format::{OwnedValue, SourceType, TensorType};
 
 use super::names::Dims;
 
@@ -30,7 +30,7 @@ pub struct SourceTensor {
     /// Its dimensions, inputs first.
     pub shape: Vec<u64>,
     /// Type of its elements.
-    pub ty: TensorType,
+    pub ty: SourceType,
     bytes: SharedBytes,
     range: Range<usize>,
 }
@@ -40,7 +40,7 @@ impl SourceTensor {
     pub fn in_file(
         name: String,
         shape: Vec<u64>,
-        ty: TensorType,
+        ty: SourceType,
         file: &SharedBytes,
         range: Range<usize>,
     ) -> Self {
@@ -52,7 +52,7 @@ impl SourceTensor {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         let range = 0..bytes.len();
         let shape = vec![values.len() as u64];
-        Self { name: name.to_owned(), shape, ty: TensorType::F32, bytes: Arc::new(bytes), range }
+        Self { name: name.to_owned(), shape, ty: TensorType::F32.into(), bytes: Arc::new(bytes), range }
     }
 
     /// All of its data.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use anyhow::{Context, Result, bail};
-use longgen_format::{TensorType, quant};
+use longgen_format::{SourceType, TensorType, quant};
 use rayon::prelude::*;
 
 use super::source::SourceTensor;
@@ -68,12 +68,17 @@ impl fmt::Display for MatrixType {
 /// The type that a tensor gets: vectors are always F32.
 ///
 /// # Errors
-/// A block type for rows that are no whole blocks.
+/// A block type for rows that are no whole blocks, and a type of the source that model files do not have.
 pub fn target(tensor: &SourceTensor, asked: MatrixType) -> Result<TensorType> {
     if tensor.is_vector() {
         return Ok(TensorType::F32);
     }
-    let ty = asked.tensor_type().unwrap_or(tensor.ty);
+    let Some(ty) = asked.tensor_type().or(tensor.ty.stored()) else {
+        let (name, ty) = (&tensor.name, tensor.ty);
+        bail!(
+            "tensor {name:?} is {ty}, which model files do not have: --type q8_0, q4_0, f16, bf16 or f32 works"
+        );
+    };
     if ty.row_bytes(tensor.row_elems()).is_none() {
         let (name, elems, block) = (&tensor.name, tensor.row_elems(), ty.block_elems());
         bail!(
@@ -104,15 +109,15 @@ pub fn convert(
     to: TensorType,
     mut emit: impl FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
-    if tensor.ty == to {
+    if tensor.ty == to.into() {
         return tensor.bytes().chunks(CHUNK_BYTES).try_for_each(emit);
     }
     let row_elems = tensor.row_elems();
-    let row_bytes = |ty: TensorType| {
+    let row_bytes = |ty: SourceType| {
         ty.row_bytes(row_elems)
             .with_context(|| format!("tensor {:?}: rows are no whole {ty} blocks", tensor.name))
     };
-    let (from_bytes, to_bytes) = (row_bytes(tensor.ty)?, row_bytes(to)?);
+    let (from_bytes, to_bytes) = (row_bytes(tensor.ty)?, row_bytes(to.into())?);
     let chunk_rows = (CHUNK_ELEMS / row_elems).max(1);
     let mut out = vec![0; chunk_rows * to_bytes];
     for (chunk, rows) in tensor.bytes().chunks(chunk_rows * from_bytes).enumerate() {
@@ -132,13 +137,13 @@ pub fn convert(
 }
 
 fn convert_row(
-    ty: TensorType,
+    ty: SourceType,
     from: &[u8],
     to: TensorType,
     out: &mut [u8],
     numbers: &mut [f32],
 ) -> Result<()> {
-    quant::dequantize(ty, from, numbers)?;
+    ty.dequantize(from, numbers)?;
     let limit = largest(to);
     if let Some(index) = numbers.iter().position(|x| x.is_finite() && x.abs() > limit) {
         bail!("element {index} is {}: beyond what {to} can hold, bf16 and f32 can", numbers[index]);

@@ -272,6 +272,20 @@ pub fn convert_with(
     Ok(sink.into_inner())
 }
 
+/// A `llama` file whose matrix `blk.1.ffn_up.weight`, of 256 columns in Q8_0, is said to have the type with GGML's number
+/// `id`, a block of which has at most as many bytes.
+pub fn of_large_blocks(id: u32) -> Vec<u8> {
+    let checkpoint = Checkpoint::new(Sizes { d_model: 256, head_dim: 32, d_ff: 256 }, 1);
+    let mut bytes = checkpoint.gguf(TensorType::Q8_0, &[], None);
+    let name = b"blk.1.ffn_up.weight";
+    let at = bytes.windows(name.len()).position(|window| window == name).unwrap() + name.len();
+    // Behind the name: the number of dimensions, two dimensions, the type.
+    let ty = &mut bytes[at + 20..at + 24];
+    assert_eq!(ty, TensorType::Q8_0.id().to_le_bytes());
+    ty.copy_from_slice(&id.to_le_bytes());
+    bytes
+}
+
 /// The message of the failure that a conversion ends with.
 pub fn refusal(input: &Path) -> String {
     match convert_with(input, MatrixType::Keep, &AttentionArgs::default()) {

@@ -97,7 +97,7 @@ impl Weights {
             stored.shape
         );
         let shape = stored.shape.iter().rev().map(|&n| n as u64).collect();
-        Ok(SourceTensor::in_file(to, shape, ty, &stored.file, stored.range))
+        Ok(SourceTensor::in_file(to, shape, ty.into(), &stored.file, stored.range))
     }
 
     /// Names of the tensors that have not been taken.
