@@ -45,7 +45,7 @@ extern "C" __global__ void add_bias(BiasParams p) {
     if (i < uint64_t(p.n_rows) * p.width) p.out[i] += p.bias[i % p.width];
 }
 
-// Inputs of products of many rows, in 16 bits: eight elements a thread.
+// Inputs of products of many rows, and queries, in 16 bits: eight elements a thread.
 __device__ __forceinline__ void store8(__half* out, const float (&x)[8]) {
     __half halves[8];
 #pragma unroll

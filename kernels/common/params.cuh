@@ -151,8 +151,8 @@ enum OutType : uint32_t { OUT_F32 = 0, OUT_F16 = 1, OUT_BF16 = 2 };
 
 struct AttnHopperParams {
     TensorMap maps[3];          // of the segments
-    TensorMap queries;          // as HeadsParams has them: (n_tokens, n_heads * head_dim); attn.q is not read
-    AttnParams attn;
+    TensorMap queries;          // as HeadsParams has them: (n_tokens, n_heads * head_dim)
+    AttnParams attn;            // of which q, scale and softcap are not read
     uint32_t heads_at_once;     // of n_heads
     uint32_t out_type;
 };
@@ -211,7 +211,7 @@ struct ConvertParams {
 };
 static_assert(sizeof(ConvertParams) == 32);
 
-// The same for the norm of rows.
+// Turns the norm of rows into 16-bit floats.
 struct NormParams {
     void* out;
     const float* x;

@@ -45,7 +45,8 @@ struct Compute : Block<DIM, CONSUMERS> {
         products_end();
     }
 
-    // The runs of a tile that has come: their first keys, and what is seen of them.
+    // The runs of a tile that has come: their first keys, and what is seen of them. All threads have read them when the turn
+    // begins, so that one may release the stage for all.
     __device__ __forceinline__ uint4 runs_of(uint32_t tile) const { return load16(shared + L::RUNS + tile % Ring::STAGES * 16); }
 
     // Masks the scores of two runs. `row` is this thread's first position.
@@ -198,7 +199,7 @@ struct Compute : Block<DIM, CONSUMERS> {
                 mask_scores(scores, runs, group, row);
                 soften(scores, most, sum, factor);
                 // The largest scores come early: most tiles have no larger ones. That there is a branch keeps the compiler
-                // from waiting before it softens.
+                // from waiting before it softens. Each of the four warps waits for its own rows.
                 if (__any_sync(~0u, factor[0] != 1.0f || factor[1] != 1.0f)) {
                     products_wait<0>();
                     pin(out);

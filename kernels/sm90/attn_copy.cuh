@@ -68,19 +68,19 @@ struct Patch {
     }
 };
 
-template <typename T, int DIM, int CONSUMERS>
+template <int DIM, int CONSUMERS>
 struct Supply : Block<DIM, CONSUMERS> {
     using L = Layout<DIM, CONSUMERS>;
     using Block<DIM, CONSUMERS>::params;
     using Block<DIM, CONSUMERS>::rows;
     using Block<DIM, CONSUMERS>::shared;
     using Block<DIM, CONSUMERS>::rank;
-    using Block<DIM, CONSUMERS>::wanted;
-    using Block<DIM, CONSUMERS>::found;
+    using Block<DIM, CONSUMERS>::next_wanted;
+    using Block<DIM, CONSUMERS>::next_there;
 
     __device__ __forceinline__ const AttnSeq& seq() const { return params.attn.seqs[0]; }
-    __device__ __forceinline__ uint32_t found_item(uint32_t batch) const {
-        return shared + L::FOUND_ITEMS + batch % Ring::STAGES * 8;
+    __device__ __forceinline__ uint32_t batch_item(uint32_t batch) const {
+        return shared + L::BATCH_ITEMS + batch % Ring::STAGES * 8;
     }
     __device__ __forceinline__ Source source(uint32_t batch, uint32_t i) const {
         return {shared + L::SOURCES + (batch % Ring::STAGES * BATCH + i) * 24};
@@ -145,7 +145,7 @@ struct Supply : Block<DIM, CONSUMERS> {
         if (left == 1) seen |= ENDS_ITEM;
         if (left == min(TILES_AHEAD, n_tiles)) seen |= NEARS_END;
         to.store(segments, seen);
-        if (tile % BATCH == 0) search.item.store(found_item(batch));
+        if (tile % BATCH == 0) search.item.store(batch_item(batch));
     }
 
     __device__ __forceinline__ uint32_t n_clusters() const { return gridDim.x / BLOCKS; }
@@ -155,16 +155,16 @@ struct Supply : Block<DIM, CONSUMERS> {
     // cluster finds that none is left.
     __device__ __forceinline__ uint32_t next_item(uint32_t round) const {
         bool is_leader = threadIdx.x % 32 == 0;
-        if (is_leader) barrier_arrive_expecting(found(), 4);
+        if (is_leader) barrier_arrive_expecting(next_there(), 4);
         if (rank == 0) {
-            barrier_wait(wanted(), round & 1);
+            barrier_wait(next_wanted(), round & 1);
             __syncwarp();
             if (is_leader) {
                 uint32_t i = n_clusters() + atomicInc(params.attn.arrivals, this->n_items() - 1);
-                for (uint32_t to = 0; to < BLOCKS; to++) send4(shared + L::NEXT, i, found(), to);
+                for (uint32_t to = 0; to < BLOCKS; to++) send4(shared + L::NEXT, i, next_there(), to);
             }
         }
-        barrier_wait(found(), round & 1);
+        barrier_wait(next_there(), round & 1);
         uint32_t next = load4(shared + L::NEXT);
         __syncwarp();
         return next;
@@ -176,9 +176,9 @@ struct Supply : Block<DIM, CONSUMERS> {
         for (uint32_t i = blockIdx.x / BLOCKS; i < this->n_items(); i = next_item(round++)) {
             Item item = this->item(i);
             uint32_t phase = p.phases[item.head], stride = p.mask.stride;
-            // Of the whole tile: its blocks go through the same keys.
+            // Of the whole cluster: its blocks go through the same keys.
             uint32_t first_query = item.first_query - rank * L::BLOCK_QUERIES;
-            uint32_t first = max(first_query, rows().pos), last = min(first_query + L::TILE_QUERIES, rows().end()) - 1;
+            uint32_t first = max(first_query, rows().pos), last = min(first_query + L::ITEM_QUERIES, rows().end()) - 1;
             __syncwarp();
             if (lane == 0) {
                 search->phase = phase;
@@ -196,7 +196,7 @@ struct Supply : Block<DIM, CONSUMERS> {
         }
         this->sources().wait_empty(batch);
         if (lane == 0) {
-            Item{NO_HEAD, 0}.store(found_item(batch));
+            Item{NO_HEAD, 0}.store(batch_item(batch));
             barrier_arrive(this->sources().full(batch));
         }
     }
@@ -282,6 +282,7 @@ struct Supply : Block<DIM, CONSUMERS> {
             return pass_on({source, to, full, is_value, head}, n_patches);
         }
         barrier_arrive_expecting(full, L::TILE_BYTES);
+        static_assert(BLOCKS == RUNS_A_TILE);
         uint32_t row = source.row(rank) + (is_value ? params.attn.shape.block_size : 0);
         const TensorMap* map = params.maps + source.segment(rank);
 #pragma unroll
@@ -299,20 +300,20 @@ struct Supply : Block<DIM, CONSUMERS> {
 
     // In the order in which they are wanted: the keys of an item's next tile before the values of this one.
     __device__ __forceinline__ void bring() const {
-        bool is_first = true;
+        bool has_ended = true;
         for (uint32_t batch = 0, tile = 0, round = 0, n_patches = 0;; batch++) {
             this->sources().wait_full(batch);
-            Item item = Item::load(found_item(batch));
-            if (is_first) bring_queries(item, round++);
+            Item item = Item::load(batch_item(batch));
+            if (has_ended) bring_queries(item, round++);
             if (item.head == NO_HEAD) return pass_on({{0}, 0, 0, 0, NO_HEAD}, n_patches);
-            is_first = false;
-            for (uint32_t i = 0; i < BATCH && !is_first; i++, tile++) {
+            has_ended = false;
+            for (uint32_t i = 0; i < BATCH && !has_ended; i++, tile++) {
                 Source source = this->source(batch, i);
-                if (source.seen() & NEARS_END) barrier_arrive_at(wanted(), 0);
+                if (source.seen() & NEARS_END) barrier_arrive_at(next_wanted(), 0);
                 bring_runs(source, tile, false, item.head, n_patches);
                 if (i > 0) bring_runs(this->source(batch, i - 1), tile - 1, true, item.head, n_patches);
-                is_first = source.seen() & ENDS_ITEM;
-                if (is_first || i + 1 == BATCH) bring_runs(source, tile, true, item.head, n_patches);
+                has_ended = source.seen() & ENDS_ITEM;
+                if (has_ended || i + 1 == BATCH) bring_runs(source, tile, true, item.head, n_patches);
             }
             // The batch has been read once nothing of it is to be put together any more.
             this->patches().wait_empty(n_patches);

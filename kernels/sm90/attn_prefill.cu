@@ -1,8 +1,8 @@
-// Attention of many rows on Hopper: tiles of 128 or 192 queries of one head over tiles of 128 keys, for 16-bit caches with
+// Attention of many rows on Hopper: 128 or 192 queries of one head a block over tiles of 128 keys, for 16-bit caches with
 // heads of 64 or 128, blocks of whole multiples of 64 tokens and no cap on scores. Everything else is ../attn_prefill.cu's.
 //
 // Bound: the tensor cores and the power that the card may draw, with heads of 64 as much the exponentials. Schedule: as many
-// clusters of two blocks as run at once take one item - two tiles of queries of one head, one a block - after the other, so
+// clusters of two blocks as run at once take one item - neighbouring queries of one head for both - after the other, so
 // that the next one is brought in while one ends. A tile of keys is two runs of 64 that need not be neighbours - whatever
 // blocks the mask leaves, in order. Each block has the tensor memory accelerator copy one of them to both, so that the
 // second-level cache is asked for half as much; keys and values go through two stages each. In a block one warpgroup brings
@@ -10,12 +10,13 @@
 // another's products; and in each the scores of the next tile are under way while the values of the last one are weighed.
 // Weights are rounded to 16 bits, sums are f32.
 //
-// What it took on an H100, in TFLOP/s, with 32 heads of 128 in bf16: finding tiles ahead (of the last 2048 of 131,072 tokens:
-// from 490 to 680 in short runs); blocks that stay (a window of 33 blocks: from 466 to 554); keys and values that two blocks
-// share, and items that are given away late, to whom nears the end of one (32,768 tokens: from 618 to 681; 4096 tokens: from
-// 463 to 540, where blocks had ended from 254 to 313 us and now all do at 255); and softmax that does not wait for the
-// weighing of the last tile, as the compiler had it do (from 646 to 681). Three stages instead of two cost 3 %. At 32,768
-// tokens the card draws its 700 W and runs at 1.4 to 1.5 GHz.
+// What it took on an H100, in TFLOP/s, with 32 heads of 128: finding tiles ahead (of the last 2048 of 131,072 tokens: from 490
+// to 680 in short runs); blocks that stay (a window of 33 blocks: from 466 to 554). And in bf16, variants side by side in
+// benches of their own: keys and values that two blocks share, with items that are given away late, to whom nears the end of
+// one (32,768 tokens: from 618 to 681; 4096 tokens: from 463 to 540, where blocks had ended from 254 to 313 us and now all do
+// at 255); of these 681, softmax that does not wait for the weighing of the last tile, as the compiler had it do, is worth
+// 35. Three stages instead of two cost 3 %. At 32,768 tokens the card draws its 700 W and runs at 1.4 to 1.5 GHz, and how
+// warm it is shows: behind all other benches it is 664.
 #include "../common/launch.cuh"
 #include "attn_compute.cuh"
 #include "attn_copy.cuh"
@@ -41,8 +42,8 @@ __device__ __forceinline__ void attn_prefill(const AttnHopperParams& params) {
         block.queries().init(1, CONSUMERS);
         block.sources().init(1, 1);
         block.patches().init(1, 1);
-        barrier_init(block.wanted(), BLOCKS);
-        barrier_init(block.found(), 1);
+        barrier_init(block.next_wanted(), BLOCKS);
+        barrier_init(block.next_there(), 1);
         fence_barrier_init();
         prefetch_map(&params.queries);
         for (uint32_t s = 0; s < seq.n_segments; s++) prefetch_map(params.maps + s);
@@ -53,7 +54,7 @@ __device__ __forceinline__ void attn_prefill(const AttnHopperParams& params) {
     uint32_t warp = __shfl_sync(~0u, threadIdx.x / 32, 0), group = warp / 4;
     if (group == 0) {
         registers_shrink<COPY_REGISTERS>();
-        Supply<T, DIM, CONSUMERS> supply{block};
+        Supply<DIM, CONSUMERS> supply{block};
         if (threadIdx.x == 0) supply.bring();
         if (warp == 1) supply.find(reinterpret_cast<Search*>(search));
         if (warp == 2) supply.assemble();

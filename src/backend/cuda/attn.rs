@@ -1,11 +1,9 @@
 //! Attention: which kernel, how it is split, and what it is told of the cache.
 
 use super::device::Matrix16;
-use super::gemm::CONVERTED_AT_ONCE;
-use super::matmul::{ELEMENT_THREADS, blocks_of};
 use super::params::{self, MAX_PARTS, OUT_BF16, OUT_F16, OUT_F32, filled, word};
 use super::workspace::Workspace;
-use super::{CudaBackend, Slots, rows_of};
+use super::{CudaBackend, Slots, gemm, rows_of};
 use crate::backend::args::*;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kv::layer::LayerKv;
@@ -47,7 +45,7 @@ pub(super) fn partials_len(shape: &WorkspaceShape) -> usize {
 }
 
 /// Counters, zero between launches: of every query head, of the blocks that have left partial results; or the first one of
-/// the items that Hopper's blocks have taken.
+/// the items that Hopper's clusters have taken.
 pub(super) fn arrivals_len(shape: &WorkspaceShape) -> usize {
     shape.n_heads.saturating_mul(PARTIALS)
 }
@@ -311,6 +309,13 @@ fn hopper_tiles(
     params: &params::Attn,
     rounded: Option<u32>,
 ) -> Result<()> {
+    if backend.device.is_recording() {
+        // Where the queries lie goes into the launch; the recording would be wrong for other rows.
+        return Err(Error::new(
+            ErrorKind::Internal,
+            "attention of many tokens of a session cannot be recorded",
+        ));
+    }
     let (rows, is_bf16, n_heads) = (seq.desc.rows, shape.ty == KvType::Bf16, params.n_heads as usize);
     let mut maps = [params::TensorMap::default(); 3];
     for (map, segment) in maps.iter_mut().zip(seq.segments) {
@@ -324,7 +329,7 @@ fn hopper_tiles(
         Some(_) => params.q + 2 * first as u64,
         None => {
             let x = params.q + (first * size_of::<f32>()) as u64;
-            round_queries(backend, ws, x, rows.n_tokens as usize * width, is_bf16, params.scale)?
+            rounded_queries(backend, ws, x, rows.n_tokens as usize * width, is_bf16, params.scale)?
         }
     };
     let queries = Matrix16 { address, rows: rows.n_tokens as usize, cols: width, is_bf16 };
@@ -349,7 +354,7 @@ fn hopper_tiles(
 }
 
 /// See [`Backend::round_queries`](crate::backend::Backend::round_queries).
-pub(super) fn round_all_queries(
+pub(super) fn round_queries(
     backend: &CudaBackend,
     ws: &mut Workspace,
     args: RoundQueriesArgs<'_, CudaBackend>,
@@ -359,12 +364,12 @@ pub(super) fn round_all_queries(
         return Ok(());
     }
     let n_elems = n_tokens * n_heads * shape.head_dim;
-    round_queries(backend, ws, q.f32s(n_elems)?, n_elems, shape.ty == KvType::Bf16, scale)?;
+    rounded_queries(backend, ws, q.f32s(n_elems)?, n_elems, shape.ty == KvType::Bf16, scale)?;
     q.copy_from(&ws.activations, 0..2 * n_elems)
 }
 
-/// Leaves queries in the workspace as `HeadsParams` has them, and returns where.
-fn round_queries(
+/// Leaves queries in the workspace as `HeadsParams` has them, but within the range of the type, and returns where.
+fn rounded_queries(
     backend: &CudaBackend,
     ws: &mut Workspace,
     q: params::Address,
@@ -376,11 +381,7 @@ fn round_queries(
     if 2 * n_elems > room {
         return Err(Error::invalid(format!("{n_elems} elements of queries in a workspace of {room} bytes")));
     }
-    let scale = scale * std::f32::consts::LOG2_E;
-    let params = params::Convert { out, x: q, n_elems: n_elems as u64, scale, unused: 0 };
-    let kernel = if is_bf16 { "rows_to_bf16" } else { "rows_to_f16" };
-    let grid = blocks_of(n_elems / CONVERTED_AT_ONCE);
-    backend.device.launch(kernel, grid, ELEMENT_THREADS, 0, &params)?;
+    gemm::round(backend, out, q, n_elems, is_bf16, scale * std::f32::consts::LOG2_E)?;
     Ok(out)
 }
 

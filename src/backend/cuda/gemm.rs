@@ -28,7 +28,7 @@ const FEW_ROWS: usize = 8;
 const FEW_ROWS_CONVERTED: usize = 16;
 
 /// Elements that the kernels that convert take at once, and most threads of one that norms a row.
-pub(super) const CONVERTED_AT_ONCE: usize = 8;
+const CONVERTED_AT_ONCE: usize = 8;
 const MAX_NORM_THREADS: u32 = 1024;
 
 /// Matrix rows are converted in multiples of this, so that outputs stay aligned.
@@ -113,10 +113,7 @@ pub(super) fn convert(
     let n_elems = (n_rows * cols) as u64;
     let grid = blocks_of(n_rows * cols / CONVERTED_AT_ONCE);
     match source {
-        Source::Rows(Rows { x, norm: None }) => {
-            let params = params::Convert { out, x, n_elems, scale: 1.0, unused: 0 };
-            device.launch(&format!("rows_to_{ty}"), grid, ELEMENT_THREADS, 0, &params)
-        }
+        Source::Rows(Rows { x, norm: None }) => round(backend, out, x, n_rows * cols, is_bf16, 1.0),
         Source::Rows(Rows { x, norm: Some((weight, eps)) }) => {
             let params = params::Norm { out, x, weight, width: word(cols), eps };
             let n_threads = word(cols.div_ceil(32 * CONVERTED_AT_ONCE) * 32).clamp(32, MAX_NORM_THREADS);
@@ -128,6 +125,20 @@ pub(super) fn convert(
         }
     }?;
     Ok(Matrix16 { address: out, rows: n_rows, cols, is_bf16 })
+}
+
+/// Leaves `scale` times each of `n_elems` elements at `x` in 16 bits at `out`.
+pub(super) fn round(
+    backend: &CudaBackend,
+    out: Address,
+    x: Address,
+    n_elems: usize,
+    is_bf16: bool,
+    scale: f32,
+) -> Result<()> {
+    let params = params::Convert { out, x, n_elems: n_elems as u64, scale, unused: 0 };
+    let kernel = if is_bf16 { "rows_to_bf16" } else { "rows_to_f16" };
+    backend.device.launch(kernel, blocks_of(n_elems / CONVERTED_AT_ONCE), ELEMENT_THREADS, 0, &params)
 }
 
 /// The product of a matrix and converted rows.

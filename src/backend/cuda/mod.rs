@@ -379,7 +379,8 @@ impl Backend for CudaBackend {
     }
 
     fn round_queries(&self, ws: &mut Workspace, args: RoundQueriesArgs<'_, Self>) -> Result<()> {
-        attn::round_all_queries(self, ws, args)
+        ws.check()?;
+        attn::round_queries(self, ws, args)
     }
 
     fn attn_rounded(&self, ws: &mut Workspace, args: AttnArgs<'_, Self>) -> Result<()> {
