@@ -625,7 +625,7 @@ fn attention_of_several_sessions_is_that_of_each() {
             };
             let context = contexts.find(is_wanted).unwrap();
             let mut rig = Rig::new(&backend, Precision::Fast);
-            let shapes = [(600, 1), (5, 20), (0, 3), (640, 2)];
+            let shapes = [(600, 1), (5, 20), (0, 3), (640, 2), (300, 130), (100, 70)];
             let parts = shapes.map(|(pos, n_tokens)| random_parts(&mut random, pos, n_tokens));
             let seqs: Vec<_> =
                 shapes.iter().zip(&parts).map(|(&(pos, n), parts)| (pos, n, &parts[..])).collect();
