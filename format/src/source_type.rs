@@ -161,8 +161,8 @@ fn q5_1(block: &[u8], out: &mut [f32]) {
     }
 }
 
-/// The scale and the minimum of the `i`-th 32 elements: of the first four, the low six bits of bytes i and i + 4; of the others, the
-/// halves of byte i + 4, and as their upper two bits those that the first ones leave.
+/// The scale and the minimum of the `i`-th 32 elements: of the first four, the low six bits of bytes i and i + 4; of the
+/// others, the halves of byte i + 4, and as their upper two bits those that the first ones leave.
 fn pair(packed: &[u8], i: usize) -> (f32, f32) {
     let (scale, minimum) = match i < 4 {
         true => (packed[i] & 63, packed[i + 4] & 63),

@@ -26,21 +26,26 @@ pub enum TensorType {
 /// (GGML id, name, elements of a block, bytes of a block, what can be read)
 type Row = (u32, &'static str, u64, u64, Option<SourceType>);
 
+/// The row of a type that can be read.
+const fn row(ty: SourceType) -> Row {
+    (ty.id(), ty.name(), ty.block_elems() as u64, ty.block_bytes() as u64, Some(ty))
+}
+
 /// Every type that GGML has given a number to and not taken back.
 const TYPES: &[Row] = &[
-    (0, "F32", 1, 4, Some(Stored(TensorType::F32))),
-    (1, "F16", 1, 2, Some(Stored(TensorType::F16))),
-    (2, "Q4_0", 32, 18, Some(Stored(TensorType::Q4_0))),
-    (3, "Q4_1", 32, 20, Some(Stored(TensorType::Q4_1))),
-    (6, "Q5_0", 32, 22, Some(SourceType::Q5_0)),
-    (7, "Q5_1", 32, 24, Some(SourceType::Q5_1)),
-    (8, "Q8_0", 32, 34, Some(Stored(TensorType::Q8_0))),
+    row(Stored(TensorType::F32)),
+    row(Stored(TensorType::F16)),
+    row(Stored(TensorType::Q4_0)),
+    row(Stored(TensorType::Q4_1)),
+    row(SourceType::Q5_0),
+    row(SourceType::Q5_1),
+    row(Stored(TensorType::Q8_0)),
     (9, "Q8_1", 32, 36, None),
     (10, "Q2_K", 256, 84, None),
     (11, "Q3_K", 256, 110, None),
-    (12, "Q4_K", 256, 144, Some(SourceType::Q4K)),
-    (13, "Q5_K", 256, 176, Some(SourceType::Q5K)),
-    (14, "Q6_K", 256, 210, Some(SourceType::Q6K)),
+    row(SourceType::Q4K),
+    row(SourceType::Q5K),
+    row(SourceType::Q6K),
     (15, "Q8_K", 256, 292, None),
     (16, "IQ2_XXS", 256, 66, None),
     (17, "IQ2_XS", 256, 74, None),
@@ -56,7 +61,7 @@ const TYPES: &[Row] = &[
     (27, "I64", 1, 8, None),
     (28, "F64", 1, 8, None),
     (29, "IQ1_M", 256, 56, None),
-    (30, "BF16", 1, 2, Some(Stored(TensorType::BF16))),
+    row(Stored(TensorType::BF16)),
     (34, "TQ1_0", 256, 54, None),
     (35, "TQ2_0", 256, 66, None),
     (39, "MXFP4", 32, 17, None),
@@ -128,10 +133,7 @@ impl TensorType {
 
     /// Bytes of `n_elems` elements, or `None` if they are no whole number of blocks or beyond 64 bits.
     pub const fn row_bytes(self, n_elems: usize) -> Option<usize> {
-        match n_elems.is_multiple_of(self.block_elems()) {
-            true => (n_elems / self.block_elems()).checked_mul(self.block_bytes()),
-            false => None,
-        }
+        Stored(self).row_bytes(n_elems)
     }
 }
 

@@ -66,15 +66,12 @@ def main() -> None:
     path = pathlib.Path(__file__).with_name("data") / "quants.bin"
     writer = gguf.GGUFWriter(path, "none")
     writer.add_tensor("source", source())
-    for qtype in TYPES:
-        quantised = gguf.quantize(source(), qtype)
-        writer.add_tensor(qtype.name, quantised, raw_dtype=qtype)
-        writer.add_tensor(f"{qtype.name}.back", gguf.dequantize(quantised, qtype))
-    for name, halves in FOREIGN.items():
-        qtype = gguf.GGMLQuantizationType[name]
-        blocks = random_blocks(qtype, halves)
-        writer.add_tensor(name, blocks, raw_dtype=qtype)
-        writer.add_tensor(f"{name}.back", gguf.dequantize(blocks, qtype))
+    quantised = {qtype: gguf.quantize(source(), qtype) for qtype in TYPES}
+    foreign = {gguf.GGMLQuantizationType[name]: halves for name, halves in FOREIGN.items()}
+    quantised |= {qtype: random_blocks(qtype, halves) for qtype, halves in foreign.items()}
+    for qtype, blocks in quantised.items():
+        writer.add_tensor(qtype.name, blocks, raw_dtype=qtype)
+        writer.add_tensor(f"{qtype.name}.back", gguf.dequantize(blocks, qtype))
     writer.add_tensor("special", special())
     with np.errstate(over="ignore"):
         for qtype in TYPES[:2]:

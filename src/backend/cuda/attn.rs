@@ -142,7 +142,13 @@ pub(super) fn attn(
     run(backend, ws, args, None, None)
 }
 
-/// Attention of many tokens of one session, [if it is served](has_hopper_tiles): queries are as `HeadsParams` has them, and
+/// Whether [`attn_rounded`] serves it.
+pub(super) fn takes_rounded(backend: &CudaBackend, ws: &Workspace, args: &AttnArgs<'_, CudaBackend>) -> bool {
+    let n_tokens = |seq: &AttnSeq<'_, CudaBackend>| seq.desc.rows.n_tokens as usize;
+    args.seqs.iter().all(|seq| has_hopper_tiles(backend, ws, &args.shape, args.softcap, n_tokens(seq)))
+}
+
+/// Attention of many tokens of one session, [if it is served](takes_rounded): queries are as `HeadsParams` has them, and
 /// results are rounded to 16 bits.
 pub(super) fn attn_rounded(
     backend: &CudaBackend,
@@ -150,11 +156,7 @@ pub(super) fn attn_rounded(
     args: &AttnArgs<'_, CudaBackend>,
     is_bf16: bool,
 ) -> Result<()> {
-    if args
-        .seqs
-        .iter()
-        .any(|seq| !has_hopper_tiles(backend, ws, &args.shape, args.softcap, seq.desc.rows.n_tokens as usize))
-    {
+    if !takes_rounded(backend, ws, args) {
         return Err(Error::new(
             ErrorKind::Internal,
             "queries in 16 bits for a kernel that does not take them",

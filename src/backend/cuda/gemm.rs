@@ -110,17 +110,17 @@ pub(super) fn convert(
     }
     let (out, device) = (ws.activations.address(), &backend.device);
     let ty = if is_bf16 { "bf16" } else { "f16" };
-    let n_elems = (n_rows * cols) as u64;
-    let grid = blocks_of(n_rows * cols / CONVERTED_AT_ONCE);
+    let n_elems = n_rows * cols;
     match source {
-        Source::Rows(Rows { x, norm: None }) => round(backend, out, x, n_rows * cols, is_bf16, 1.0),
+        Source::Rows(Rows { x, norm: None }) => round(backend, out, x, n_elems, is_bf16, 1.0),
         Source::Rows(Rows { x, norm: Some((weight, eps)) }) => {
             let params = params::Norm { out, x, weight, width: word(cols), eps };
             let n_threads = word(cols.div_ceil(32 * CONVERTED_AT_ONCE) * 32).clamp(32, MAX_NORM_THREADS);
             device.launch(&format!("norm_to_{ty}"), [n_rows, 1, 1], n_threads, 0, &params)
         }
         Source::Glu { gate, up } => {
-            let params = params::Glu { out, gate, up, n_elems };
+            let params = params::Glu { out, gate, up, n_elems: n_elems as u64 };
+            let grid = blocks_of(n_elems / CONVERTED_AT_ONCE);
             device.launch(&format!("glu_to_{ty}"), grid, ELEMENT_THREADS, 0, &params)
         }
     }?;

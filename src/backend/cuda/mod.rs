@@ -385,10 +385,7 @@ impl Backend for CudaBackend {
 
     fn attn_rounded(&self, ws: &mut Workspace, args: AttnArgs<'_, Self>) -> Result<()> {
         ws.check()?;
-        let is_taken = args.seqs.iter().all(|seq| {
-            attn::has_hopper_tiles(self, ws, &args.shape, args.softcap, seq.desc.rows.n_tokens as usize)
-        });
-        match is_taken {
+        match attn::takes_rounded(self, ws, &args) {
             true => attn::attn_rounded(self, ws, &args, args.shape.ty == KvType::Bf16)?,
             false => attn::attn(self, ws, &args)?,
         }
