@@ -79,10 +79,11 @@ struct Compute : Block<DIM, CONSUMERS> {
         }
     }
 
-    // Turns scores into weights relative to the largest score so far; returns the factors for what was relative to the
-    // last one.
-    __device__ __forceinline__ void
+    // Turns scores into weights relative to the largest score so far; returns whether there is a larger one in any row of
+    // the warp, and the factors for what was relative to the last one then.
+    __device__ __forceinline__ bool
     soften(float (&scores)[64], float (&most)[2], float (&sum)[2], float (&factor)[2]) const {
+        float last[2] = {most[0], most[1]}, total[2] = {}, base[2];
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             float top = most[h];
@@ -90,18 +91,24 @@ struct Compute : Block<DIM, CONSUMERS> {
             for (int n = 0; n < 16; n++) top = fmaxf(top, fmaxf(scores[n * 4 + h * 2], scores[n * 4 + h * 2 + 1]));
             top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
             top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-            float base = top == -INFINITY ? 0.0f : top - WEIGHT_SHIFT;
-            factor[h] = exp2_of(most[h] - WEIGHT_SHIFT - base);
+            base[h] = top == -INFINITY ? 0.0f : top - WEIGHT_SHIFT;
             most[h] = top;
-            float total = 0.0f;
 #pragma unroll
             for (int n = 0; n < 16; n++) {
-                float x = exp2_of(scores[n * 4 + h * 2] - base), y = exp2_of(scores[n * 4 + h * 2 + 1] - base);
+                float x = exp2_of(scores[n * 4 + h * 2] - base[h]), y = exp2_of(scores[n * 4 + h * 2 + 1] - base[h]);
                 scores[n * 4 + h * 2] = x, scores[n * 4 + h * 2 + 1] = y;
-                total += x + y;
+                total[h] += x + y;
             }
-            sum[h] = sum[h] * factor[h] + total;
         }
+        // The largest scores come early: most tiles have no larger ones. That there is a branch here keeps the compiler from
+        // waiting for products, which comes next, before it softens.
+        bool rescales = __any_sync(~0u, most[0] > last[0] || most[1] > last[1]);
+        if (rescales) {
+#pragma unroll
+            for (int h = 0; h < 2; h++) factor[h] = exp2_of(last[h] - WEIGHT_SHIFT - base[h]), sum[h] *= factor[h];
+        }
+        sum[0] += total[0], sum[1] += total[1];
+        return rescales;
     }
 
     static __device__ __forceinline__ float exp2_of(float x) {
@@ -197,17 +204,13 @@ struct Compute : Block<DIM, CONSUMERS> {
                 pin(scores);
                 release(keys.empty(tile));
                 mask_scores(scores, runs, group, row);
-                soften(scores, most, sum, factor);
-                // The largest scores come early: most tiles have no larger ones. That there is a branch keeps the compiler
-                // from waiting before it softens. Each of the four warps waits for its own rows.
-                if (__any_sync(~0u, factor[0] != 1.0f || factor[1] != 1.0f)) {
-                    products_wait<0>();
-                    pin(out);
+                bool rescales = soften(scores, most, sum, factor);
+                products_wait<0>();
+                pin(out);
+                if (rescales) {
 #pragma unroll
                     for (int i = 0; i < DIM / 2; i++) out[i] *= factor[i / 2 % 2];
                 }
-                products_wait<0>();
-                pin(out);
                 release(values.empty(tile - 1));
                 round_weights(weights, scores);
             }
