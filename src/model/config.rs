@@ -9,9 +9,13 @@ use crate::error::{Error, Result};
 use crate::weights::WeightFile;
 
 /// Bound of every dimension: products of three of them fit in 64 bits.
-const MAX_DIM: u32 = 1 << 21;
+pub const MAX_DIM: u32 = 1 << 21;
 /// Most layers of a model.
-const MAX_LAYERS: u32 = 1 << 12;
+pub const MAX_LAYERS: u32 = 1 << 12;
+/// Most elements of a head.
+pub const MAX_HEAD_DIM: u32 = 512;
+/// Most tokens of a vocabulary.
+pub const MAX_VOCAB: u32 = MAX_DIM * 8;
 
 /// Rotary position embedding.
 #[derive(Clone, Debug)]
@@ -135,9 +139,9 @@ impl Reader<'_> {
             None if d_model % n_heads == 0 => d_model / n_heads,
             None => return Err(Error::format(format!("{n_heads} heads cannot share {d_model} elements"))),
         };
-        if head_dim % 2 != 0 || head_dim > 512 {
+        if head_dim % 2 != 0 || head_dim > MAX_HEAD_DIM as usize {
             return Err(Error::unsupported(format!(
-                "heads of {head_dim} elements: even numbers up to 512 work"
+                "heads of {head_dim} elements: even numbers up to {MAX_HEAD_DIM} work"
             )));
         }
         let value_length = metadata.opt_u32(&self.key("attention.value_length"))?;
@@ -147,7 +151,7 @@ impl Reader<'_> {
         let embedding = file.directory.tensor("token_embd.weight");
         let embedding = embedding.ok_or_else(|| Error::format("token_embd.weight: no such tensor"))?;
         let n_vocab = embedding.shape().get(1).copied().unwrap_or(0);
-        let n_vocab = self.in_range("vocab_size", u32::try_from(n_vocab).unwrap_or(u32::MAX), MAX_DIM * 8)?;
+        let n_vocab = self.in_range("vocab_size", u32::try_from(n_vocab).unwrap_or(u32::MAX), MAX_VOCAB)?;
         let n_ctx_train = self.dim("context_length", MAX_CTX)?;
         Ok(Config {
             name: metadata.opt_str("general.name")?.map(str::to_owned),
@@ -169,7 +173,10 @@ impl Reader<'_> {
             rope: self.rope(file, head_dim)?,
             attention: match self.prefix {
                 "longgen" => self.attention_plan(n_layers, n_heads)?,
-                _ => self.gguf_windows(n_layers, n_heads)?,
+                _ => {
+                    check_queries(file, n_layers, n_heads * head_dim)?;
+                    self.gguf_windows(n_layers, n_heads)?
+                }
             },
         })
     }
@@ -296,12 +303,13 @@ impl Reader<'_> {
     fn gguf_windows(&self, n_layers: usize, n_heads: usize) -> Result<Vec<LayerAttention>> {
         let metadata = self.metadata;
         let full = LayerAttention::uniform(Mask::Full, n_heads);
-        let window_tokens = match metadata.opt_u32(&self.key("attention.sliding_window"))? {
+        let name = "attention.sliding_window";
+        let window_tokens = match metadata.opt_u32(&self.key(name))? {
             None | Some(0) => return Ok(vec![full; n_layers]),
             Some(n) => n,
         };
+        self.in_range(name, window_tokens, MAX_CTX)?;
         let window = LayerAttention::uniform(Mask::Window { window_tokens, sink_tokens: 0 }, n_heads);
-        window.check(n_heads)?;
         let key = self.key("attention.sliding_window_pattern");
         let is_window: Vec<bool> = match metadata.get(&key) {
             None => vec![true; n_layers],
@@ -318,6 +326,21 @@ impl Reader<'_> {
             .map(|is_window| if is_window { window.clone() } else { full.clone() })
             .collect())
     }
+}
+
+/// Checks that the query matrices of a plain file have all those rows. A plan has a number for every head of every layer:
+/// only behind this is it known to be no larger than the file.
+fn check_queries(file: &WeightFile<'_>, n_layers: usize, n_rows: usize) -> Result<()> {
+    for i in 0..n_layers {
+        let name = format!("blk.{i}.attn_q.weight");
+        let tensor = file.directory.tensor(&name);
+        let tensor = tensor.ok_or_else(|| Error::format(format!("{name}: no such tensor")))?;
+        let has = tensor.shape().get(1).copied().unwrap_or(1);
+        if has != n_rows as u64 {
+            return Err(Error::format(format!("{name}: {has} rows, the heads need {n_rows}")));
+        }
+    }
+    Ok(())
 }
 
 fn check_length(key: &str, has: usize, expected: usize) -> Result<()> {

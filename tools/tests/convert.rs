@@ -121,7 +121,9 @@ fn llama3_scaling_gives_the_frequencies_of_its_definition() {
     let folder = TempDir::new().unwrap();
     let sizes = Sizes { head_dim: 128, ..ODD };
     let mut checkpoint = Checkpoint::new(sizes, 3);
-    for spelling in ["rope_scaling", "rope_parameters"] {
+    for (spelling, is_per_type) in
+        [("rope_scaling", false), ("rope_parameters", false), ("rope_parameters", true)]
+    {
         let config = checkpoint.config.as_object_mut().unwrap();
         config.remove("rope_scaling");
         config.insert("rope_theta".to_owned(), 500000.0.into());
@@ -129,7 +131,8 @@ fn llama3_scaling_gives_the_frequencies_of_its_definition() {
             "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192,
         });
-        config.insert(spelling.to_owned(), scaling);
+        let per_type = json!({"full_attention": scaling, "sliding_attention": scaling});
+        config.insert(spelling.to_owned(), if is_per_type { per_type } else { scaling });
         let file = write(&folder, "out.gguf", &convert(&checkpoint.write(folder.path()), MatrixType::Keep));
         let model = open(&file);
         for (pair, &found) in model.config().rope.inv_freq.iter().enumerate() {

@@ -37,17 +37,25 @@ fn numbers_of_a_config_that_cannot_be_run() {
         ("hidden_size", json!("44"), &["hidden_size", "whole number", "44"]),
         ("hidden_size", Value::Null, &["hidden_size is missing"]),
         ("hidden_size", json!(48), &["token_embd.weight", "[44, 258]", "[48, 258]"]),
-        ("num_hidden_layers", json!(0), &["num_hidden_layers"]),
+        ("num_hidden_layers", json!(0), &["num_hidden_layers", "from 1 to 4096", "found 0"]),
         ("num_hidden_layers", json!(4), &["model.layers.3.input_layernorm.weight", "missing"]),
-        ("num_hidden_layers", json!(u32::MAX), &["model.layers.3.input_layernorm.weight", "missing"]),
+        ("num_hidden_layers", json!(4097), &["num_hidden_layers", "from 1 to 4096", "found 4097"]),
         ("num_hidden_layers", json!(2), &["model.layers.2."]),
         ("num_key_value_heads", json!(3), &["4 query heads", "3 kv heads"]),
-        ("num_key_value_heads", json!(0), &["0 kv heads"]),
-        ("num_attention_heads", json!(0), &["0 query heads"]),
+        ("num_key_value_heads", json!(0), &["num_key_value_heads", "from 1", "found 0"]),
+        ("num_attention_heads", json!(0), &["num_attention_heads", "from 1", "found 0"]),
+        ("num_attention_heads", json!(u32::MAX), &["num_attention_heads", "2097152", "4294967295"]),
+        ("num_attention_heads", json!(1 << 21), &["blk.0.attn_q.weight", "[44, 40]", "[44, 20971520]"]),
+        ("hidden_size", json!((1 << 21) + 1), &["hidden_size", "from 1 to 2097152", "2097153"]),
+        ("intermediate_size", json!((1 << 21) + 1), &["intermediate_size", "2097152", "2097153"]),
+        ("vocab_size", json!((1 << 24) + 1), &["vocab_size", "16777216", "16777217"]),
+        ("max_position_embeddings", json!((1 << 30) + 1), &["max_position_embeddings", "1073741824"]),
         ("head_dim", json!(9), &["heads of 9 elements"]),
         ("head_dim", json!(4_000_000_000u32), &["4000000000"]),
         ("rms_norm_eps", json!(0), &["rms_norm_eps", "above 0"]),
+        ("rms_norm_eps", json!(1e-300), &["rms_norm_eps", "above 0"]),
         ("rope_theta", json!(-1.0), &["rope_theta", "above 0"]),
+        ("rope_theta", json!(1e300), &["rope_theta", "1e+300"]),
         ("partial_rotary_factor", json!(0.5), &["partial_rotary_factor", "0.5"]),
         ("quantization_config", json!({"quant_method": "gptq"}), &["quantization_config"]),
         ("attention_bias", json!(true), &["model.layers.0.self_attn.q_proj.bias", "missing"]),
@@ -61,12 +69,67 @@ fn numbers_of_a_config_that_cannot_be_run() {
         ("rope_scaling", json!({"factor": 4.0}), &["factor without a rope type"]),
         ("rope_scaling", json!({"rope_type": "llama3", "factor": 4.0}), &["low_freq_factor is missing"]),
         ("rope_scaling", json!([1]), &["rope_scaling", "an object"]),
+        (
+            "rope_parameters",
+            json!({"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}),
+            &["rope_parameters", "sliding_attention", "full_attention"],
+        ),
+        (
+            "rope_parameters",
+            json!({"rope_theta": 1e4, "full_attention": {"rope_theta": 1e4}}),
+            &["rope_parameters", "rope_theta", "full_attention"],
+        ),
         ("longgen", json!({"attention": [{"kind": "full"}]}), &["config.json: longgen", "1 layers", "3"]),
     ];
     for (field, value, parts) in cases {
         let message = refusal_of(|checkpoint| checkpoint.config[*field] = value.clone());
         assert_names(&message, parts);
     }
+}
+
+#[test]
+fn fields_of_a_config_that_change_what_a_model_computes() {
+    let folder = TempDir::new().unwrap();
+    let mut checkpoint = Checkpoint::new(ODD, 1);
+    let plain = convert(&checkpoint.write(folder.path()), MatrixType::Keep);
+    let cases = [
+        ("attn_logit_softcapping", json!(50.0), Value::Null),
+        ("final_logit_softcapping", json!(30.0), Value::Null),
+        ("query_pre_attn_scalar", json!(256), Value::Null),
+        ("attention_multiplier", json!(0.015625), Value::Null),
+        ("no_rope_layers", json!([1, 1, 0]), Value::Null),
+        ("attention_chunk_size", json!(8192), Value::Null),
+        ("max_window_layers", json!(28), Value::Null),
+        ("use_qk_norm", json!(true), json!(false)),
+        ("embedding_multiplier", json!(12.0), json!(1.0)),
+        ("residual_multiplier", json!(0.22), json!(1)),
+        ("logits_scaling", json!(8.0), json!(1.0)),
+        ("partial_rotary_factor", json!(0.5), json!(1.0)),
+        ("hidden_act", json!("gelu"), json!("silu")),
+    ];
+    for (field, changes, neutral) in cases {
+        checkpoint.config[field] = changes.clone();
+        let message = refusal(&checkpoint.write(folder.path()));
+        let wanted =
+            format!("config.json: {field}: {changes} changes what the model computes, only {neutral} ");
+        assert!(message.starts_with(&wanted.replace("1.0 ", "1 ")), "{message:?}");
+        checkpoint.config[field] = neutral;
+        assert!(convert(&checkpoint.write(folder.path()), MatrixType::Keep) == plain, "{field}");
+    }
+    // What matters in training only.
+    for (field, value) in [("attention_dropout", json!(0.1)), ("pretraining_tp", json!(2))] {
+        checkpoint.config[field] = value;
+        assert!(convert(&checkpoint.write(folder.path()), MatrixType::Keep) == plain, "{field}");
+    }
+}
+
+#[test]
+fn two_ways_to_say_how_positions_turn() {
+    let message = refusal_of(|checkpoint| {
+        checkpoint.config["rope_scaling"] = json!({"rope_type": "linear", "factor": 2.0});
+        checkpoint.config["rope_parameters"] = json!({"rope_type": "linear", "factor": 4.0});
+    });
+    assert_names(&message, &["rope_parameters", "rope_scaling"]);
 }
 
 #[test]
@@ -105,6 +168,10 @@ fn files_of_a_folder_that_are_missing_or_damaged() {
     checkpoint.n_files = 2;
     checkpoint.write(folder.path());
     let index_path = path.join("model.safetensors.index.json");
+    let index_text = fs::read(&index_path).unwrap();
+    fs::remove_file(&index_path).unwrap();
+    assert_names(&refusal(&path), &["expected in model.safetensors", "model.safetensors.index.json"]);
+    fs::write(&index_path, index_text).unwrap();
     let index: Value = serde_json::from_str(&fs::read_to_string(&index_path).unwrap()).unwrap();
     let with = |change: &dyn Fn(&mut Value)| {
         let mut changed = index.clone();

@@ -8,7 +8,7 @@ use longgen::text::Tokenizer;
 use longgen::weights::WeightFile;
 use longgen_format::{Directory, Metadata, OwnedValue, Value, keys};
 
-use super::names::{Dims, ROPE_FREQS};
+use super::names::{self, Dims, ROPE_FREQS};
 use super::source::{Source, SourceTensor};
 use super::{PLAN_KEYS, identity, structure};
 
@@ -78,6 +78,7 @@ pub fn read(bytes: &SharedBytes) -> Result<Source> {
     if is_llama {
         fold_linear_scaling(metadata, &mut tensors, dims.n_rot / 2)?;
     }
+    names::check(&dims, &tensors)?;
     let brought = !is_llama || config.attention.iter().any(|layer| layer.mask != Mask::Full);
     Ok(Source {
         dims,

@@ -1,7 +1,7 @@
 //! From checkpoints to model files.
 //!
-//! [`open`] reads what is to be converted, [`Conversion::new`] decides what becomes of it and checks that nothing is
-//! missing or left over, and [`save`] writes it.
+//! [`open`] reads what is to be converted and checks that nothing is missing or left over, [`Conversion::new`] decides
+//! what becomes of it, and [`save`] writes it.
 
 mod gguf;
 mod hf;
@@ -80,11 +80,9 @@ impl Conversion {
     /// Decides on plan and types.
     ///
     /// # Errors
-    /// Flags that do not fit the model, a tensor that is missing, unknown, of another shape than the model's numbers
-    /// say, or that cannot have the type.
+    /// Flags that do not fit the model, a tensor that cannot have the type.
     pub fn new(source: Source, attention: &AttentionArgs, matrices: MatrixType) -> Result<Self> {
         let Source { dims, mut metadata, tensors, attention: brought, mut warnings } = source;
-        names::check(&dims, tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice())))?;
         let shape = PlanShape { n_layers: dims.n_layers, n_heads: dims.n_heads, n_kv_heads: dims.n_kv_heads };
         let brought = brought.unwrap_or_else(|| plan::full(shape));
         let attention = attention.plan(shape)?.unwrap_or_else(|| brought.clone());

@@ -5,6 +5,8 @@ use std::collections::HashMap;
 
 use anyhow::{Result, bail, ensure};
 
+use super::source::SourceTensor;
+
 /// The numbers that give tensors their shapes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dims {
@@ -118,9 +120,9 @@ pub fn expected(dims: &Dims) -> impl Iterator<Item = Expected> {
 ///
 /// # Errors
 /// The first tensor that is missing, of another shape or unknown.
-pub fn check<'a>(dims: &Dims, tensors: impl Iterator<Item = (&'a str, &'a [u64])>) -> Result<()> {
-    let tensors: Vec<_> = tensors.collect();
-    let mut by_name: HashMap<_, _> = tensors.iter().copied().collect();
+pub fn check(dims: &Dims, tensors: &[SourceTensor]) -> Result<()> {
+    let mut by_name: HashMap<_, _> =
+        tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice())).collect();
     for expected in expected(dims) {
         match by_name.remove(expected.name.as_str()) {
             None => ensure!(!expected.required, "tensor {:?} is missing", expected.name),
@@ -132,9 +134,9 @@ pub fn check<'a>(dims: &Dims, tensors: impl Iterator<Item = (&'a str, &'a [u64])
             ),
         }
     }
-    match tensors.iter().find(|(name, _)| by_name.contains_key(name)) {
+    match tensors.iter().find(|tensor| by_name.contains_key(tensor.name.as_str())) {
         None => Ok(()),
-        Some((name, shape)) => {
+        Some(SourceTensor { name, shape, .. }) => {
             bail!("tensor {name:?} of shape {shape:?} is unknown: the model would run without it")
         }
     }

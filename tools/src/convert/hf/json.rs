@@ -38,6 +38,16 @@ impl<'a> Object<'a> {
         self.fields.get(field).filter(|value| !value.is_null())
     }
 
+    /// Whether the field is there, null or not.
+    pub fn has(&self, field: &str) -> bool {
+        self.fields.contains_key(field)
+    }
+
+    /// Names and values of all fields.
+    pub fn iter(&self) -> impl Iterator<Item = (&'a str, &'a Value)> + use<'a> {
+        self.fields.iter().map(|(field, value)| (field.as_str(), value))
+    }
+
     fn opt<T>(&self, field: &str, what: &str, convert: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
         let Some(value) = self.get(field) else { return Ok(None) };
         let wrong = || anyhow!("{}: {field}: expected {what}, found {value}", self.name);
@@ -48,17 +58,21 @@ impl<'a> Object<'a> {
         anyhow!("{}: {field} is missing", self.name)
     }
 
-    pub fn opt_u32(&self, field: &str) -> Result<Option<u32>> {
-        self.opt(field, "a whole number", |value| value.as_u64().and_then(|n| u32::try_from(n).ok()))
+    /// A whole number from 1 to `max`.
+    pub fn opt_up_to(&self, field: &str, max: u32) -> Result<Option<u32>> {
+        let what = format!("a whole number from 1 to {max}");
+        let number = |value: &Value| value.as_u64().and_then(|n| u32::try_from(n).ok());
+        self.opt(field, &what, |value| number(value).filter(|n| (1..=max).contains(n)))
     }
 
-    pub fn require_u32(&self, field: &str) -> Result<u32> {
-        self.opt_u32(field)?.ok_or_else(|| self.missing(field))
+    pub fn require_up_to(&self, field: &str, max: u32) -> Result<u32> {
+        self.opt_up_to(field, max)?.ok_or_else(|| self.missing(field))
     }
 
-    /// A finite number above 0.
+    /// A number above 0 that is neither 0 nor infinite as `f32`, which files store.
     pub fn opt_positive(&self, field: &str) -> Result<Option<f64>> {
-        self.opt(field, "a number above 0", |value| value.as_f64().filter(|x| x.is_finite() && *x > 0.0))
+        let range = f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX);
+        self.opt(field, "a number above 0", |value| value.as_f64().filter(|x| range.contains(x)))
     }
 
     pub fn require_positive(&self, field: &str) -> Result<f64> {
@@ -75,6 +89,10 @@ impl<'a> Object<'a> {
 
     pub fn require_str(&self, field: &str) -> Result<&'a str> {
         self.opt_str(field)?.ok_or_else(|| self.missing(field))
+    }
+
+    pub fn opt_list(&self, field: &str) -> Result<Option<&'a [Value]>> {
+        self.opt(field, "a list", |value| value.as_array().map(Vec::as_slice))
     }
 
     pub fn opt_object(&self, field: &'a str) -> Result<Option<Object<'a>>> {

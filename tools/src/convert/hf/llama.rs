@@ -1,73 +1,67 @@
-//! `model_type` `llama`.
+//! The Llama family: `model_type` `llama`, and `mistral` and `ministral`, which are the same but for their windows.
 
 use anyhow::{Result, bail, ensure};
+use longgen::attention::plan::MAX_CTX;
+use longgen::model::config::{MAX_DIM, MAX_HEAD_DIM, MAX_LAYERS, MAX_VOCAB};
 use longgen_format::{OwnedValue, keys};
 
 use super::json::Object;
-use super::{Family, rope};
+use super::{Family, neutral, rope};
 use crate::convert::names::{Dims, OUTPUT};
 use crate::convert::{identity, structure};
 
-/// Most elements of a head that the runtime knows.
-const MAX_HEAD_DIM: usize = 512;
-
-/// What a `config.json` of this type says.
+/// What a `config.json` of such a type says.
 pub fn family(config: &Object<'_>) -> Result<Family> {
     if config.get("quantization_config").is_some() {
         bail!(
             "config.json: quantization_config: quantised checkpoints cannot be converted, their original can"
         );
     }
-    if let Some(activation) = config.opt_str("hidden_act")? {
-        ensure!(activation == "silu", "config.json: hidden_act {activation:?}, only silu works");
-    }
-    if let Some(part) = config.opt_positive("partial_rotary_factor")? {
-        ensure!(part == 1.0, "config.json: partial_rotary_factor {part}, only 1 works");
-    }
-    let size = |field| config.require_u32(field).map(|n| n as usize);
-    let (d_model, n_heads) = (size("hidden_size")?, size("num_attention_heads")?);
-    let n_kv_heads = config.opt_u32("num_key_value_heads")?.map_or(n_heads, |n| n as usize);
-    let head_dim = match config.opt_u32("head_dim")? {
-        Some(n) => n as usize,
-        None => d_model.checked_div(n_heads).unwrap_or(0),
-    };
+    neutral::check(config)?;
+    let n_layers = config.require_up_to("num_hidden_layers", MAX_LAYERS)?;
+    let d_model = config.require_up_to("hidden_size", MAX_DIM)?;
+    let d_ff = config.require_up_to("intermediate_size", MAX_DIM)?;
+    let n_vocab = config.require_up_to("vocab_size", MAX_VOCAB)?;
+    let n_heads = config.require_up_to("num_attention_heads", MAX_DIM)?;
+    let n_kv_heads = config.opt_up_to("num_key_value_heads", MAX_DIM)?.unwrap_or(n_heads);
     ensure!(
-        n_kv_heads > 0 && n_heads > 0 && n_heads.is_multiple_of(n_kv_heads),
+        n_heads.is_multiple_of(n_kv_heads),
         "config.json: {n_heads} query heads cannot share {n_kv_heads} kv heads"
     );
+    let head_dim = config.opt_up_to("head_dim", MAX_DIM)?;
     ensure!(
-        config.get("head_dim").is_some() || d_model.is_multiple_of(n_heads),
+        head_dim.is_some() || d_model.is_multiple_of(n_heads),
         "config.json: {n_heads} heads cannot share {d_model} elements"
     );
+    let head_dim = head_dim.unwrap_or(d_model / n_heads);
     ensure!(
-        (2..=MAX_HEAD_DIM).contains(&head_dim) && head_dim.is_multiple_of(2),
+        head_dim <= MAX_HEAD_DIM && head_dim.is_multiple_of(2),
         "config.json: heads of {head_dim} elements: even numbers up to {MAX_HEAD_DIM} work"
     );
-    ensure!(size("num_hidden_layers")? > 0, "config.json: num_hidden_layers is 0");
     let dims = Dims {
-        n_layers: size("num_hidden_layers")?,
-        d_model,
-        d_ff: size("intermediate_size")?,
-        n_heads,
-        n_kv_heads,
-        head_dim,
-        n_rot: head_dim,
-        n_vocab: size("vocab_size")?,
+        n_layers: n_layers as usize,
+        d_model: d_model as usize,
+        d_ff: d_ff as usize,
+        n_heads: n_heads as usize,
+        n_kv_heads: n_kv_heads as usize,
+        head_dim: head_dim as usize,
+        n_rot: head_dim as usize,
+        n_vocab: n_vocab as usize,
     };
     let rope = rope::read(config, dims.n_rot)?;
 
-    let mut metadata = identity("llama");
+    let mut metadata = identity(config.require_str("model_type")?);
     let numbers = [
-        (keys::BLOCK_COUNT, config.require_u32("num_hidden_layers")?),
-        (keys::CONTEXT_LENGTH, config.require_u32("max_position_embeddings")?),
-        (keys::EMBEDDING_LENGTH, config.require_u32("hidden_size")?),
-        (keys::FEED_FORWARD_LENGTH, config.require_u32("intermediate_size")?),
-        (keys::VOCAB_SIZE, config.require_u32("vocab_size")?),
-        (keys::ATTENTION_HEAD_COUNT, config.require_u32("num_attention_heads")?),
-        (keys::ATTENTION_HEAD_COUNT_KV, u32::try_from(n_kv_heads)?),
-        (keys::ATTENTION_KEY_LENGTH, u32::try_from(head_dim)?),
-        (keys::ATTENTION_VALUE_LENGTH, u32::try_from(head_dim)?),
-        (keys::ROPE_DIMENSION_COUNT, u32::try_from(dims.n_rot)?),
+        (keys::BLOCK_COUNT, n_layers),
+        (keys::CONTEXT_LENGTH, config.require_up_to("max_position_embeddings", MAX_CTX)?),
+        (keys::EMBEDDING_LENGTH, d_model),
+        (keys::FEED_FORWARD_LENGTH, d_ff),
+        (keys::VOCAB_SIZE, n_vocab),
+        (keys::ATTENTION_HEAD_COUNT, n_heads),
+        (keys::ATTENTION_HEAD_COUNT_KV, n_kv_heads),
+        (keys::ATTENTION_KEY_LENGTH, head_dim),
+        (keys::ATTENTION_VALUE_LENGTH, head_dim),
+        (keys::ROPE_DIMENSION_COUNT, head_dim),
     ];
     metadata.extend(numbers.map(|(key, n)| (key.to_owned(), OwnedValue::U32(n))));
     let epsilon = to_f32(config.require_positive("rms_norm_eps")?);

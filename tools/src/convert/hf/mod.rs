@@ -4,9 +4,11 @@
 
 mod json;
 mod llama;
+mod neutral;
 mod rope;
 mod safetensors;
 mod tokenizer;
+mod windows;
 
 use std::path::Path;
 
@@ -40,20 +42,22 @@ pub fn read(folder: &Path) -> Result<Source> {
     let config = json::read(&folder.join("config.json"))?;
     let config = Object::new("config.json", &config)?;
     let family = match config.require_str("model_type")? {
-        "llama" => llama::family(&config)?,
-        other => bail!("config.json: model_type {other:?}, only llama can be converted"),
+        "llama" | "mistral" | "ministral" => llama::family(&config)?,
+        other => bail!("config.json: model_type {other:?}: llama, mistral and ministral can be converted"),
     };
     let Family { dims, .. } = family;
+    let tensors = tensors(&family, Weights::open(folder)?)?;
+    let tokenizer = tokenizer::read(folder, &config, dims.n_vocab)?;
+    // A plan has a number for every head of every layer: from here on the folder is known to have them.
+    names::check(&dims, &tensors)?;
+    let shape = PlanShape { n_layers: dims.n_layers, n_heads: dims.n_heads, n_kv_heads: dims.n_kv_heads };
     let attention = match config.get("longgen") {
-        None => None,
+        None => windows::read(&config, shape)?,
         Some(plan) => {
-            let shape =
-                PlanShape { n_layers: dims.n_layers, n_heads: dims.n_heads, n_kv_heads: dims.n_kv_heads };
+            windows::refuse(&config)?;
             Some(plan::from_json(plan, shape).context("config.json: longgen")?)
         }
     };
-    let tensors = tensors(&family, Weights::open(folder)?)?;
-    let tokenizer = tokenizer::read(folder, &config, dims.n_vocab)?;
 
     let mut metadata = family.metadata;
     let name = std::path::absolute(folder)?;

@@ -14,8 +14,12 @@ pub struct Rope {
 
 /// Reads `rope_theta` and `rope_scaling`, or `rope_parameters` where newer files have both.
 pub fn read(config: &Object<'_>, n_rot: usize) -> Result<Rope> {
+    ensure!(
+        config.get("rope_parameters").is_none() || config.get("rope_scaling").is_none(),
+        "config.json: rope_parameters and rope_scaling both say how positions turn, one of them must go"
+    );
     let scaling = match config.opt_object("rope_parameters")? {
-        Some(parameters) => Some(parameters),
+        Some(parameters) => Some(of_all_layers(parameters)?),
         None => config.opt_object("rope_scaling")?,
     };
     let within = scaling.map(|scaling| scaling.opt_positive("rope_theta")).transpose()?.flatten();
@@ -44,6 +48,18 @@ pub fn read(config: &Object<'_>, n_rot: usize) -> Result<Rope> {
         Some(other) => bail!("config.json: rope type {other:?}: default, linear and llama3 work"),
     };
     Ok(Rope { base, divisors })
+}
+
+/// The parameters of all layers, where they may stand once for each type of layers.
+fn of_all_layers(parameters: Object<'_>) -> Result<Object<'_>> {
+    let mut types = parameters.iter().filter(|(_, value)| value.is_object());
+    let Some((first, shared)) = types.next() else { return Ok(parameters) };
+    match parameters.iter().find(|(_, value)| *value != shared) {
+        None => Object::new("rope_parameters", shared),
+        Some((other, _)) => bail!(
+            "config.json: rope_parameters: {other} differs from {first}, only one rotation for all layers can be converted"
+        ),
+    }
 }
 
 /// Llama 3.1's scaling: wavelengths beyond the original context over `low_freq_factor` are stretched by `factor`,

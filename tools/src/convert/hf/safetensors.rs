@@ -40,7 +40,8 @@ impl Weights {
         }
         ensure!(
             folder.join(INDEX).exists(),
-            "{}: neither {SINGLE} nor {INDEX} is there, and other kinds of weights cannot be converted",
+            "{}: weights are expected in {SINGLE}, or in several files of any name and in {INDEX}, which says what is in \
+             which; none of the two is there",
             folder.display()
         );
         let index = json::read(&folder.join(INDEX))?;
