@@ -99,6 +99,11 @@ lgeval() {
     step "$name" "$python" "$golden/$script" --lgeval "$bin/lgeval" "$@"
 }
 lgeval "logits: PyTorch's" run.py --model "$made/tiny.gguf" --pytorch $tiny
+for folder in tests/data/checkpoints/*/; do
+    name=$(basename "$folder")
+    step "convert $name" "$bin/lgconvert" "$folder" -o "$made/$name.gguf"
+    lgeval "logits: $name" run.py --model "$made/$name.gguf" --pytorch "$folder"
+done
 lgeval "logits: a converted GGUF" run.py --model "$made/smol.gguf" --source $model --cache $cache --quick \
     --plans full mixed
 
