@@ -1,27 +1,15 @@
 //! A file of ours opens in the Python package `gguf`, which finds in it what was written.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::io::{Cursor, Write as _};
-use std::path::{Path, PathBuf};
+#[path = "../../tests/support/python.rs"]
+mod python;
+
+use std::fs;
+use std::io::Cursor;
+use std::path::Path;
 use std::process::Command;
-use std::{env, fs};
 
 use longgen_format::{Directory, OwnedValue, TensorDecl, TensorType, Writer, quant};
-
-/// A Python that has the package: the project's environment, which CI makes if it is not there, or the system's.
-fn python() -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    if env::var_os("CI").is_some() {
-        let made = Command::new("bash").arg(root.join("tools/venv.sh")).status().unwrap();
-        assert!(made.success(), "tools/venv.sh: {made}");
-    }
-    let has_gguf = |python: &PathBuf| {
-        let output = Command::new(python).args(["-c", "import gguf"]).output();
-        output.is_ok_and(|output| output.status.success())
-    };
-    let candidates = [root.join(".venv/bin/python"), PathBuf::from("python3")];
-    candidates.into_iter().find(has_gguf)
-}
 
 /// Numbers with both signs and different magnitudes.
 fn numbers(n: usize) -> Vec<f32> {
@@ -30,12 +18,7 @@ fn numbers(n: usize) -> Vec<f32> {
 
 #[test]
 fn the_gguf_package_reads_what_we_write() {
-    let Some(python) = python() else {
-        assert!(env::var_os("CI").is_none(), "no Python with the gguf package");
-        // Past the test harness, which would swallow it.
-        writeln!(std::io::stderr(), "SKIPPED: no Python with the gguf package; run tools/venv.sh").unwrap();
-        return;
-    };
+    let Some(python) = python::with("gguf") else { return };
     let values = [
         ("general.architecture", OwnedValue::Str("longgen".to_owned()), "['STRING'] longgen"),
         ("a.u8", OwnedValue::U8(255), "['UINT8'] 255"),

@@ -1,11 +1,19 @@
 //! Attention plans from presets, flags and JSON.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
 use clap::Parser;
 use longgen::attention::mask::Mask;
 use longgen::attention::plan::LayerAttention;
 use longgen_tools::plan::{AttentionArgs, PlanShape, from_json, table, to_json};
 use serde_json::{Value, json};
+use support::python;
+use support::random::Random;
 
 #[derive(Parser)]
 struct Cli {
@@ -120,15 +128,15 @@ fn json_says_what_each_layer_sees() {
     assert_eq!(from_json(&value, SMALL).unwrap(), expected);
 }
 
-#[test]
-fn errors_in_json_have_its_path() {
+/// Plans that are none for the model, and what is said of them.
+fn wrong_plans() -> Vec<(Value, &'static str)> {
     let blocks = |field: &str, value: Value| {
         let mut layer = json!({"kind": "blocks", "block_size": 64, "local_blocks": 4});
         layer[field] = value;
         json!({"attention": [{"kind": "full"}, layer]})
     };
     let missing = json!({"attention": [{"kind": "full"}, {"kind": "blocks", "block_size": 64}]});
-    let cases = [
+    vec![
         (json!([]), "plan: expected an object, found a list of 0"),
         (json!({}), "attention is missing"),
         (json!({"attention": {}}), "attention: expected a list, found an object"),
@@ -170,11 +178,100 @@ fn errors_in_json_have_its_path() {
             "attention[1].phases[1]: expected a whole number below 2^32, found null",
         ),
         (blocks("phases", json!(1)), "attention[1].phases: expected a list, found 1"),
-    ];
-    for (value, expected) in cases {
+    ]
+}
+
+#[test]
+fn errors_in_json_have_its_path() {
+    for (value, expected) in wrong_plans() {
         let error = from_json(&value, SMALL).unwrap_err();
         assert_eq!(format!("{error:#}"), expected);
     }
+}
+
+/// A plan of layers that are right, or that lack a field, or have any value in one.
+fn any_plan(random: &mut Random) -> Value {
+    const FIELDS: &str =
+        "kind window_tokens sink_tokens block_size local_blocks sink_blocks stride phases unknown";
+    let right = json!([
+        {"kind": "full"},
+        {"kind": "window", "window_tokens": 9},
+        {"kind": "window", "window_tokens": 1, "sink_tokens": 0},
+        {"kind": "blocks", "block_size": 32, "local_blocks": 1},
+        {"kind": "blocks", "block_size": 64, "local_blocks": 4, "sink_blocks": 1, "stride": 8, "phases": [1, 5]},
+    ]);
+    // Both sides of every bound, and what is no number.
+    let numbers = json!([
+        0,
+        1,
+        2,
+        15,
+        16,
+        48,
+        64,
+        256,
+        512,
+        16777216,
+        16777217,
+        1073741824,
+        1073741825,
+        4294967296u64,
+        -1,
+        1.5,
+        "4",
+        true,
+        null,
+        {},
+    ]);
+    let fields: Value = FIELDS.split(' ').collect();
+    let mut pick = |list: &Value| list[random.below(list.as_array().unwrap().len())].clone();
+    let mut layer = || {
+        let (mut layer, field, number) = (pick(&right), pick(&fields), pick(&numbers));
+        let field = field.as_str().unwrap();
+        let value = match field {
+            "phases" => pick(&json!([[number, 1], [0, 1, 2, number], [], number])),
+            _ => number,
+        };
+        match pick(&json!(["keep", "change", "change", "remove"])).as_str() {
+            Some("change") => layer[field] = value,
+            Some("remove") => _ = layer.as_object_mut().unwrap().remove(field),
+            _ => {}
+        }
+        layer
+    };
+    json!({"attention": [layer(), layer()]})
+}
+
+#[test]
+fn the_schema_agrees_with_the_parser() {
+    let Some(python) = python::with("jsonschema") else { return };
+    let mut random = Random::new(5);
+    let mut plans: Vec<Value> = wrong_plans().into_iter().map(|(plan, _)| plan).collect();
+    plans.extend((0..3000).map(|_| any_plan(&mut random)));
+
+    let list = Path::new(env!("CARGO_TARGET_TMPDIR")).join("plans.json");
+    fs::write(&list, Value::from(plans.clone()).to_string()).unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut command = Command::new(python);
+    command.arg(root.join("tests/schema.py")).arg(root.join("../format/longgen.schema.json")).arg(&list);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let follows: Vec<bool> = printed.lines().map(|line| line.parse().unwrap()).collect();
+    assert_eq!(follows.len(), plans.len());
+
+    let mut n_right = 0;
+    for (plan, follows) in plans.iter().zip(follows) {
+        let result = from_json(plan, SMALL).map_err(|error| format!("{error:#}"));
+        // A schema knows neither layers nor heads of the model.
+        let is_right = match &result {
+            Ok(_) => true,
+            Err(error) => error.contains(", the model has 2") || error.contains("3 numbers, expected 4"),
+        };
+        assert_eq!(follows, is_right, "{plan}: {result:?}");
+        n_right += usize::from(is_right);
+    }
+    assert!((500..2500).contains(&n_right), "{n_right} right plans");
 }
 
 #[test]

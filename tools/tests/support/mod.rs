@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 pub mod program;
+#[path = "../../../tests/support/python.rs"]
+pub mod python;
 #[path = "../../../tests/support/random.rs"]
 pub mod random;
 #[path = "../../../tests/support/tiny_model.rs"]
