@@ -63,12 +63,17 @@ fn numbers_of_a_config_that_cannot_be_run() {
         ("tie_word_embeddings", json!(false), &["lm_head.weight", "missing"]),
         ("vocab_size", json!(200), &["258 tokens", "200 rows"]),
         ("vocab_size", json!(300), &["token_embd.weight", "[44, 258]", "[44, 300]"]),
-        ("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0}), &["yarn", "llama3"]),
+        ("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0, "beta_fast": 32}), &["yarn", "llama3"]),
         ("rope_scaling", json!({"type": "dynamic", "factor": 4.0}), &["dynamic"]),
         ("rope_scaling", json!({"type": "linear"}), &["rope_scaling", "factor is missing"]),
         ("rope_scaling", json!({"factor": 4.0}), &["factor without a rope type"]),
         ("rope_scaling", json!({"rope_type": "llama3", "factor": 4.0}), &["low_freq_factor is missing"]),
         ("rope_scaling", json!([1]), &["rope_scaling", "an object"]),
+        (
+            "rope_parameters",
+            json!({"rope_theta": 1e4, "llama_4_scaling_beta": 0.1}),
+            &["llama_4_scaling_beta"],
+        ),
         (
             "rope_parameters",
             json!({"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}),

@@ -12,6 +12,18 @@ pub struct Rope {
     pub divisors: Option<Vec<f32>>,
 }
 
+/// What may be said of a rotation.
+const FIELDS: [&str; 8] = [
+    "factor",
+    "high_freq_factor",
+    "low_freq_factor",
+    "original_max_position_embeddings",
+    "partial_rotary_factor",
+    "rope_theta",
+    "rope_type",
+    "type",
+];
+
 /// Reads `rope_theta` and `rope_scaling`, or `rope_parameters` where newer files have both.
 pub fn read(config: &Object<'_>, n_rot: usize) -> Result<Rope> {
     ensure!(
@@ -47,7 +59,12 @@ pub fn read(config: &Object<'_>, n_rot: usize) -> Result<Rope> {
         Some("llama3") => Some(llama3(&scaling, base, n_rot)?),
         Some(other) => bail!("config.json: rope type {other:?}: default, linear and llama3 work"),
     };
-    Ok(Rope { base, divisors })
+    match scaling.iter().find(|(field, _)| !FIELDS.contains(field)) {
+        None => Ok(Rope { base, divisors }),
+        Some((field, _)) => {
+            bail!("config.json: {field}: this field of a rotation is unknown, and the model may need it")
+        }
+    }
 }
 
 /// The parameters of all layers, where they may stand once for each type of layers.

@@ -40,8 +40,8 @@ impl Weights {
         }
         ensure!(
             folder.join(INDEX).exists(),
-            "{}: weights are expected in {SINGLE}, or in several files of any name and in {INDEX}, which says what is in \
-             which; none of the two is there",
+            "{}: weights are expected in {SINGLE}, or in files that {INDEX} lists, as transformers saves them; neither is \
+             there",
             folder.display()
         );
         let index = json::read(&folder.join(INDEX))?;
