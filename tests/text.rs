@@ -1,11 +1,14 @@
 //! Tokenizers against the Python `tokenizers` package, chat templates against Jinja2, streams against the whole text.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod support;
+
 use longgen::ErrorKind;
 use longgen::text::{ChatTemplate, Message, TextStream, Tokenizer, split_hf_tokenizer};
-use longgen_format::{Directory, Metadata, OwnedValue, Writer};
+use longgen_format::{Directory, OwnedValue};
 use proptest::prelude::*;
 use serde_json::Value;
+use support::metadata::with_metadata;
 
 const TINY: &str = include_str!("data/longgen-tiny-8k/tokenizer.json");
 const TINY_CONFIG: &str = include_str!("data/longgen-tiny-8k/tokenizer_config.json");
@@ -48,14 +51,6 @@ fn tiny_tokens_are_those_of_python() {
 fn spaces_tokens_are_those_of_python() {
     let tokenizer = split_hf_tokenizer(SPACES, None).unwrap().tokenizer().unwrap();
     check_tokens(&tokenizer, "spaces");
-}
-
-/// Reads a file that consists of these keys only.
-fn with_metadata<T>(metadata: &[(&str, OwnedValue)], read: impl FnOnce(&Metadata<'_>) -> T) -> T {
-    let metadata = metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
-    let file = Writer::new(std::io::Cursor::new(Vec::new()), metadata, Vec::new()).unwrap().finish().unwrap();
-    let bytes = file.into_inner();
-    read(&Directory::read(&bytes).unwrap().metadata)
 }
 
 /// The keys of a plain GGUF with the tiny model's vocabulary.
@@ -106,6 +101,24 @@ fn a_plain_gguf_splits_text_as_its_pre_tokenizer_says() {
     let error = with_pre("tekken").err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert!(error.to_string().contains("tekken") && error.to_string().contains("lgconvert"), "{error}");
+}
+
+#[test]
+fn a_plain_gguf_that_does_not_say_it_begins_texts_as_its_kind_of_model_does() {
+    let adds_bos = |pre: &str, said: Option<bool>| {
+        let mut metadata = tiny_metadata();
+        metadata.push(("tokenizer.ggml.pre", OwnedValue::Str(pre.into())));
+        metadata.extend(said.map(|said| ("tokenizer.ggml.add_bos_token", OwnedValue::Bool(said))));
+        let tokenizer = with_metadata(&metadata, Tokenizer::from_metadata).unwrap();
+        assert_eq!(tokenizer.encode("", false, true).unwrap().len(), usize::from(tokenizer.adds_bos()));
+        tokenizer.adds_bos()
+    };
+    for pre in ["llama-bpe", "llama3", "llama-v3"] {
+        assert!(adds_bos(pre, None) && !adds_bos(pre, Some(false)), "{pre}");
+    }
+    for pre in ["gpt-2", "smollm", "starcoder", "refact", "command-r", "qwen2", "deepseek-r1-qwen"] {
+        assert!(!adds_bos(pre, None) && adds_bos(pre, Some(true)), "{pre}");
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::decoder::fallback_byte;
 use super::pipeline::{Pipeline, added_tokens};
 use super::tokenizer::Tokenizer;
-use super::vocabulary::{TokenKind, Vocabulary};
+use super::vocabulary::{Merges, TokenKind, Vocabulary};
 use crate::error::{Error, Result};
 
 /// What a model file stores of a tokenizer; the key of each field is named.
@@ -51,7 +51,7 @@ impl HfTokenizer {
         let vocabulary = Vocabulary {
             tokens: self.tokens.iter().map(String::as_str).collect(),
             kinds: self.token_types.iter().map(kind).collect::<Result<_>>()?,
-            merges: self.merges.iter().map(String::as_str).collect(),
+            merges: Merges::Ranked(self.merges.iter().map(String::as_str).collect()),
             bos: self.bos,
             eos: self.eos,
             ends: Vec::new(),

@@ -1,11 +1,13 @@
 //! Tokenizers and chat templates from a file's metadata.
 
 use longgen_format::{Metadata, keys};
+use serde_json::Value;
 
 use super::chat::ChatTemplate;
+use super::gguf;
 use super::pipeline::Pipeline;
 use super::tokenizer::Tokenizer;
-use super::vocabulary::{TokenKind, Vocabulary};
+use super::vocabulary::{Merges, TokenKind, Vocabulary};
 use crate::error::{Error, Result};
 
 /// Further tokens that end a generation, where a file names them.
@@ -18,41 +20,80 @@ impl Tokenizer {
     /// `Format` for keys that are missing, wrong or contradict each other, `Unsupported` for a tokenizer that this runtime
     /// does not know.
     pub fn from_metadata(metadata: &Metadata<'_>) -> Result<Self> {
-        let model = metadata.require_str("tokenizer.ggml.model")?;
-        if model != "gpt2" {
+        let vocabulary = vocabulary(metadata)?;
+        let pipeline = pipeline(metadata, &vocabulary)?;
+        Self::new(&vocabulary, Pipeline::parse(&pipeline)?)
+    }
+}
+
+/// The pipeline of a file's tokenizer as `longgen.tokenizer.pipeline` has it, also if it is a plain GGUF.
+///
+/// # Errors
+/// Those of [`Tokenizer::from_metadata`].
+pub fn pipeline_of(metadata: &Metadata<'_>) -> Result<String> {
+    pipeline(metadata, &vocabulary(metadata)?)
+}
+
+fn vocabulary<'a>(metadata: &Metadata<'a>) -> Result<Vocabulary<'a>> {
+    let model = metadata.require_str("tokenizer.ggml.model")?;
+    let merges = match model {
+        "gpt2" => Merges::Ranked(metadata.require_strs("tokenizer.ggml.merges")?),
+        "llama" => Merges::Scored(metadata.require_f32s("tokenizer.ggml.scores")?),
+        _ => {
             return Err(Error::unsupported(format!(
-                "tokenizer.ggml.model {model:?}: only gpt2, byte-pair encoding with merges, is known"
+                "tokenizer.ggml.model {model:?} (known: gpt2 and llama, byte-pair encoding with merges or scores)"
             )));
         }
-        let tokens = metadata.require_strs("tokenizer.ggml.tokens")?;
-        let kinds = match metadata.opt_i32s("tokenizer.ggml.token_type")? {
-            None => vec![TokenKind::Normal; tokens.len()],
-            Some(numbers) => {
-                let kind = |number| {
-                    TokenKind::from_gguf(number).ok_or_else(|| {
-                        Error::format(format!("tokenizer.ggml.token_type: {number} is no type"))
-                    })
-                };
-                numbers.into_iter().map(kind).collect::<Result<_>>()?
-            }
-        };
-        let ends = END_KEYS.iter().map(|key| metadata.opt_u32(key)).collect::<Result<Vec<_>, _>>()?;
-        let vocabulary = Vocabulary {
-            tokens,
-            kinds,
-            merges: metadata.require_strs("tokenizer.ggml.merges")?,
-            bos: metadata.opt_u32("tokenizer.ggml.bos_token_id")?,
-            eos: metadata.opt_u32("tokenizer.ggml.eos_token_id")?,
-            ends: ends.into_iter().flatten().collect(),
-            add_bos: metadata.opt_bool("tokenizer.ggml.add_bos_token")?.unwrap_or(false),
-        };
-        let pipeline = match metadata.opt_str(keys::TOKENIZER_PIPELINE)? {
-            Some(pipeline) => Pipeline::parse(pipeline)?,
-            // A file without the key splits text in a way that nobody can tell: guessing would cost quality in silence.
-            None => Pipeline::from_gguf(metadata.require_str("tokenizer.ggml.pre")?, &vocabulary)?,
-        };
-        Self::new(&vocabulary, pipeline)
+    };
+    let tokens = metadata.require_strs("tokenizer.ggml.tokens")?;
+    let kinds = match metadata.opt_i32s("tokenizer.ggml.token_type")? {
+        None => vec![TokenKind::Normal; tokens.len()],
+        Some(numbers) => {
+            let kind = |number| {
+                TokenKind::from_gguf(number)
+                    .ok_or_else(|| Error::format(format!("tokenizer.ggml.token_type: {number} is no type")))
+            };
+            numbers.into_iter().map(kind).collect::<Result<_>>()?
+        }
+    };
+    let ends = END_KEYS.iter().map(|key| metadata.opt_u32(key)).collect::<Result<Vec<_>, _>>()?;
+    let add_bos = metadata.opt_bool("tokenizer.ggml.add_bos_token")?;
+    Ok(Vocabulary {
+        tokens,
+        kinds,
+        merges,
+        bos: metadata.opt_u32("tokenizer.ggml.bos_token_id")?,
+        eos: metadata.opt_u32("tokenizer.ggml.eos_token_id")?,
+        ends: ends.into_iter().flatten().collect(),
+        add_bos: add_bos.unwrap_or(gguf::adds_bos(model, metadata.opt_str("tokenizer.ggml.pre")?)),
+    })
+}
+
+fn pipeline(metadata: &Metadata<'_>, vocabulary: &Vocabulary<'_>) -> Result<String> {
+    if let Some(pipeline) = metadata.opt_str(keys::TOKENIZER_PIPELINE)? {
+        return Ok(pipeline.to_owned());
     }
+    let pipeline = match vocabulary.merges {
+        // A file without the key splits text in a way that nobody can tell: guessing would cost quality in silence.
+        Merges::Ranked(_) => gguf::byte_level(metadata.require_str("tokenizer.ggml.pre")?, vocabulary)?,
+        Merges::Scored(_) => sentence_piece(metadata, vocabulary)?,
+    };
+    Ok(pipeline.to_string())
+}
+
+fn sentence_piece(metadata: &Metadata<'_>, vocabulary: &Vocabulary<'_>) -> Result<Value> {
+    if metadata.opt_bool("tokenizer.ggml.remove_extra_whitespaces")? == Some(true) {
+        return Err(Error::unsupported(
+            "tokenizer.ggml.remove_extra_whitespaces is true, but spaces cannot be taken out of texts here; a file that \
+             lgconvert makes from the model's Hugging Face folder carries its own pipeline",
+        ));
+    }
+    let space_prefix = metadata.opt_bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+    let unknown = metadata.opt_u32("tokenizer.ggml.unknown_token_id")?.map(|id| {
+        let token = vocabulary.tokens.get(id as usize).copied();
+        token.ok_or_else(|| Error::format(format!("tokenizer.ggml.unknown_token_id: {id} is no token")))
+    });
+    Ok(gguf::sentence_piece(space_prefix, unknown.transpose()?, vocabulary))
 }
 
 impl ChatTemplate {

@@ -2,15 +2,14 @@
 //!
 //! It is written as the Hugging Face tokenizer.json writes it, with these keys: `normalizer`, `pre_tokenizer`,
 //! `decoder`, `added_tokens`, and `model` with its flags. Converted files carry it; for a plain GGUF it follows from
-//! the name in `tokenizer.ggml.pre`.
+//! the keys that it has instead (`gguf.rs`).
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokenizers::AddedToken;
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 
 use super::decoder::Decoder;
-use super::vocabulary::{TokenKind, Vocabulary};
 use crate::error::{Error, Result};
 
 /// Components that are trusted with any input: others can fail in ways that are no error, or belong to other models.
@@ -29,10 +28,6 @@ const NORMALIZERS: [&str; 11] = [
 ];
 const PRE_TOKENIZERS: [&str; 8] =
     ["Sequence", "ByteLevel", "Split", "Digits", "Metaspace", "Punctuation", "Whitespace", "WhitespaceSplit"];
-
-/// Where a text is cut before the merges, in front of `ByteLevel`.
-const LLAMA_3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN_2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// A pipeline, ready to run.
 pub(super) struct Pipeline {
@@ -55,51 +50,6 @@ impl Pipeline {
         let value = serde_json::from_str(text)
             .map_err(|error| Error::format(format!("longgen.tokenizer.pipeline is no JSON: {error}")))?;
         Self::from_value(&value)
-    }
-
-    /// The pipeline that a plain GGUF names in `tokenizer.ggml.pre`.
-    ///
-    /// # Errors
-    /// A name that is not known.
-    pub(super) fn from_gguf(pre: &str, vocabulary: &Vocabulary<'_>) -> Result<Self> {
-        let byte_level = |use_regex: bool| {
-            let mut component = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true});
-            component["use_regex"] = use_regex.into();
-            component
-        };
-        let split = |regex: &str| {
-            let split = json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
-            json!({"type": "Sequence", "pretokenizers": [split, byte_level(false)]})
-        };
-        let digits = json!({"type": "Digits", "individual_digits": true});
-        let nfc = json!({"type": "NFC"});
-        let (normalizer, pre_tokenizer, ignore_merges) = match pre {
-            "gpt-2" => (Value::Null, byte_level(true), false),
-            "smollm" | "starcoder" | "refact" | "command-r" => {
-                (Value::Null, json!({"type": "Sequence", "pretokenizers": [digits, byte_level(true)]}), false)
-            }
-            "llama-bpe" | "llama3" | "llama-v3" => (Value::Null, split(LLAMA_3), true),
-            "qwen2" | "deepseek-r1-qwen" => (nfc, split(QWEN_2), false),
-            _ => {
-                return Err(Error::unsupported(format!(
-                    "tokenizer.ggml.pre {pre:?} is not known (known: gpt-2, smollm, starcoder, refact, command-r, \
-                     llama-bpe, qwen2, deepseek-r1-qwen); a file that lgconvert makes from the model's Hugging Face \
-                     folder carries its own pipeline"
-                )));
-            }
-        };
-        let mut pipeline = Self::from_value(&json!({
-            "normalizer": normalizer,
-            "pre_tokenizer": pre_tokenizer,
-            "decoder": byte_level(true),
-            "model": {"ignore_merges": ignore_merges},
-        }))?;
-        let added =
-            vocabulary.ids().filter(|(_, _, kind)| kind.is_special() || *kind == TokenKind::UserDefined);
-        pipeline.added_tokens = added
-            .map(|(id, token, kind)| (id, AddedToken::from(token, kind.is_special()).normalized(false)))
-            .collect();
-        Ok(pipeline)
     }
 
     pub(super) fn from_value(value: &Value) -> Result<Self> {

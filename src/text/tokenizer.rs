@@ -1,14 +1,14 @@
 //! The tokenizer of a model: byte-pair encoding with the pipeline of its file.
 
-use std::collections::HashSet;
-
-use tokenizers::models::bpe::BPE;
+use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::{AddedToken, AddedVocabulary, Model, OffsetReferential, OffsetType, PreTokenizer};
 
+use super::merges;
 use super::pipeline::Pipeline;
-use super::vocabulary::{TokenKind, Vocabulary};
+use super::scores::Scores;
+use super::vocabulary::{Merges, TokenKind, Vocabulary};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Control tokens that end a turn or a document in the models that have them.
@@ -29,7 +29,7 @@ const MAX_WHITESPACE_RUN: usize = 500_000;
 
 /// Turns text into tokens and tokens into text. Immutable; can be used by many threads at once.
 pub struct Tokenizer {
-    model: BPE,
+    model: BytePairs,
     normalizer: Option<NormalizerWrapper>,
     pre_tokenizer: Option<PreTokenizerWrapper>,
     /// Matches every added token in a text.
@@ -44,6 +44,34 @@ pub struct Tokenizer {
     strip_start: usize,
 }
 
+/// What joins the characters of a text to tokens.
+enum BytePairs {
+    Ranked(Box<BPE>),
+    Scored(Scores),
+}
+
+impl BytePairs {
+    fn new(vocabulary: &Vocabulary<'_>, pipeline: &Pipeline) -> Result<Self> {
+        match &vocabulary.merges {
+            Merges::Ranked(pairs) => {
+                merges::model(vocabulary, pairs, pipeline).map(|model| Self::Ranked(Box::new(model)))
+            }
+            Merges::Scored(scores) => Scores::new(vocabulary, scores, pipeline).map(Self::Scored),
+        }
+    }
+
+    fn tokenize(&self, text: &str) -> tokenizers::Result<Vec<tokenizers::Token>> {
+        match self {
+            Self::Ranked(model) => model.tokenize(text),
+            Self::Scored(scores) => {
+                // Nobody asks where in the text a token was.
+                let token = |id| tokenizers::Token::new(id, String::new(), (0, 0));
+                Ok(scores.tokenize(text).into_iter().map(token).collect())
+            }
+        }
+    }
+}
+
 struct Token {
     piece: Box<str>,
     bytes: Box<[u8]>,
@@ -52,7 +80,7 @@ struct Token {
 }
 
 impl Tokenizer {
-    /// Builds a tokenizer from a vocabulary and a pipeline, in time linear in the vocabulary.
+    /// Builds a tokenizer from a vocabulary and a pipeline, in time linear in the vocabulary but for sorting scores.
     pub(super) fn new(vocabulary: &Vocabulary<'_>, pipeline: Pipeline) -> Result<Self> {
         vocabulary.check()?;
         for (id, token) in &pipeline.added_tokens {
@@ -64,7 +92,7 @@ impl Tokenizer {
                 )));
             }
         }
-        let model = model(vocabulary, &pipeline)?;
+        let model = BytePairs::new(vocabulary, &pipeline)?;
         let normalizer = pipeline.normalizer.as_ref();
         let with_special = added_vocabulary(&pipeline.added_tokens, |_| true, normalizer)?;
         let without_special = added_vocabulary(&pipeline.added_tokens, |token| !token.special, normalizer)?;
@@ -185,53 +213,6 @@ fn longest_whitespace_run(text: &str) -> usize {
         .unwrap_or(0)
 }
 
-/// The merges and the tokens that they can make.
-fn model(vocabulary: &Vocabulary<'_>, pipeline: &Pipeline) -> Result<BPE> {
-    let mut ids = tokenizers::models::bpe::Vocab::with_capacity(vocabulary.tokens.len());
-    let mut hidden = HashSet::new();
-    for (id, token, kind) in vocabulary.ids() {
-        // The model alone must not turn text into a control token, whatever the file's merges say.
-        let spelt = match kind {
-            TokenKind::Control | TokenKind::Unused => pipeline.unk_token.as_deref() == Some(token),
-            _ => true,
-        };
-        if !spelt {
-            hidden.insert(token);
-        } else if let Some(first) = ids.insert(token.to_owned(), id) {
-            return Err(Error::format(format!("tokenizer.ggml.tokens {first} and {id} are both {token:?}")));
-        }
-    }
-    if let Some(unknown) = &pipeline.unk_token
-        && !ids.contains_key(unknown)
-    {
-        return Err(Error::format(format!("tokenizer unk_token {unknown:?} is not in the vocabulary")));
-    }
-    let mut merges = Vec::with_capacity(vocabulary.merges.len());
-    for (rank, merge) in vocabulary.merges.iter().enumerate() {
-        let parts = merge
-            .split_once(' ')
-            .filter(|(left, right)| !left.is_empty() && !right.is_empty() && !right.contains(' '));
-        let Some((left, right)) = parts else {
-            return Err(Error::format(format!(
-                "tokenizer.ggml.merges {rank} is {merge:?}, not \"left right\""
-            )));
-        };
-        let is_hidden = |token: &str| hidden.contains(token);
-        if hidden.is_empty() || !(is_hidden(left) || is_hidden(right) || is_hidden(&[left, right].concat())) {
-            merges.push((left.to_owned(), right.to_owned()));
-        }
-    }
-    let mut builder = BPE::builder()
-        .vocab_and_merges(ids, merges)
-        .ignore_merges(pipeline.ignore_merges)
-        .byte_fallback(pipeline.byte_fallback)
-        .fuse_unk(pipeline.fuse_unk);
-    if let Some(unknown) = &pipeline.unk_token {
-        builder = builder.unk_token(unknown.clone());
-    }
-    builder.build().map_err(|error| Error::format(format!("tokenizer.ggml.merges: {error}")))
-}
-
 /// The matcher of those added tokens that `wanted` names.
 fn added_vocabulary(
     added: &[(u32, AddedToken)],
@@ -240,8 +221,7 @@ fn added_vocabulary(
 ) -> Result<AddedVocabulary> {
     let wanted: Vec<_> = added.iter().filter(|(_, token)| wanted(token)).collect();
     // Added tokens take their ids from a model: this one knows nothing else.
-    let names: tokenizers::models::bpe::Vocab =
-        wanted.iter().map(|(id, token)| (token.content.clone(), *id)).collect();
+    let names: Vocab = wanted.iter().map(|(id, token)| (token.content.clone(), *id)).collect();
     let model = BPE::builder().vocab_and_merges(names, Vec::new()).cache_capacity(0).build();
     let model = model.map_err(|error| Error::format(format!("tokenizer added tokens: {error}")))?;
     let tokens: Vec<_> = wanted.iter().map(|(_, token)| token.clone()).collect();

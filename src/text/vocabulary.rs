@@ -1,4 +1,4 @@
-//! The vocabulary of a model: its tokens, what each of them is, and the merges.
+//! The vocabulary of a model: its tokens, what each of them is, and which neighbours become one.
 
 use crate::error::{Error, Result};
 
@@ -49,6 +49,15 @@ impl TokenKind {
     }
 }
 
+/// What says which neighbours become one token, and which of them first.
+#[derive(Debug)]
+pub(super) enum Merges<'a> {
+    /// Pairs by rank, each `left right`.
+    Ranked(Vec<&'a str>),
+    /// One score per token: what makes the token with the highest comes first.
+    Scored(Vec<f32>),
+}
+
 /// A vocabulary, borrowed from where it was read.
 #[derive(Debug)]
 pub(super) struct Vocabulary<'a> {
@@ -56,8 +65,7 @@ pub(super) struct Vocabulary<'a> {
     pub(super) tokens: Vec<&'a str>,
     /// One kind per token.
     pub(super) kinds: Vec<TokenKind>,
-    /// Merges by rank, each `left right`.
-    pub(super) merges: Vec<&'a str>,
+    pub(super) merges: Merges<'a>,
     pub(super) bos: Option<u32>,
     pub(super) eos: Option<u32>,
     /// Tokens that end a generation, besides `eos`.
@@ -69,7 +77,7 @@ impl Vocabulary<'_> {
     /// Checks what the types do not say.
     ///
     /// # Errors
-    /// No tokens, too many, not one kind per token, or an id that is no token.
+    /// No tokens, too many, not one kind or score per token, a score that is no number, or an id that is no token.
     pub(super) fn check(&self) -> Result<()> {
         let count = self.tokens.len();
         if count == 0 || u32::try_from(count).is_err() {
@@ -80,6 +88,18 @@ impl Vocabulary<'_> {
             return Err(Error::format(format!(
                 "tokenizer.ggml.token_type has {kinds} entries for {count} tokens"
             )));
+        }
+        if let Merges::Scored(scores) = &self.merges {
+            if scores.len() != count {
+                let scores = scores.len();
+                return Err(Error::format(format!(
+                    "tokenizer.ggml.scores has {scores} entries for {count} tokens"
+                )));
+            }
+            if let Some(id) = scores.iter().position(|score| score.is_nan()) {
+                let token = self.tokens[id];
+                return Err(Error::format(format!("tokenizer.ggml.scores {id}, of {token:?}, is no number")));
+            }
         }
         let named =
             [("bos", self.bos), ("eos", self.eos)].into_iter().filter_map(|(name, id)| Some((name, id?)));

@@ -4,6 +4,7 @@
 
 pub mod compare;
 pub mod library;
+pub mod metadata;
 pub mod random;
 pub mod rig;
 pub mod tiny_model;
