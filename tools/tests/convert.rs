@@ -320,9 +320,40 @@ fn metadata_of_a_llama_file_is_kept_under_its_new_names() {
     assert_eq!(metadata.require_str(keys::ROPE_PAIRING).unwrap(), "adjacent");
     assert_eq!(metadata.require_u32(keys::EMBEDDING_LENGTH).unwrap(), 96);
     assert!(metadata.iter().all(|(key, _)| !key.starts_with("llama.")));
+    // The file only names its pipeline.
+    assert!(metadata.require_str(keys::TOKENIZER_PIPELINE).unwrap().contains("ByteLevel"));
     for (key, value) in kept {
         assert_eq!(metadata.get(key).map(|found| found.into()), Some(value), "{key}");
     }
+}
+
+#[test]
+fn the_text_of_a_llama_file_with_scores_is_the_text_of_its_result() {
+    let folder = TempDir::new().unwrap();
+    let mut tokens =
+        ["<unk>", "▁", "h", "e", "l", "o", "he", "ll", "hell", "▁hell"].map(str::to_owned).to_vec();
+    tokens.extend((tokens.len()..256).map(|id| format!("<{id}>")));
+    tokens.extend(["<s>", "</s>"].map(str::to_owned));
+    let scores = (0u16..).take(tokens.len()).map(|id| -f32::from(id)).collect();
+    let types = (0..tokens.len()).map(|id| if id == 0 { 2 } else { 1 + 2 * i32::from(id >= 256) }).collect();
+    let scored = [
+        ("tokenizer.ggml.model", OwnedValue::Str("llama".to_owned())),
+        ("tokenizer.ggml.tokens", OwnedValue::Strs(tokens)),
+        ("tokenizer.ggml.scores", OwnedValue::F32s(scores)),
+        ("tokenizer.ggml.token_type", OwnedValue::I32s(types)),
+        ("tokenizer.ggml.unknown_token_id", OwnedValue::U32(0)),
+    ];
+    let input = write(&folder, "in.gguf", &Checkpoint::new(ODD, 1).gguf(TensorType::F32, &scored, None));
+    let bytes = convert(&input, MatrixType::Keep);
+    let metadata = Directory::read(&bytes).unwrap().metadata;
+    assert!(metadata.require_str(keys::TOKENIZER_PIPELINE).unwrap().contains("Prepend"));
+    let (plain, converted) = (open(&input), open(&write(&folder, "out.gguf", &bytes)));
+    for text in ["hello hell", " hell</s>ox", ""] {
+        let ids = plain.tokenizer().encode(text, true, true).unwrap();
+        assert_eq!(converted.tokenizer().encode(text, true, true).unwrap(), ids);
+        assert_eq!(converted.tokenizer().decode(&ids, false), plain.tokenizer().decode(&ids, false));
+    }
+    assert_eq!(plain.tokenizer().encode("hell", false, true).unwrap(), [256, 9]);
 }
 
 #[test]

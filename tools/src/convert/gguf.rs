@@ -4,13 +4,13 @@ use anyhow::{Context, Result, bail, ensure};
 use longgen::attention::mask::Mask;
 use longgen::backend::args::SharedBytes;
 use longgen::model::config::Config;
-use longgen::text::Tokenizer;
+use longgen::text::{Tokenizer, pipeline_of};
 use longgen::weights::WeightFile;
 use longgen_format::{Directory, Metadata, OwnedValue, Value, keys};
 
 use super::names::{self, Dims, ROPE_FREQS};
 use super::source::{Source, SourceTensor};
-use super::{PLAN_KEYS, identity, structure};
+use super::{PLAN_KEYS, identity, set, structure};
 
 /// Keys of a `llama` file that are called the same under `longgen.`.
 const SAME: &[&str] = &[
@@ -61,7 +61,7 @@ pub fn read(bytes: &SharedBytes) -> Result<Source> {
         bail!("split.count: this is one of {count} parts, merge them first");
     }
     let config = Config::read(&WeightFile { bytes, directory: &directory })?;
-    Tokenizer::from_metadata(metadata)?;
+    let tokenizer = Tokenizer::from_metadata(metadata)?;
 
     let dims = Dims {
         n_layers: config.n_layers,
@@ -82,7 +82,7 @@ pub fn read(bytes: &SharedBytes) -> Result<Source> {
     let brought = !is_llama || config.attention.iter().any(|layer| layer.mask != Mask::Full);
     Ok(Source {
         dims,
-        metadata: if is_llama { from_llama(metadata)? } else { from_longgen(metadata) },
+        metadata: if is_llama { from_llama(metadata, &tokenizer)? } else { from_longgen(metadata) },
         tensors,
         attention: brought.then_some(config.attention),
         warnings: Vec::new(),
@@ -112,7 +112,7 @@ fn from_longgen(metadata: &Metadata<'_>) -> Vec<(String, OwnedValue)> {
     metadata.iter().filter(|(key, _)| !PLAN_KEYS.contains(key)).map(owned).collect()
 }
 
-fn from_llama(metadata: &Metadata<'_>) -> Result<Vec<(String, OwnedValue)>> {
+fn from_llama(metadata: &Metadata<'_>, tokenizer: &Tokenizer) -> Result<Vec<(String, OwnedValue)>> {
     let mut pairs = identity("llama");
     for (key, value) in metadata.iter() {
         let Some(name) = key.strip_prefix("llama.") else {
@@ -130,6 +130,9 @@ fn from_llama(metadata: &Metadata<'_>) -> Result<Vec<(String, OwnedValue)>> {
             bail!("{key}: this key is unknown, and the model may need it");
         }
     }
+    // What a plain file leaves to whoever reads it is said from here on.
+    set(&mut pairs, "tokenizer.ggml.add_bos_token", OwnedValue::Bool(tokenizer.adds_bos()));
+    set(&mut pairs, keys::TOKENIZER_PIPELINE, OwnedValue::Str(pipeline_of(metadata)?));
     pairs.extend(structure("adjacent"));
     Ok(pairs)
 }

@@ -153,7 +153,8 @@ impl Checkpoint {
             .unwrap()
     }
 
-    /// The same model as the files of llama.cpp hold it, with further keys and divisors of the frequencies.
+    /// The same model as the files of llama.cpp hold it, with further keys, or others than the tiny model's tokenizer has,
+    /// and divisors of the frequencies.
     pub fn gguf(&self, ty: TensorType, keys: &[(&str, OwnedValue)], rope_freqs: Option<Vec<f32>>) -> Vec<u8> {
         let Sizes { d_model, head_dim, d_ff } = self.sizes;
         let u32 = |n: usize| OwnedValue::U32(n.try_into().unwrap());
@@ -172,7 +173,9 @@ impl Checkpoint {
         metadata.extend(keys.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
         let own = tiny_model::bytes(TensorType::F32);
         let tokenizer = Directory::read(&own).unwrap();
-        let tokenizer = tokenizer.metadata.iter().filter(|(key, _)| key.starts_with("tokenizer."));
+        let is_new = |key: &str| keys.iter().all(|(name, _)| *name != key);
+        let tokenizer = tokenizer.metadata.iter();
+        let tokenizer = tokenizer.filter(|(key, _)| key.starts_with("tokenizer.") && is_new(key));
         metadata.extend(tokenizer.map(|(key, value)| (key.to_owned(), value.into())));
 
         let mut tensors: Vec<(String, Tensor)> = Vec::new();
