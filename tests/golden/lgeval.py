@@ -30,10 +30,16 @@ class Lgeval:
 
     def tokenize(self, text: str) -> np.ndarray:
         """The token ids of a text."""
+        return np.array(self.tokenize_all([text])[0], np.int64)
+
+    def tokenize_all(self, texts: list[str]) -> list[list[int]]:
+        """The token ids of each text, in one call."""
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "text.txt"
-            file.write_text(text, encoding="utf-8", newline="\n")
-            return np.array(self.call("tokenize", "-f", file).split(), np.int64)
+            files = [Path(folder) / str(i) for i in range(len(texts))]
+            for file, text in zip(files, texts):
+                file.write_text(text, encoding="utf-8", newline="\n")
+            lines = self.call("tokenize", "-f", *files).splitlines()
+        return [[int(word) for word in line.split()] for line in lines]
 
     def logits(self, ids, *arguments) -> np.ndarray:
         """The logits of these tokens: float32 [n_tokens, n_vocab], or what `--last N` in the arguments leaves of it."""

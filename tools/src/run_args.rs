@@ -1,11 +1,12 @@
 //! Flags that every program which runs a model has.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
 use longgen::model::config::Config;
+use longgen::text::Tokenizer;
 use longgen::weights::{Load, WeightFile};
 use longgen::{
     Cancel, Device, ErrorKind, KvType, LoadProgress, Model, ModelParams, Precision, Session, SessionParams,
@@ -90,6 +91,21 @@ pub struct RunArgs {
     pub chunk: Option<u32>,
 }
 
+/// The tokenizer of a model, without opening it: the file needs no weights.
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn tokenizer(path: &Path) -> Result<Tokenizer> {
+    read(path, |file| Ok(Tokenizer::from_metadata(&file.directory.metadata)?))
+}
+
+/// Reads a part of a model file.
+fn read<T>(path: &Path, part: impl FnOnce(&WeightFile<'_>) -> Result<T>) -> Result<T> {
+    let bytes = longgen::weights::open(path, Load::Map)?;
+    let read = || part(&WeightFile { bytes: &bytes, directory: &Directory::read((*bytes).as_ref())? });
+    read().with_context(|| path.display().to_string())
+}
+
 impl RunArgs {
     /// Opens the model.
     ///
@@ -105,13 +121,7 @@ impl RunArgs {
     /// # Errors
     /// What is wrong with the file.
     pub fn config(&self) -> Result<Config> {
-        let path = self.path();
-        let bytes = longgen::weights::open(path, Load::Map)?;
-        let read = || -> Result<Config> {
-            let directory = Directory::read((*bytes).as_ref())?;
-            Ok(Config::read(&WeightFile { bytes: &bytes, directory: &directory })?)
-        };
-        read().with_context(|| path.display().to_string())
+        read(self.path(), |file| Ok(Config::read(file)?))
     }
 
     /// The model file. Where none is named, the process ends as it does for any other flag that is missing: only `lgeval

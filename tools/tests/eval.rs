@@ -74,6 +74,17 @@ fn texts_become_the_tokens_of_python() {
 }
 
 #[test]
+fn each_text_has_a_line() {
+    let place = Place::new();
+    let texts = ["A short text.", "", "Another\none."];
+    let alone = texts.map(|text| place.tokenize(text, &[]));
+    let files = [0, 1, 2].map(|i| place.write(&i.to_string(), texts[i]));
+    let together = printed(&run(LGEVAL, &["tokenize", "-m", tiny(), "-f", &files[0], &files[1], &files[2]]));
+    let ids = |line: &str| line.split_whitespace().map(|id| id.parse().unwrap()).collect();
+    assert_eq!(together.lines().map(ids).collect::<Vec<Vec<u32>>>(), alone);
+}
+
+#[test]
 fn logits_are_those_of_pytorch() {
     let place = Place::new();
     let ids = golden_ids();

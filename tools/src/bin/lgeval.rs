@@ -12,7 +12,7 @@ use longgen_tools::eval::{self, Speed};
 use longgen_tools::output::print;
 use longgen_tools::plan::AttentionArgs;
 use longgen_tools::progress::Progress;
-use longgen_tools::run_args::{RunArgs, cancel_on_signals, name};
+use longgen_tools::run_args::{RunArgs, cancel_on_signals, name, tokenizer};
 use longgen_tools::synthetic::{Shape, Type};
 use serde_json::{Value, json};
 
@@ -43,13 +43,14 @@ impl Common {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Prints the token ids of a text on one line
+    /// Prints the token ids of each text on a line; reads no weights
     Tokenize {
-        #[command(flatten)]
-        common: Common,
-        /// The text
-        #[arg(short, long, value_name = "TEXT")]
-        file: PathBuf,
+        /// Model file
+        #[arg(short, long, value_name = "FILE")]
+        model: PathBuf,
+        /// The texts
+        #[arg(short, long = "file", value_name = "TEXT", required = true, num_args = 1..)]
+        files: Vec<PathBuf>,
         /// Special tokens that are spelt in the text become those tokens
         #[arg(long)]
         special: bool,
@@ -136,11 +137,13 @@ fn run(cli: Cli) -> Result<()> {
     let cancel = cancel_on_signals()?;
     let read = |path: &PathBuf| std::fs::read_to_string(path).with_context(|| path.display().to_string());
     match cli.command {
-        Command::Tokenize { common, file, special } => {
-            let model = common.open()?;
-            let ids = model.tokenizer().encode(&read(&file)?, special, true)?;
-            let words: Vec<String> = ids.iter().map(u32::to_string).collect();
-            print(&format!("{}\n", words.join(" ")));
+        Command::Tokenize { model, files, special } => {
+            let tokenizer = tokenizer(&model)?;
+            for file in &files {
+                let ids = tokenizer.encode(&read(file)?, special, true)?;
+                let words: Vec<String> = ids.iter().map(u32::to_string).collect();
+                print(&format!("{}\n", words.join(" ")));
+            }
         }
         Command::Logits { common, tokens, out, last } => {
             let model = common.open()?;
