@@ -5,7 +5,8 @@
 #     bash tools/test.sh --all    # everything: 55 minutes; what CI runs
 #
 # Every step runs whatever became of the others. Their output is kept in the target folder under test-logs/; a failed
-# step's last lines are printed. Gets the model it needs (tools/models.sh) and a Python environment (tools/venv.sh).
+# step's last lines are printed. Gets what it needs: a model (tools/models.sh), vocabularies (tools/vocabs.sh), a Python
+# environment (tools/venv.sh).
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
@@ -64,6 +65,7 @@ step "formatting" cargo fmt --all --check
 step "clippy" cargo clippy --workspace --all-targets -- -D warnings
 step "documentation" env RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps
 step "model" bash tools/models.sh
+step "vocabularies" bash tools/vocabs.sh
 step "cargo test" cargo test --workspace
 step "release build" cargo build --workspace --release
 
@@ -98,6 +100,7 @@ lgeval() {
     shift 2
     step "$name" "$python" "$golden/$script" --lgeval "$bin/lgeval" "$@"
 }
+lgeval "tokens" tokens.py --vocabs models/vocabs --model $model "$made/smol.gguf"
 lgeval "logits: PyTorch's" run.py --model "$made/tiny.gguf" --pytorch $tiny
 for folder in tests/data/checkpoints/*/; do
     name=$(basename "$folder")

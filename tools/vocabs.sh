@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Gets vocabularies, each with texts and what llama.cpp makes of them, into models/vocabs/, unless they are there.
+# Prints the folder.
+#
+#     vocabs=$(bash tools/vocabs.sh)
+#
+# They come out of the source of the PyPI package llama-cpp-python (MIT, 77 MB), which has llama.cpp's tests.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+package=llama-cpp-python==0.3.36
+inside=llama_cpp_python-0.3.36/vendor/llama.cpp/models
+sha256=832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
+names=(command-r gpt-2 llama-bpe llama-spm phi-3 qwen2 refact starcoder)
+vocabs=models/vocabs
+python=${PYTHON:-python3}
+
+fail() {
+    echo "vocabs.sh: $*" >&2
+    exit 1
+}
+
+has_all() {
+    local name
+    for name in "${names[@]}"; do
+        [ -e "$vocabs/ggml-vocab-$name.gguf.out" ] || return 1
+    done
+}
+
+if has_all; then # the folder is made whole, by a rename
+    echo "$vocabs"
+    exit
+fi
+
+command -v "$python" >/dev/null || fail "$python is not installed"
+"$python" -m pip --version >/dev/null 2>&1 || fail "$python has no pip (Debian, Ubuntu: apt install python3-pip)"
+mkdir -p models
+partial=$(mktemp -d models/partial.XXXXXX) # in the same folder, so that the rename is atomic
+trap 'rm -rf "$partial"' EXIT
+
+echo "downloading the source of $package (77 MB)" >&2
+"$python" -m pip download --quiet --no-deps --no-binary llama-cpp-python --dest "$partial" "$package" >&2 ||
+    fail "pip could not download $package"
+echo "$sha256  $(echo "$partial"/*.tar.gz)" | sha256sum --check --status ||
+    fail "the SHA-256 sum of the source of $package is wrong"
+members=()
+for name in "${names[@]}"; do
+    members+=("$inside/ggml-vocab-$name.gguf" "$inside/ggml-vocab-$name.gguf.inp" "$inside/ggml-vocab-$name.gguf.out")
+done
+mkdir "$partial/vocabs"
+tar -xzf "$partial"/*.tar.gz -C "$partial/vocabs" --strip-components=4 "${members[@]}" ||
+    fail "the source of $package lacks a vocabulary"
+rm -rf "$vocabs"
+mv "$partial/vocabs" "$vocabs"
+echo "$vocabs"
