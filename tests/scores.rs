@@ -63,10 +63,14 @@ fn by_hand(text: &str, pieces: &[(String, f32)]) -> Vec<String> {
     }
 }
 
-/// Pieces of few letters, many of which overlap, and some of which are equals.
+/// Pieces of few letters, many of which overlap, and some of which are equals; spaces anywhere in them, or in front only.
 fn any_pieces() -> impl Strategy<Value = Vec<(String, f32)>> {
-    let score = prop::sample::select(vec![0.0, -0.0, -1.0, -2.5, -3.0, f32::NEG_INFINITY, 1e9, -1e9]);
-    prop::collection::btree_map("[ab▁]{1,5}", score, 1..30).prop_map(|pieces| pieces.into_iter().collect())
+    let score = || prop::sample::select(vec![0.0, -0.0, -1.0, -2.5, -3.0, f32::NEG_INFINITY, 1e9, -1e9]);
+    let pieces = prop_oneof![
+        prop::collection::btree_map("[ab▁]{1,5}", score(), 1..30),
+        prop::collection::btree_map("▁{0,2}[ab]{1,3}|▁{1,5}", score(), 1..30),
+    ];
+    pieces.prop_map(|pieces| pieces.into_iter().collect())
 }
 
 proptest! {

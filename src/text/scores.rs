@@ -14,6 +14,9 @@ use super::pipeline::Pipeline;
 use super::vocabulary::{TokenKind, Vocabulary};
 use crate::error::{Error, Result};
 
+/// Stands for a space in tokens.
+const SPACE: char = '▁';
+
 /// A vocabulary whose tokens have scores.
 pub(super) struct Scores {
     /// Rank and id of each token that text can become. Those with the highest score have rank 0, equals the same.
@@ -23,6 +26,9 @@ pub(super) struct Scores {
     /// Stands for such characters where there are no bytes.
     unknown: Option<u32>,
     fuse_unk: bool,
+    /// Whether spaces only begin tokens. Then no pair reaches from one word into the next, and each word is for itself,
+    /// which takes a third of the time or less: queues are short.
+    by_words: bool,
 }
 
 /// A piece of the text, in bytes; empty once it has become part of the one before it.
@@ -37,7 +43,7 @@ struct Piece {
 impl Scores {
     pub(super) fn new(vocabulary: &Vocabulary<'_>, scores: &[f32], pipeline: &Pipeline) -> Result<Self> {
         let ranks = ranks(scores);
-        let mut tokens = HashMap::with_capacity(scores.len());
+        let mut tokens: HashMap<Box<str>, _> = HashMap::with_capacity(scores.len());
         let mut bytes = [None; 256];
         let mut unknown = None;
         for ((id, token, kind), rank) in vocabulary.ids().zip(ranks) {
@@ -63,11 +69,20 @@ impl Scores {
                  not be written",
             ));
         }
-        Ok(Self { tokens, bytes, unknown, fuse_unk: pipeline.fuse_unk })
+        let by_words = tokens.keys().all(|token| words(token).count() <= 1);
+        Ok(Self { tokens, bytes, unknown, fuse_unk: pipeline.fuse_unk, by_words })
     }
 
     /// The tokens of `text`, in time n log n.
     pub(super) fn tokenize(&self, text: &str) -> Vec<u32> {
+        match self.by_words {
+            true => self.ids(words(text).flat_map(|word| self.join(word))),
+            false => self.ids(self.join(text).into_iter()),
+        }
+    }
+
+    /// The pieces that are left when no neighbours are a token.
+    fn join<'a>(&self, text: &'a str) -> Vec<&'a str> {
         let mut pieces = pieces(text);
         let mut queue = BinaryHeap::new();
         // The pair of the piece at `left` and its neighbour; a pair that has changed since has another end.
@@ -92,7 +107,7 @@ impl Scores {
             queue.extend([previous, Some(left)].into_iter().flatten().filter_map(|left| pair(&pieces, left)));
         }
         let left = pieces.iter().filter(|piece| piece.start < piece.end);
-        self.ids(left.map(|piece| &text[piece.start..piece.end]))
+        left.map(|piece| &text[piece.start..piece.end]).collect()
     }
 
     fn ids<'a>(&self, pieces: impl Iterator<Item = &'a str>) -> Vec<u32> {
@@ -121,6 +136,18 @@ fn ranks(scores: &[f32]) -> Vec<u32> {
         ranks[pair[1]] = ranks[pair[0]] + u32::from(scores[pair[0]] != scores[pair[1]]);
     }
     ranks
+}
+
+/// Cuts a text before every run of spaces.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let n_spaces = rest.len() - rest.trim_start_matches(SPACE).len();
+        let end = rest[n_spaces..].find(SPACE).map_or(rest.len(), |at| n_spaces + at);
+        let word = rest.get(..end).filter(|word| !word.is_empty());
+        rest = &rest[end..];
+        word
+    })
 }
 
 /// The characters of a text.
