@@ -214,20 +214,29 @@ typedef struct lg_session_params {
 // leave it. The session is in use meanwhile.
 typedef void (*lg_progress)(void *user, size_t n_done, size_t n_tokens);
 
-// How the next token is chosen. All zero takes the likeliest one.
+// How the next token is chosen. All zero takes the likeliest one. What is set works in this order: repetition penalty,
+// temperature, top-k, top-p, min-p.
 typedef struct lg_sampler_params {
     // `sizeof(lg_sampler_params)`.
     size_t struct_size;
     // Start of the random numbers: the same seed gives the same choices, on every machine.
     uint64_t seed;
-    // Divides the logits; not negative. 0 takes the likeliest token, and the rest has no effect.
+    // Divides the logits; not negative. 0 takes the likeliest token, and only the repetition penalty has
+    // an effect, too.
     float temperature;
     // Only the `top_k` likeliest tokens remain; 0 means all.
     uint32_t top_k;
     // Only the likeliest tokens remain whose probabilities reach `top_p` together; at most 1. 0 and 1 mean all.
     float top_p;
-    // Must be 0.
-    uint32_t reserved;
+    // Only tokens remain that have at least `min_p` times the probability of the likeliest; at most 1. 0
+    // means all.
+    float min_p;
+    // Divides positive logits of recent tokens and multiplies negative ones, once however often a token
+    // occurs; not negative. 0 and 1 change nothing, and numbers between them make repetitions likelier.
+    float repeat_penalty;
+    // How many of the session's last tokens are recent, those of the prompt among them; more than there are
+    // mean all. 0 means 64.
+    uint32_t repeat_last_n;
 } lg_sampler_params;
 
 #ifdef __cplusplus

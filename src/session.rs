@@ -271,15 +271,19 @@ impl Session {
         self.sequence.top(n)
     }
 
-    /// Chooses the token that comes next, from no more logits than the sampler looks at.
+    /// Chooses the token that comes next, from no more logits than the sampler looks at. The tokens that the session holds
+    /// are what its repetition penalty looks back at.
     ///
     /// # Errors
     /// Those of [`logits`](Self::logits) and of [`Sampler::sample`].
     pub fn sample(&mut self, sampler: &mut Sampler) -> Result<u32> {
         let most = MAX_TOP.min(self.model.config().n_vocab);
-        match sampler.n_candidates().filter(|&n| n <= most) {
-            Some(n) => sampler.sample_from(&self.top(n)?),
-            None => sampler.sample(self.logits()?),
+        match sampler.n_candidates(&self.tokens).filter(|&n| n <= most) {
+            Some(n) => sampler.sample_from(&self.top(n)?, &self.tokens),
+            None => {
+                self.check_logits()?;
+                sampler.sample(self.sequence.logits()?, &self.tokens)
+            }
         }
     }
 

@@ -50,8 +50,11 @@ fn structs_lie_in_memory_as_they_always_did() {
     assert_eq!([offset_of!(lg_session_params, n_ctx), offset_of!(lg_session_params, chunk_tokens)], [8, 12]);
     assert_eq!([offset_of!(lg_session_params, kv_type), offset_of!(lg_session_params, precision)], [16, 20]);
 
-    assert_eq!(size_of::<lg_sampler_params>(), 32);
+    assert_eq!(size_of::<lg_sampler_params>(), 40);
     assert_eq!([offset_of!(lg_sampler_params, seed), offset_of!(lg_sampler_params, temperature)], [8, 16]);
     assert_eq!([offset_of!(lg_sampler_params, top_k), offset_of!(lg_sampler_params, top_p)], [20, 24]);
-    assert_eq!(offset_of!(lg_sampler_params, reserved), 28);
+    assert_eq!(offset_of!(lg_sampler_params, min_p), 28);
+    // Behind the first version.
+    assert_eq!(offset_of!(lg_sampler_params, repeat_penalty), 32);
+    assert_eq!(offset_of!(lg_sampler_params, repeat_last_n), 36);
 }

@@ -122,7 +122,7 @@ fn continuation(model: &str, prompt: &str, n_new: usize) -> Vec<u8> {
     let mut text = Vec::new();
     session.prefill(&tokenizer.encode(prompt, false, true).unwrap(), &cancel, &mut |_, _| {}).unwrap();
     for _ in 0..n_new {
-        let token = sampler.sample(session.logits().unwrap()).unwrap();
+        let token = sampler.sample(session.logits().unwrap(), &[]).unwrap();
         if tokenizer.is_end_of_generation(token) {
             break;
         }

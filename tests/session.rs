@@ -341,18 +341,35 @@ fn the_likeliest_tokens_are_those_of_the_logits() {
         assert_eq!(session.top(1).unwrap_err().kind(), ErrorKind::Invalid);
         let mut samplers = [
             SamplerParams::default(),
-            SamplerParams { temperature: 0.8, top_k: 20, top_p: 0.9, seed: 4 },
+            SamplerParams { temperature: 0.8, top_k: 20, top_p: 0.9, seed: 4, ..Default::default() },
             SamplerParams { temperature: 0.8, top_k: 300, seed: 5, ..Default::default() },
             SamplerParams { temperature: 1.1, top_p: 0.95, seed: 6, ..Default::default() },
+            SamplerParams { repeat_penalty: 1.3, repeat_last_n: 20, ..Default::default() },
+            SamplerParams { repeat_penalty: 0.7, ..Default::default() },
+            SamplerParams {
+                temperature: 0.8,
+                top_k: 5,
+                min_p: 0.02,
+                repeat_penalty: 2.0,
+                ..Default::default()
+            },
+            SamplerParams {
+                temperature: 0.8,
+                top_k: 220,
+                repeat_penalty: 1.1,
+                seed: 7,
+                ..Default::default()
+            },
         ]
         .map(|params| [Sampler::new(&params).unwrap(), Sampler::new(&params).unwrap()]);
-        for token in tokens(30, 60) {
+        let text = tokens(30, 60);
+        for (i, &token) in text.iter().enumerate() {
             session.decode(token, &Cancel::default()).unwrap();
             // Asked for before the logits are, and after.
             let top = session.top(256).unwrap();
             for [few, all] in &mut samplers {
                 let chosen = session.sample(few).unwrap();
-                assert_eq!(chosen, all.sample(session.logits().unwrap()).unwrap());
+                assert_eq!(chosen, all.sample(session.logits().unwrap(), &text[..=i]).unwrap());
             }
             let mut expected: Vec<_> = (0..).zip(session.logits().unwrap().iter().copied()).collect();
             expected.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));

@@ -59,14 +59,6 @@ pub(super) fn flag(name: &str, value: u32) -> Result<bool> {
     }
 }
 
-/// A field without a meaning yet.
-pub(super) fn reserved(value: u32) -> Result<()> {
-    match value {
-        0 => Ok(()),
-        other => Err(Error::unsupported(format!("reserved field is {other}, this version knows only 0"))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,7 +2,7 @@
 
 use super::exclusive::Exclusive;
 use super::guard::guard;
-use super::params::{self, Params, reserved};
+use super::params::{self, Params};
 use super::pointer::{free, into_handle, output, reference};
 use super::session::lg_session;
 use super::status::{lg_error, lg_status};
@@ -17,7 +17,8 @@ pub struct lg_sampler {
     sampler: Exclusive<Sampler>,
 }
 
-/// How the next token is chosen. All zero takes the likeliest one.
+/// How the next token is chosen. All zero takes the likeliest one. What is set works in this order: repetition penalty,
+/// temperature, top-k, top-p, min-p.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct lg_sampler_params {
@@ -25,26 +26,42 @@ pub struct lg_sampler_params {
     pub struct_size: usize,
     /// Start of the random numbers: the same seed gives the same choices, on every machine.
     pub seed: u64,
-    /// Divides the logits; not negative. 0 takes the likeliest token, and the rest has no effect.
+    /// Divides the logits; not negative. 0 takes the likeliest token, and only the repetition penalty has
+    /// an effect, too.
     pub temperature: f32,
     /// Only the `top_k` likeliest tokens remain; 0 means all.
     pub top_k: u32,
     /// Only the likeliest tokens remain whose probabilities reach `top_p` together; at most 1. 0 and 1 mean all.
     pub top_p: f32,
-    /// Must be 0.
-    pub reserved: u32,
+    /// Only tokens remain that have at least `min_p` times the probability of the likeliest; at most 1. 0
+    /// means all.
+    pub min_p: f32,
+    /// Divides positive logits of recent tokens and multiplies negative ones, once however often a token
+    /// occurs; not negative. 0 and 1 change nothing, and numbers between them make repetitions likelier.
+    pub repeat_penalty: f32,
+    /// How many of the session's last tokens are recent, those of the prompt among them; more than there are
+    /// mean all. 0 means 64.
+    pub repeat_last_n: u32,
 }
 
-// SAFETY: repr(C), begins with its size, numbers only, and without padding: 2 * 8 + 4 * 4 bytes.
+// SAFETY: repr(C), begins with its size, numbers only, and without padding: 2 * 8 + 6 * 4 bytes.
 unsafe impl Params for lg_sampler_params {
     const FIRST_SIZE: usize = 32;
 }
 
 impl lg_sampler_params {
     fn checked(self) -> Result<SamplerParams> {
-        reserved(self.reserved)?;
-        let top_p = if self.top_p == 0.0 { 1.0 } else { self.top_p };
-        Ok(SamplerParams { temperature: self.temperature, top_k: self.top_k, top_p, seed: self.seed })
+        let default = SamplerParams::default();
+        let or = |value: f32, default| if value == 0.0 { default } else { value };
+        Ok(SamplerParams {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: or(self.top_p, default.top_p),
+            min_p: self.min_p,
+            repeat_penalty: or(self.repeat_penalty, default.repeat_penalty),
+            repeat_last_n: if self.repeat_last_n == 0 { default.repeat_last_n } else { self.repeat_last_n },
+            seed: self.seed,
+        })
     }
 }
 

@@ -5,6 +5,8 @@
 #include <math.h>
 
 static lg_error error = {.struct_size = sizeof error};
+// sizeof(lg_sampler_params) in its first version.
+enum { SAMPLER_PARAMS_V1 = 32 };
 // What an output holds before a call that must not write it.
 static void *const UNTOUCHED = (void *)&error;
 
@@ -183,15 +185,26 @@ static void samplers(void)
     const lg_sampler_params wrong[] = {
         {.struct_size = sizeof *wrong, .temperature = -1.0f}, {.struct_size = sizeof *wrong, .temperature = NAN},
         {.struct_size = sizeof *wrong, .top_p = 1.5f},        {.struct_size = sizeof *wrong, .top_p = -0.5f},
-        {.struct_size = sizeof *wrong - 8},
+        {.struct_size = sizeof *wrong, .min_p = 1.5f},        {.struct_size = sizeof *wrong, .min_p = -0.5f},
+        {.struct_size = sizeof *wrong, .min_p = NAN},         {.struct_size = sizeof *wrong, .repeat_penalty = -1.0f},
+        {.struct_size = sizeof *wrong, .repeat_penalty = NAN}, {.struct_size = sizeof *wrong, .repeat_penalty = INFINITY},
+        {.struct_size = SAMPLER_PARAMS_V1 - 8},
     };
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
         REFUSED(LG_ERR_INVALID, lg_sampler_new, (&wrong[i], &sampler, &error));
-    const lg_sampler_params reserved = {.struct_size = sizeof reserved, .reserved = 1};
-    REFUSED(LG_ERR_UNSUPPORTED, lg_sampler_new, (&reserved, &sampler, &error));
+    struct {
+        lg_sampler_params known;
+        uint64_t unknown;
+    } newer = {{.struct_size = sizeof newer}, 1};
+    REFUSED(LG_ERR_UNSUPPORTED, lg_sampler_new, (&newer.known, &sampler, &error));
     REFUSED(LG_ERR_INVALID, lg_sampler_new, (NULL, NULL, &error));
     REFUSED(LG_ERR_INVALID, lg_cancel_new, (NULL, &error));
     CHECK(sampler == UNTOUCHED);
+
+    // An older program's struct: what lies behind it is not read.
+    const lg_sampler_params older = {.struct_size = SAMPLER_PARAMS_V1, .repeat_penalty = NAN};
+    CALL(lg_sampler_new, (&older, &sampler, &error));
+    lg_sampler_free(sampler);
 }
 
 static void nothing(void)

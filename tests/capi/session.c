@@ -3,6 +3,8 @@
 // usage: session MODEL
 #include "check.h"
 
+#include <math.h>
+
 enum { N_TOKENS = 150, CHUNK = 16 };
 
 static lg_error error = {.struct_size = sizeof error};
@@ -129,6 +131,56 @@ static void samplers_repeat_themselves(const lg_session *session)
     lg_sampler_free(a);
 }
 
+// The token with the highest logit, those of the last `n_recent` tokens penalised.
+static uint32_t likeliest(const lg_session *session, float repeat_penalty, size_t n_recent)
+{
+    const float *logits;
+    size_t n_logits, n_tokens = lg_session_position(session);
+    uint32_t best = 0;
+    float highest = -INFINITY;
+    CALL(lg_session_logits, (session, &logits, &n_logits, &error));
+    for (uint32_t token = 0; token < n_logits; token++) {
+        bool is_recent = false;
+        for (size_t i = n_recent < n_tokens ? n_tokens - n_recent : 0; i < n_tokens; i++)
+            is_recent = is_recent || tokens[i] == token;
+        float logit = logits[token];
+        if (is_recent)
+            logit = logit > 0 ? logit / repeat_penalty : logit * repeat_penalty;
+        if (logit > highest) {
+            highest = logit;
+            best = token;
+        }
+    }
+    return best;
+}
+
+static void penalties_look_back_in_the_session(const lg_model *model)
+{
+    lg_session *session = new_session(model, 0);
+    size_t n_changed = 0;
+    // 0 is what a program leaves out: no penalty, and 64 tokens.
+    const float penalties[] = {0, 1, 1.5f, 10, 0.3f};
+    const uint32_t n_last[] = {0, 1, 20, UINT32_MAX};
+    for (size_t i = 0; i < N_TOKENS; i++) {
+        CALL(lg_session_decode, (session, tokens[i], NULL, &error));
+        for (size_t j = 0; j < 5 * 4; j++) {
+            const lg_sampler_params params = {.struct_size = sizeof params,
+                                              .repeat_penalty = penalties[j % 5],
+                                              .repeat_last_n = n_last[j / 5]};
+            const float penalty = params.repeat_penalty == 0 ? 1 : params.repeat_penalty;
+            lg_sampler *sampler = NULL;
+            uint32_t token;
+            CALL(lg_sampler_new, (&params, &sampler, &error));
+            CALL(lg_sampler_sample, (sampler, session, &token, &error));
+            CHECK(token == likeliest(session, penalty, params.repeat_last_n == 0 ? 64 : params.repeat_last_n));
+            n_changed += token != likeliest(session, 1, 0);
+            lg_sampler_free(sampler);
+        }
+    }
+    CHECK(n_changed > 0);
+    lg_session_free(session);
+}
+
 static void a_longer_context_costs_more(const lg_model *model)
 {
     lg_session_params params = {.struct_size = sizeof params, .n_ctx = 256};
@@ -156,6 +208,7 @@ int main(int argc, char **argv)
     a_rewind_leaves_nothing_behind(model, expected);
     a_stopped_call_can_go_on(model, expected);
     samplers_repeat_themselves(expected);
+    penalties_look_back_in_the_session(model);
 
     // Sessions keep what they need of their model.
     lg_session *other = new_session(model, 32);

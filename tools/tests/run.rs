@@ -75,24 +75,53 @@ fn greedy_answers_do_not_depend_on_chunks_or_threads() {
     }
 }
 
-#[test]
-fn raw_prints_exactly_what_the_oracle_generates() {
+/// What the oracle generates behind the question: the likeliest token again and again, with a penalty on as many of the
+/// last tokens as `n_last` says.
+fn oracle(repeat_penalty: f32, n_last: usize) -> String {
     let model = Arc::new(open(Device::Reference, 1));
     let params =
         SessionParams { n_ctx: 100, kv_type: KvType::F32, precision: Precision::Exact, ..Default::default() };
     let mut session = Session::new(&model, &params).unwrap();
     let prompt = model.tokenizer().encode(QUESTION, false, true).unwrap();
     session.prefill(&prompt, &Cancel::default(), &mut |_, _| {}).unwrap();
-    let mut generated = Vec::new();
     for _ in 0..20 {
+        let recent = session.tokens()[session.tokens().len().saturating_sub(n_last)..].to_vec();
         let logits = session.logits().unwrap().iter().enumerate();
-        let likeliest = logits.max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
-        generated.push(u32::try_from(likeliest).unwrap());
-        session.decode(generated[generated.len() - 1], &Cancel::default()).unwrap();
+        let penalized = logits.map(|(token, &logit)| match recent.contains(&u32::try_from(token).unwrap()) {
+            true if logit > 0.0 => (token, logit / repeat_penalty),
+            true => (token, logit * repeat_penalty),
+            false => (token, logit),
+        });
+        let likeliest = penalized.max_by(|a, b| a.1.total_cmp(&b.1)).unwrap().0;
+        session.decode(u32::try_from(likeliest).unwrap(), &Cancel::default()).unwrap();
     }
-    let expected = text(model.tokenizer(), &generated);
-    let exact = ["-p", QUESTION, "--temp", "0", "-n", "20", "--precision", "exact", "--kv", "f32"];
-    assert_eq!(continuation(&exact), expected);
+    text(model.tokenizer(), &session.tokens()[prompt.len()..])
+}
+
+#[test]
+fn raw_prints_exactly_what_the_oracle_generates() {
+    let exact = ["-p", QUESTION, "-n", "20", "--precision", "exact", "--kv", "f32"];
+    let continuation = |args: &[&str]| continuation(&[&exact, args].concat());
+    let likeliest = oracle(1.0, 0);
+    assert_eq!(continuation(&["--temp", "0"]), likeliest);
+    // Nothing is as likely as the likeliest.
+    assert_eq!(continuation(&["--temp", "1.5", "--min-p", "1"]), likeliest);
+    let penalized = oracle(1.5, 64);
+    assert_ne!(penalized, likeliest);
+    assert_eq!(continuation(&["--temp", "0", "--repeat-penalty", "1.5"]), penalized);
+    let of_few = ["--temp", "0", "--repeat-penalty", "1.5", "--repeat-last-n", "5"];
+    assert_eq!(continuation(&of_few), oracle(1.5, 5));
+}
+
+#[test]
+fn stats_show_how_tokens_are_chosen() {
+    let flags =
+        ["--min-p", "0.05", "--repeat-penalty", "1.1", "--repeat-last-n", "30", "--seed", "9", "--stats"];
+    let output = lgrun(tiny(), &[&["--raw", "-p", "The", "-n", "1"], &flags[..]].concat());
+    printed(&output);
+    for part in ["min-p 0.05", "repeat penalty 1.1 over 30 tokens", "seed 9"] {
+        assert!(stderr(&output).contains(part), "{}", stderr(&output));
+    }
 }
 
 #[test]
@@ -311,6 +340,9 @@ fn what_cannot_be_answered_is_refused_in_one_line() {
         (&["-p", "The", "--temp=-1"], &["temperature -1"]),
         (&["-p", "The", "--temp", "nan"], &["temperature NaN"]),
         (&["-p", "The", "--top-p", "2"], &["top-p 2"]),
+        (&["-p", "The", "--min-p", "1.5"], &["min-p 1.5"]),
+        (&["-p", "The", "--min-p", "nan"], &["min-p NaN"]),
+        (&["-p", "The", "--repeat-penalty", "0"], &["repeat penalty 0"]),
         (&["-p", "The", "-c", "4294967295"], &["4294967295", "at most"]),
         (&["-p", "The", "-t", "100000"], &["100000 threads", "4096"]),
     ] {
@@ -326,6 +358,7 @@ fn flags_that_cannot_be_read_are_named_before_anything_is_done() {
         (&["-m", "no.gguf", "-c", "many"], "--ctx-size"),
         (&["-m", "no.gguf", "-n", "-3"], "-3"),
         (&["-m", "no.gguf", "--seed", "1.5"], "--seed"),
+        (&["-m", "no.gguf", "--repeat-last-n", "some"], "--repeat-last-n"),
         (&["-m", "no.gguf", "--sead", "1"], "--sead"),
         (&["-m", "no.gguf", "--raw", "--system", "Be brief."], "--system"),
         (&["-p", "The"], "--model"),

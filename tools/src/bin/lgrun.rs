@@ -47,6 +47,15 @@ struct Cli {
     /// Choose among the likeliest tokens that have probability P together
     #[arg(long, value_name = "P", default_value_t = 0.95)]
     top_p: f32,
+    /// Choose among the tokens that have at least P times the probability of the likeliest; 0 means all
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    min_p: f32,
+    /// Divides positive logits of recent tokens and multiplies negative ones; 1 changes nothing
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    repeat_penalty: f32,
+    /// How many of the last tokens are recent, those of the prompt among them; 0 means none
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    repeat_last_n: u32,
     /// Start of the random numbers [default: another one every time]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -86,10 +95,14 @@ impl Cli {
     fn sampler(&self) -> Result<Sampler> {
         let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let seed = self.seed.unwrap_or_else(|| u64::from(now().subsec_nanos()) ^ now().as_secs() << 30);
+        let &Self { temp: temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, .. } = self;
         if self.stats {
-            eprintln!("temperature {}, top-k {}, top-p {}, seed {seed}", self.temp, self.top_k, self.top_p);
+            eprintln!(
+                "temperature {temperature}, top-k {top_k}, top-p {top_p}, min-p {min_p}, \
+                repeat penalty {repeat_penalty} over {repeat_last_n} tokens, seed {seed}"
+            );
         }
-        let params = SamplerParams { temperature: self.temp, top_k: self.top_k, top_p: self.top_p, seed };
+        let params = SamplerParams { temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed };
         Ok(Sampler::new(&params)?)
     }
 
