@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use longgen::text::{ChatTemplate, Message};
 use longgen::{Cancel, Model, Sampler, Session};
 
-use crate::generate::{self, Progress, Stats};
+use crate::generate::{self, Progress, Stats, Stop};
 
 /// Messages, and the session that knows them.
 pub struct Conversation {
@@ -14,6 +14,8 @@ pub struct Conversation {
     sampler: Sampler,
     system: Option<String>,
     messages: Vec<Message>,
+    /// Of the last answer that is among the messages.
+    last: Option<Stats>,
 }
 
 impl Conversation {
@@ -23,7 +25,7 @@ impl Conversation {
     /// A model without a chat template.
     pub fn new(session: Session, sampler: Sampler, system: Option<String>) -> Result<Self> {
         template(session.model())?;
-        let mut conversation = Self { session, sampler, system, messages: Vec::new() };
+        let mut conversation = Self { session, sampler, system, messages: Vec::new(), last: None };
         conversation.clear();
         Ok(conversation)
     }
@@ -32,6 +34,7 @@ impl Conversation {
     pub fn clear(&mut self) {
         let system = self.system.iter().map(|content| message("system", content));
         self.messages = system.collect();
+        self.last = None;
     }
 
     /// The session, when the conversation is over.
@@ -44,8 +47,18 @@ impl Conversation {
         &self.session
     }
 
+    /// What the conversation's last answer cost, if it has one.
+    pub fn last(&self) -> Option<&Stats> {
+        self.last.as_ref()
+    }
+
+    /// Tokens of the context that the conversation takes up.
+    pub fn n_tokens(&self) -> usize {
+        self.last.map_or(0, |stats| stats.n_prompt + stats.n_decoded)
+    }
+
     /// Answers what the user says. An answer that was stopped stays in the conversation as far as it came; a message whose
-    /// answer did not begin is forgotten.
+    /// answer did not begin is no part of it, though the session keeps what it has read for when it is said again.
     ///
     /// # Errors
     /// Those of the template, the session and the sampler; the conversation is as before then.
@@ -68,8 +81,9 @@ impl Conversation {
             generate::answer(&mut self.session, &prompt, &mut self.sampler, limit, cancel, progress, print)
         });
         match &result {
-            Ok(stats) if stats.n_generated > 0 || stats.stop == generate::Stop::EndOfText => {
+            Ok(stats) if stats.n_generated > 0 || stats.stop == Stop::EndOfText => {
                 self.messages.push(message("assistant", &answer));
+                self.last = Some(*stats);
             }
             _ => self.messages.truncate(before),
         }

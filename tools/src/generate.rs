@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use longgen::text::TextStream;
-use longgen::{Cancel, ErrorKind, Sampler, Session};
+use longgen::{Cancel, Error, ErrorKind, Sampler, Session};
 
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,12 +28,21 @@ pub struct Stats {
     pub n_reused: usize,
     /// Tokens that were generated.
     pub n_generated: usize,
+    /// How many of them went through the model, for what follows them.
+    pub n_decoded: usize,
     /// Time until the prompt was done.
     pub prompt: Duration,
     /// Time from then on.
     pub generation: Duration,
     /// Why the answer ended.
     pub stop: Stop,
+}
+
+impl Stats {
+    /// Whether the whole prompt was read: the user has not stopped it before.
+    pub fn has_begun(&self) -> bool {
+        self.stop != Stop::Cancelled || self.n_generated > 0
+    }
 }
 
 /// Told about a long prompt: tokens done, tokens in all.
@@ -43,13 +52,20 @@ pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
 /// Returns how many tokens were kept.
 ///
 /// # Errors
-/// Those of the session.
+/// `ContextFull` if the prompt is longer than the context: the session still holds all that it held. Those of the session.
 pub fn prefill(
     session: &mut Session,
     prompt: &[u32],
     cancel: &Cancel,
     progress: Progress<'_>,
 ) -> longgen::Result<usize> {
+    let (n_prompt, n_ctx) = (prompt.len(), session.n_ctx());
+    if n_prompt > n_ctx as usize {
+        let message = format!(
+            "a prompt of {n_prompt} tokens does not fit in a context of {n_ctx}: -c takes a larger one"
+        );
+        return Err(Error::new(ErrorKind::ContextFull, message));
+    }
     let common = session.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
     // The last token is computed again in any case: its logits are wanted.
     let kept = session.rewind(common.min(prompt.len().saturating_sub(1)))?;
@@ -78,6 +94,7 @@ pub fn answer(
         n_prompt: prompt.len(),
         n_reused: 0,
         n_generated: 0,
+        n_decoded: 0,
         prompt: Duration::ZERO,
         generation: Duration::ZERO,
         stop: Stop::Limit,
@@ -102,8 +119,12 @@ pub fn answer(
         if !tokenizer.is_special(token) {
             print(text.push(tokenizer.token_bytes(token).unwrap_or_default()));
         }
+        // Nobody asks what would follow the last one.
+        if stats.n_generated == limit {
+            break;
+        }
         match session.decode(token, cancel) {
-            Ok(()) => {}
+            Ok(()) => stats.n_decoded += 1,
             Err(error) if error.kind() == ErrorKind::Cancelled => stats.stop = Stop::Cancelled,
             Err(error) if error.kind() == ErrorKind::ContextFull => stats.stop = Stop::ContextFull,
             Err(error) => return Err(error.into()),

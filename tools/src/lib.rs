@@ -4,6 +4,7 @@
 pub mod attention_bench;
 pub mod chat;
 pub mod convert;
+pub mod costs;
 pub mod eval;
 pub mod generate;
 pub mod inspect;

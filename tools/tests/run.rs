@@ -9,8 +9,8 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use longgen::{Cancel, Device, KvType, Precision, Session, SessionParams};
-use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use support::program::*;
+use support::terminal;
 use tempfile::TempDir;
 
 const LGRUN: &str = env!("CARGO_BIN_EXE_lgrun");
@@ -198,11 +198,7 @@ fn a_chat_template_frames_questions() {
 
 /// Types lines at a terminal that can do nothing but lines.
 fn typed(args: &[&str], lines: &str) -> Output {
-    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-    grantpt(&terminal).unwrap();
-    unlockpt(&terminal).unwrap();
-    let keyboard = ioctl_tiocgptpeer(&terminal, OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-    let mut terminal = File::from(terminal);
+    let (mut terminal, keyboard) = terminal::ends();
     terminal.write_all(lines.as_bytes()).unwrap();
     Command::new(LGRUN).args(args).env("TERM", "dumb").stdin(keyboard).output().unwrap()
 }

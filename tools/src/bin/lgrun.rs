@@ -7,8 +7,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use indicatif::DecimalBytes;
-use longgen::{Cancel, KvType, ModelParams, Sampler, SamplerParams, Session};
+use longgen::{Cancel, ErrorKind, ModelParams, Sampler, SamplerParams, Session};
 use longgen_tools::chat::Conversation;
+use longgen_tools::costs;
 use longgen_tools::generate::{self, Stats, Stop};
 use longgen_tools::output::print;
 use longgen_tools::plan_report;
@@ -154,18 +155,25 @@ fn answer_once(
         stats
     };
     print("\n");
-    finish(cli, &session, &stats);
-    if stats.stop == Stop::Cancelled {
-        bail!("stopped");
+    if cli.stats && stats.has_begun() {
+        print_costs(cli, &session, &stats);
+    }
+    match stats.stop {
+        Stop::Cancelled => bail!("stopped"),
+        Stop::ContextFull => eprintln!("(the context is full: -c takes a larger one)"),
+        Stop::EndOfText | Stop::Limit => {}
     }
     Ok(())
 }
 
 const HELP: &str = "\
 /clear   forget the conversation
+/stats   what the context holds, and what the last answer cost
 /help    this list
 /bye     leave, like Ctrl-D
-Ctrl-C stops an answer and keeps it; twice at the prompt it leaves. A backslash at the end of a line continues it.";
+Ctrl-C stops an answer, and the conversation keeps what has come of it. Before
+an answer begins it takes your message back. At the prompt, twice, it leaves.
+Arrow up brings back what you typed. A backslash at a line's end continues it.";
 
 fn chat(cli: &Cli, mut conversation: Conversation, cancel: &Cancel) -> Result<()> {
     let model = conversation.session().model().clone();
@@ -191,6 +199,7 @@ fn chat(cli: &Cli, mut conversation: Conversation, cancel: &Cancel) -> Result<()
             "" => continue,
             "/bye" => return Ok(()),
             "/clear" => conversation.clear(),
+            "/stats" => print_stats(cli, &conversation)?,
             "/help" => eprintln!("{HELP}"),
             command if command.starts_with('/') => eprintln!("{command}: no such command; /help lists them"),
             text => {
@@ -202,7 +211,7 @@ fn chat(cli: &Cli, mut conversation: Conversation, cancel: &Cancel) -> Result<()
                         print("\n");
                         finish(cli, conversation.session(), &stats);
                     }
-                    Err(error) => eprintln!("{error:#}"),
+                    Err(error) => refuse(&conversation, &error),
                 }
             }
         }
@@ -221,47 +230,57 @@ fn read_message(editor: &mut DefaultEditor) -> Result<String, ReadlineError> {
 }
 
 fn prompt_progress() -> Progress {
-    Progress::new("reading {pos} of {len} tokens, {per_sec}, {eta} left")
+    Progress::new("reading {pos} of {len} tokens, {per_sec:1}, {eta} left")
 }
 
-/// Says why an answer ended early, and with --stats what it cost.
+/// Says why an answer of a conversation ended early, and with --stats what it cost.
 fn finish(cli: &Cli, session: &Session, stats: &Stats) {
     match stats.stop {
         Stop::ContextFull => {
-            eprintln!("(the context is full: -c takes a larger one, and in a chat /clear empties it)")
+            let n_ctx = session.n_ctx();
+            eprintln!("(the context of {n_ctx} tokens is full: /clear empties it, -c takes a larger one)");
         }
-        Stop::Cancelled => eprintln!("(stopped)"),
+        Stop::Cancelled if !stats.has_begun() => {
+            eprintln!(
+                "(stopped before the answer: your message is not in the conversation, arrow up brings it back)"
+            );
+        }
+        Stop::Cancelled => eprintln!("(stopped: the conversation keeps the answer as far as it came)"),
         Stop::EndOfText | Stop::Limit => {}
     }
-    if cli.stats {
-        let rate = |n: usize, time: std::time::Duration| n as f64 / time.as_secs_f64().max(1e-9);
-        let computed = stats.n_prompt - stats.n_reused;
-        let per_second = rate(stats.n_generated, stats.generation);
-        let Stats { n_prompt, n_reused, n_generated, .. } = *stats;
-        eprintln!(
-            "prompt {n_prompt} tokens ({n_reused} reused, {:.0} ms, {:.1}/s), \
-            answer {n_generated} tokens ({:.0} ms, {per_second:.1}/s, {})",
-            stats.prompt.as_secs_f64() * 1e3,
-            rate(computed, stats.prompt),
-            stats.generation.as_secs_f64() * 1e3,
-            bandwidth(session, n_generated, per_second, cli.run.compute.kv_type()),
-        );
-        if let Some(note) = session.decode_note() {
-            eprintln!("{note}");
-        }
+    if cli.stats && stats.has_begun() {
+        print_costs(cli, session, stats);
     }
 }
 
-/// What the tokens of an answer read per second, and the most that the device can deliver.
-fn bandwidth(session: &Session, n_generated: usize, tokens_per_second: f64, kv_type: KvType) -> String {
-    let model = session.model();
-    let middle = session.tokens().len().saturating_sub(n_generated.div_ceil(2));
-    let position = u32::try_from(middle).unwrap_or(u32::MAX);
-    let bytes = model.weight_bytes() + model.kv_read_bytes(position, kv_type);
-    let has = tokens_per_second * bytes as f64 / 1e9;
-    match model.device().bandwidth {
-        Some(most) => format!("{has:.1} of at most {:.0} GB/s read", most / 1e9),
-        None => format!("{has:.1} GB/s read"),
+/// Says why a message has no answer, and what can be done.
+fn refuse(conversation: &Conversation, error: &anyhow::Error) {
+    let kind = error.downcast_ref::<longgen::Error>().map(longgen::Error::kind);
+    match kind {
+        Some(ErrorKind::ContextFull) => eprintln!(
+            "({error:#}; the conversation so far has {}: /clear forgets it, arrow up brings your message back)",
+            conversation.n_tokens()
+        ),
+        _ => eprintln!("{error:#}"),
+    }
+}
+
+/// What /stats prints.
+fn print_stats(cli: &Cli, conversation: &Conversation) -> Result<()> {
+    let session = conversation.session();
+    let kv_bytes = session.model().plan(&cli.run.session_params(0))?.kv_bytes();
+    let (n_tokens, n_ctx) = (conversation.n_tokens(), session.n_ctx());
+    eprintln!("context {n_tokens} of {n_ctx} tokens, {} of keys and values", DecimalBytes(kv_bytes as u64));
+    if let Some(stats) = conversation.last() {
+        print_costs(cli, session, stats);
+    }
+    Ok(())
+}
+
+fn print_costs(cli: &Cli, session: &Session, stats: &Stats) {
+    eprintln!("{}", costs::line(session.model(), stats, cli.run.compute.kv_type()));
+    if let Some(note) = session.decode_note() {
+        eprintln!("{note}");
     }
 }
 

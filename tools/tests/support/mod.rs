@@ -7,6 +7,7 @@ pub mod program;
 pub mod python;
 #[path = "../../../tests/support/random.rs"]
 pub mod random;
+pub mod terminal;
 #[path = "../../../tests/support/tiny_model.rs"]
 pub mod tiny_model;
 
