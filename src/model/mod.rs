@@ -124,6 +124,7 @@ impl Model {
         }
         let config = Arc::new(config);
         let tokenizer = Tokenizer::from_metadata(&file.directory.metadata)?;
+        tokenizer.check_rows(config.n_vocab)?;
         let chat_template = ChatTemplate::from_metadata(&file.directory.metadata)?;
         let (engine, device_note) = engine(params, file, &config, cancel, progress)?;
         let has_output = file.has("output.weight");

@@ -6,6 +6,7 @@
 use serde_json::Value;
 
 use super::byte_level;
+use super::pipeline::shown;
 use super::vocabulary::TokenKind;
 use crate::error::{Error, Result};
 
@@ -35,7 +36,7 @@ impl Decoder {
     }
 
     fn add(&mut self, value: &Value) -> Result<()> {
-        let malformed = |what: &str| Error::format(format!("tokenizer decoder: {what} in {value}"));
+        let malformed = |what: &str| Error::format(format!("tokenizer decoder: {what} in {}", shown(value)));
         let text = |key: &str| {
             value.get(key).and_then(Value::as_str).ok_or_else(|| malformed(&format!("no string {key:?}")))
         };
@@ -65,7 +66,11 @@ impl Decoder {
                 }
             }
             Some("Metaspace") => {
-                self.replacements.push((text("replacement")?.to_owned(), " ".to_owned()));
+                let space = text("replacement")?;
+                if space.is_empty() {
+                    return Err(malformed("an empty \"replacement\""));
+                }
+                self.replacements.push((space.to_owned(), " ".to_owned()));
                 let prefixed = match value.get("prepend_scheme").and_then(Value::as_str) {
                     Some(scheme) => scheme != "never",
                     None => value.get("add_prefix_space").and_then(Value::as_bool).unwrap_or(true),
@@ -77,7 +82,8 @@ impl Decoder {
                 let (start, stop) = (count("start").unwrap_or(0), count("stop").unwrap_or(0));
                 if text("content")? != " " || stop != 0 || start > 1 {
                     return Err(Error::unsupported(format!(
-                        "tokenizer decoder strips more than one leading space: {value}"
+                        "tokenizer decoder strips more than one leading space: {}",
+                        shown(value)
                     )));
                 }
                 self.strip_start += usize::from(start == 1);
@@ -86,6 +92,11 @@ impl Decoder {
                 return Err(Error::unsupported(format!(
                     "tokenizer decoder {other:?} (known: Sequence, ByteLevel, ByteFallback, Fuse, Replace, Metaspace, Strip)"
                 )));
+            }
+            None if value.is_null() => {
+                return Err(Error::unsupported(
+                    "a tokenizer without a decoder: nothing says how its tokens become text",
+                ));
             }
             None => return Err(malformed("no \"type\"")),
         }

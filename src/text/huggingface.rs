@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde_json::{Value, json};
 
 use super::decoder::fallback_byte;
-use super::pipeline::{Pipeline, added_tokens};
+use super::pipeline::{Pipeline, added_tokens, shown};
 use super::tokenizer::Tokenizer;
 use super::vocabulary::{Merges, TokenKind, Vocabulary};
 use crate::error::{Error, Result};
@@ -69,11 +69,17 @@ impl HfTokenizer {
 /// Input that is malformed, has holes in its vocabulary, contradicts itself, or needs what the runtime cannot do
 /// (another model than BPE; normalizers, pre-tokenizers, post-processors or decoders that are not known).
 pub fn split_hf_tokenizer(tokenizer_json: &str, tokenizer_config_json: Option<&str>) -> Result<HfTokenizer> {
-    let json = |name: &str, text: &str| -> Result<Value> {
-        serde_json::from_str(text).map_err(|error| Error::format(format!("{name} is no JSON: {error}")))
+    let object = |name: &str, text: &str| -> Result<Value> {
+        let value: Value = serde_json::from_str(text)
+            .map_err(|error| Error::format(format!("{name} is no JSON: {error}")))?;
+        match value.is_object() {
+            true => Ok(value),
+            false => Err(Error::format(format!("{name} is no object"))),
+        }
     };
-    let mut source = json("tokenizer.json", tokenizer_json)?;
-    let config = tokenizer_config_json.map_or(Ok(Value::Null), |text| json("tokenizer_config.json", text))?;
+    let mut source = object("tokenizer.json", tokenizer_json)?;
+    let config =
+        tokenizer_config_json.map_or(Ok(Value::Null), |text| object("tokenizer_config.json", text))?;
 
     let model = source["model"].take();
     if let Some(kind) = model["type"].as_str()
@@ -208,10 +214,13 @@ fn merges(value: &Value) -> Result<Vec<String>> {
             },
             _ => None,
         }
-        .ok_or_else(|| Error::format(format!("tokenizer.json has merge {rank} {merge}, which is no pair")))?;
+        .ok_or_else(|| {
+            Error::format(format!("tokenizer.json has merge {rank} {}, which is no pair", shown(merge)))
+        })?;
         if left.contains(' ') || right.contains(' ') {
             return Err(Error::unsupported(format!(
-                "tokenizer.json has merge {rank} {merge}: a part with a space cannot be written as \"left right\""
+                "tokenizer.json has merge {rank} {}: a part with a space cannot be written as \"left right\"",
+                shown(merge)
             )));
         }
         Ok(format!("{left} {right}"))
@@ -228,7 +237,8 @@ struct Frame<'a> {
 
 impl<'a> Frame<'a> {
     fn parse(value: &'a Value) -> Result<Self> {
-        let unsupported = || Error::unsupported(format!("tokenizer.json has a post_processor {value}"));
+        let unsupported =
+            || Error::unsupported(format!("tokenizer.json has a post_processor {}", shown(value)));
         let parts = |key: &str| value[key].as_array().map(Vec::as_slice).ok_or_else(unsupported);
         match value["type"].as_str() {
             None if value.is_null() => Ok(Self::default()),

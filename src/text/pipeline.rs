@@ -29,6 +29,9 @@ const NORMALIZERS: [&str; 11] = [
 const PRE_TOKENIZERS: [&str; 8] =
     ["Sequence", "ByteLevel", "Split", "Digits", "Metaspace", "Punctuation", "Whitespace", "WhitespaceSplit"];
 
+/// Most that replacements lengthen a text by.
+const MAX_GROWTH: f64 = 1000.0;
+
 /// A pipeline, ready to run.
 pub(super) struct Pipeline {
     pub(super) normalizer: Option<NormalizerWrapper>,
@@ -56,6 +59,9 @@ impl Pipeline {
         let (normalizer, pre_tokenizer) = (&value["normalizer"], &value["pre_tokenizer"]);
         check_components(normalizer, "normalizer", "normalizers", &NORMALIZERS)?;
         check_components(pre_tokenizer, "pre-tokenizer", "pretokenizers", &PRE_TOKENIZERS)?;
+        let decoder = Decoder::parse(&value["decoder"])?;
+        check_growth(normalizer, "normalizer", "normalizers")?;
+        check_growth(&value["decoder"], "decoder", "decoders")?;
         let malformed = |what: &str, error: serde_json::Error| {
             Error::format(format!("tokenizer {what} is malformed: {error}"))
         };
@@ -71,7 +77,7 @@ impl Pipeline {
                 .map_err(|error| malformed("normalizer", error))?,
             pre_tokenizer: serde_json::from_value(pre_tokenizer.clone())
                 .map_err(|error| malformed("pre-tokenizer", error))?,
-            decoder: Decoder::parse(&value["decoder"])?,
+            decoder,
             added_tokens: added_tokens(&value["added_tokens"])?,
             ignore_merges: flag("ignore_merges"),
             byte_fallback: flag("byte_fallback"),
@@ -86,14 +92,46 @@ pub(super) fn added_tokens(value: &Value) -> Result<Vec<(u32, AddedToken)>> {
     let entries = match value {
         Value::Null => return Ok(Vec::new()),
         Value::Array(entries) => entries,
-        other => return Err(Error::format(format!("tokenizer added_tokens is no list but {other}"))),
+        other => {
+            return Err(Error::format(format!("tokenizer added_tokens is no list but {}", shown(other))));
+        }
     };
     let token = |entry: &Value| {
         let id = entry["id"].as_u64().and_then(|id| u32::try_from(id).ok());
         let token: Option<AddedToken> = serde_json::from_value(entry.clone()).ok();
-        id.zip(token).ok_or_else(|| Error::format(format!("tokenizer added token is malformed: {entry}")))
+        id.zip(token)
+            .ok_or_else(|| Error::format(format!("tokenizer added token is malformed: {}", shown(entry))))
     };
     entries.iter().map(token).collect()
+}
+
+/// A part of a pipeline as errors show it: its beginning, for it may be anything.
+pub(super) fn shown(value: &Value) -> String {
+    value.to_string().chars().take(200).collect()
+}
+
+/// Refuses replacements that make a text many times as long: a chain of them, each harmless, doubles it again and again.
+fn check_growth(value: &Value, what: &str, list: &str) -> Result<()> {
+    let factor = growth(value, list);
+    match factor <= MAX_GROWTH {
+        true => Ok(()),
+        false => Err(Error::format(format!(
+            "tokenizer {what}: its replacements make a text up to {factor:.0} times as long, at most {MAX_GROWTH} work"
+        ))),
+    }
+}
+
+/// How many times as long a component makes a text, at most; null and what is malformed does nothing.
+fn growth(value: &Value, list: &str) -> f64 {
+    let length = |value: Option<&Value>| value.and_then(Value::as_str).map_or(0, str::len) as f64;
+    match value["type"].as_str() {
+        Some("Sequence") => {
+            value[list].as_array().into_iter().flatten().map(|part| growth(part, list)).product()
+        }
+        Some("Replace") => (length(value.get("content")) / length(value.pointer("/pattern/String"))).max(1.0),
+        Some("Prepend") => 1.0 + length(value.get("prepend")),
+        _ => 1.0,
+    }
 }
 
 /// Accepts a component, and those of a sequence, only if all are known.
@@ -102,7 +140,7 @@ fn check_components(value: &Value, what: &str, list: &str, known: &[&str]) -> Re
         return Ok(());
     }
     let Some(kind) = value["type"].as_str() else {
-        return Err(Error::format(format!("tokenizer {what} without a type: {value}")));
+        return Err(Error::format(format!("tokenizer {what} without a type: {}", shown(value))));
     };
     if !known.contains(&kind) {
         let known = known.join(", ");
@@ -111,12 +149,16 @@ fn check_components(value: &Value, what: &str, list: &str, known: &[&str]) -> Re
     if kind == "Replace" && value.pointer("/pattern/String").and_then(Value::as_str).is_none_or(str::is_empty)
     {
         return Err(Error::unsupported(format!(
-            "tokenizer {what} replaces something else than a string: {value}"
+            "tokenizer {what} replaces something else than a string: {}",
+            shown(value)
         )));
     }
     if kind == "Sequence" {
         let Some(parts) = value[list].as_array() else {
-            return Err(Error::format(format!("tokenizer {what} sequence without {list:?}: {value}")));
+            return Err(Error::format(format!(
+                "tokenizer {what} sequence without {list:?}: {}",
+                shown(value)
+            )));
         };
         parts.iter().try_for_each(|part| check_components(part, what, list, known))?;
     }

@@ -174,6 +174,20 @@ impl Tokenizer {
         self.tokens.len()
     }
 
+    /// Checks that each token has a row of an embedding of `n_rows`.
+    ///
+    /// # Errors
+    /// `Format` for tokens that have none.
+    pub fn check_rows(&self, n_rows: usize) -> Result<()> {
+        match self.n_vocab() <= n_rows {
+            true => Ok(()),
+            false => Err(Error::format(format!(
+                "tokenizer.ggml.tokens: {} tokens, token_embd.weight has {n_rows} rows",
+                self.n_vocab()
+            ))),
+        }
+    }
+
     /// The beginning-of-text token.
     pub fn bos(&self) -> Option<u32> {
         self.bos

@@ -292,12 +292,16 @@ fn whole_number(value: &Value, path: &str) -> Result<u32> {
 }
 
 fn wrong(path: &str, expected: &str, found: &Value) -> anyhow::Error {
-    let found: String = match found {
+    anyhow!("{path}: expected {expected}, found {}", shown(found))
+}
+
+/// A JSON value as errors show it: it may be anything, so not as a whole.
+pub(crate) fn shown(value: &Value) -> String {
+    match value {
         Value::Array(list) => format!("a list of {}", list.len()),
         Value::Object(_) => "an object".to_owned(),
         value => value.to_string().chars().take(60).collect(),
-    };
-    anyhow!("{path}: expected {expected}, found {found}")
+    }
 }
 
 /// The layers of a plan in the words of a JSON plan: what goes under `"attention"`.

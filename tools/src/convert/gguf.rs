@@ -62,6 +62,7 @@ pub fn read(bytes: &SharedBytes) -> Result<Source> {
     }
     let config = Config::read(&WeightFile { bytes, directory: &directory })?;
     let tokenizer = Tokenizer::from_metadata(metadata)?;
+    tokenizer.check_rows(config.n_vocab)?;
 
     let dims = Dims {
         n_layers: config.n_layers,

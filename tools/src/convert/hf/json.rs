@@ -5,6 +5,8 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow};
 use serde_json::{Map, Value};
 
+use crate::plan::shown;
+
 /// Reads a JSON file.
 pub fn read(path: &Path) -> Result<Value> {
     serde_json::from_str(&read_text(path)?).with_context(|| format!("{} is no JSON", path.display()))
@@ -50,7 +52,7 @@ impl<'a> Object<'a> {
 
     fn opt<T>(&self, field: &str, what: &str, convert: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
         let Some(value) = self.get(field) else { return Ok(None) };
-        let wrong = || anyhow!("{}: {field}: expected {what}, found {value}", self.name);
+        let wrong = || anyhow!("{}: {field}: expected {what}, found {}", self.name, shown(value));
         convert(value).ok_or_else(wrong).map(Some)
     }
 

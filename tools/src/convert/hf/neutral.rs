@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use serde_json::Value;
 
 use super::json::Object;
+use crate::plan::shown;
 
 /// Fields that change nothing where they have one value, or are missing or null.
 struct Fields {
@@ -77,7 +78,8 @@ pub fn check(config: &Object<'_>) -> Result<()> {
         for (name, value) in names.iter().filter_map(|name| Some((name, config.get(name)?))) {
             ensure!(
                 is_neutral(value),
-                "config.json: {name}: {value} changes what the model computes, only {neutral} can be converted"
+                "config.json: {name}: {} changes what the model computes, only {neutral} can be converted",
+                shown(value)
             );
         }
     }

@@ -5,7 +5,7 @@ use longgen::attention::mask::Mask;
 use longgen::attention::plan::{LayerAttention, MAX_CTX};
 
 use super::json::Object;
-use crate::plan::PlanShape;
+use crate::plan::{PlanShape, shown};
 
 const FIELDS: [&str; 3] = ["layer_types", "sliding_window", "use_sliding_window"];
 
@@ -44,7 +44,10 @@ pub fn read(config: &Object<'_>, shape: PlanShape) -> Result<Option<Vec<LayerAtt
         Some("sliding_attention") => window
             .clone()
             .with_context(|| format!("config.json: layer_types[{i}]: {ty}, but there is no sliding_window")),
-        _ => bail!("config.json: layer_types[{i}]: {ty}, expected full_attention or sliding_attention"),
+        _ => bail!(
+            "config.json: layer_types[{i}]: {}, expected full_attention or sliding_attention",
+            shown(ty)
+        ),
     };
     types.iter().enumerate().map(of_type).collect::<Result<_>>().map(Some)
 }
