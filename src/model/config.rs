@@ -6,6 +6,7 @@ use crate::attention::mask::Mask;
 use crate::attention::plan::{LayerAttention, MAX_CTX};
 use crate::backend::args::{Activation, RopePairing};
 use crate::error::{Error, Result};
+use crate::model::llama;
 use crate::weights::WeightFile;
 
 /// Bound of every dimension: products of three of them fit in 64 bits.
@@ -83,7 +84,7 @@ impl Config {
                 }
                 refuse_unknown_keys(metadata)?;
             }
-            "llama" => {}
+            "llama" => llama::check_keys(metadata)?,
             other => {
                 return Err(Error::unsupported(format!(
                     "architecture {other:?}: this runtime reads longgen files and plain llama ones; lgconvert may know it"

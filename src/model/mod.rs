@@ -3,6 +3,7 @@
 pub mod config;
 pub mod forward;
 pub mod layer;
+pub mod llama;
 pub mod network;
 pub mod scratch;
 mod sequence;

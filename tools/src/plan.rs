@@ -292,16 +292,17 @@ fn whole_number(value: &Value, path: &str) -> Result<u32> {
 }
 
 fn wrong(path: &str, expected: &str, found: &Value) -> anyhow::Error {
-    anyhow!("{path}: expected {expected}, found {}", shown(found))
-}
-
-/// A JSON value as errors show it: it may be anything, so not as a whole.
-pub(crate) fn shown(value: &Value) -> String {
-    match value {
+    let found = match found {
         Value::Array(list) => format!("a list of {}", list.len()),
         Value::Object(_) => "an object".to_owned(),
-        value => value.to_string().chars().take(60).collect(),
-    }
+        value => shown(value),
+    };
+    anyhow!("{path}: expected {expected}, found {found}")
+}
+
+/// A JSON value as errors show it: its beginning, for it may be anything.
+pub(crate) fn shown(value: &Value) -> String {
+    value.to_string().chars().take(60).collect()
 }
 
 /// The layers of a plan in the words of a JSON plan: what goes under `"attention"`.

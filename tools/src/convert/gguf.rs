@@ -1,9 +1,10 @@
 //! GGUF files: plain `llama` ones, and LongGen's own to be changed.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use longgen::attention::mask::Mask;
 use longgen::backend::args::SharedBytes;
 use longgen::model::config::Config;
+use longgen::model::llama::SHARED;
 use longgen::text::{Tokenizer, pipeline_of};
 use longgen::weights::WeightFile;
 use longgen_format::{Directory, Metadata, OwnedValue, Value, keys};
@@ -11,37 +12,6 @@ use longgen_format::{Directory, Metadata, OwnedValue, Value, keys};
 use super::names::{self, Dims, ROPE_FREQS};
 use super::source::{Source, SourceTensor};
 use super::{PLAN_KEYS, identity, set, structure};
-
-/// Keys of a `llama` file that are called the same under `longgen.`.
-const SAME: &[&str] = &[
-    "block_count",
-    "context_length",
-    "embedding_length",
-    "feed_forward_length",
-    "vocab_size",
-    "attention.head_count",
-    "attention.head_count_kv",
-    "attention.key_length",
-    "attention.value_length",
-    "attention.layer_norm_rms_epsilon",
-    "rope.freq_base",
-    "rope.dimension_count",
-];
-
-/// Keys of a `llama` file that become the attention plan or the divisors of the frequencies.
-const CONSUMED: &[&str] = &[
-    "attention.sliding_window",
-    "attention.sliding_window_pattern",
-    "rope.scaling.type",
-    "rope.scaling.factor",
-];
-
-/// Keys of a `llama` file that change nothing that is computed here.
-const INFORMATION: &[&str] =
-    &["rope.scaling.original_context_length", "rope.scaling.finetuned", "tensor_data_layout"];
-
-/// Keys of a `llama` file that change nothing when they are 0.
-const ZERO: &[&str] = &["expert_count", "expert_used_count"];
 
 /// Reads a GGUF file.
 ///
@@ -55,11 +25,6 @@ pub fn read(bytes: &SharedBytes) -> Result<Source> {
         matches!(architecture, "llama" | "longgen"),
         "architecture {architecture:?}: llama and longgen files can be converted"
     );
-    if let Some(count) = metadata.opt_u32("split.count")?
-        && count > 1
-    {
-        bail!("split.count: this is one of {count} parts, merge them first");
-    }
     let config = Config::read(&WeightFile { bytes, directory: &directory })?;
     let tokenizer = Tokenizer::from_metadata(metadata)?;
     tokenizer.check_rows(config.n_vocab)?;
@@ -116,19 +81,12 @@ fn from_longgen(metadata: &Metadata<'_>) -> Vec<(String, OwnedValue)> {
 fn from_llama(metadata: &Metadata<'_>, tokenizer: &Tokenizer) -> Result<Vec<(String, OwnedValue)>> {
     let mut pairs = identity("llama");
     for (key, value) in metadata.iter() {
-        let Some(name) = key.strip_prefix("llama.") else {
-            if key != keys::GENERAL_ARCHITECTURE {
-                pairs.push(owned((key, value)));
-            }
-            continue;
-        };
-        if SAME.contains(&name) {
-            pairs.push((format!("longgen.{name}"), value.into()));
-        } else if ZERO.contains(&name) {
-            let n = metadata.require_u64(key)?;
-            ensure!(n == 0, "{key}: {n}, models with experts cannot be converted");
-        } else if !CONSUMED.contains(&name) && !INFORMATION.contains(&name) {
-            bail!("{key}: this key is unknown, and the model may need it");
+        match key.strip_prefix("llama.") {
+            Some(name) if SHARED.contains(&name) => pairs.push((format!("longgen.{name}"), value.into())),
+            // Reading the numbers has made the plan and the divisors of it, or found that it says nothing.
+            Some(_) => {}
+            None if key == keys::GENERAL_ARCHITECTURE => {}
+            None => pairs.push(owned((key, value))),
         }
     }
     // What a plain file leaves to whoever reads it is said from here on.
