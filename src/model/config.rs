@@ -18,6 +18,9 @@ pub const MAX_HEAD_DIM: u32 = 512;
 /// Most tokens of a vocabulary.
 pub const MAX_VOCAB: u32 = MAX_DIM * 8;
 
+/// Name of the divisors of the rotary frequencies.
+pub const ROPE_FREQS: &str = "rope_freqs.weight";
+
 /// Rotary position embedding.
 #[derive(Clone, Debug)]
 pub struct Rope {
@@ -224,9 +227,9 @@ impl Reader<'_> {
         // As the models were trained: powers and quotients in f32.
         let mut inv_freq: Vec<f32> =
             (0..n_dims / 2).map(|i| 1.0 / base.powf((2 * i) as f32 / n_dims as f32)).collect();
-        if file.has("rope_freqs.weight") {
-            for (inv_freq, factor) in inv_freq.iter_mut().zip(file.vector("rope_freqs.weight", n_dims / 2)?) {
-                *inv_freq /= self.positive("rope_freqs.weight", factor)?;
+        if file.has(ROPE_FREQS) {
+            for (inv_freq, factor) in inv_freq.iter_mut().zip(file.vector(ROPE_FREQS, n_dims / 2)?) {
+                *inv_freq /= self.positive(ROPE_FREQS, factor)?;
             }
         }
         let linear = self.plain_scaling()?;

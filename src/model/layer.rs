@@ -1,10 +1,14 @@
 //! The matrices of a model, as its file names them.
 
+use std::collections::HashSet;
+
+use longgen_format::TensorInfo;
+
 use crate::backend::Backend;
 use crate::backend::args::Linear;
 use crate::cancel::Cancel;
-use crate::error::Result;
-use crate::model::config::Config;
+use crate::error::{Error, Result};
+use crate::model::config::{Config, ROPE_FREQS};
 use crate::weights::WeightFile;
 
 /// One layer. Matrices are (outputs, inputs).
@@ -61,8 +65,9 @@ impl<B: Backend> Weights<B> {
     ) -> Result<Self> {
         let (d_model, n_vocab) = (config.d_model, config.n_vocab);
         let n_bytes = file.n_bytes();
-        let mut loader = Loader { backend, file, cancel, progress, n_loaded: 0, n_bytes };
-        Ok(Self {
+        let taken = HashSet::from([ROPE_FREQS.to_owned()]);
+        let mut loader = Loader { backend, file, cancel, progress, n_loaded: 0, n_bytes, taken };
+        let weights = Self {
             embedding: loader.matrix("token_embd.weight", n_vocab, d_model)?,
             layers: (0..config.n_layers).map(|i| loader.layer(i, config)).collect::<Result<_>>()?,
             output_norm: loader.vector("output_norm.weight", d_model)?,
@@ -71,7 +76,9 @@ impl<B: Backend> Weights<B> {
                 true => Some(loader.matrix("output.weight", n_vocab, d_model)?),
                 false => None,
             },
-        })
+        };
+        loader.check_all_taken()?;
+        Ok(weights)
     }
 }
 
@@ -86,6 +93,8 @@ struct Loader<'a, 'f, B: Backend> {
     progress: LoadProgress<'a>,
     n_loaded: usize,
     n_bytes: usize,
+    /// Names of the tensors that the model is made of, so far.
+    taken: HashSet<String>,
 }
 
 impl<B: Backend> Loader<'_, '_, B> {
@@ -117,6 +126,7 @@ impl<B: Backend> Loader<'_, '_, B> {
 
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<B::Weight> {
         let data = self.file.matrix(name, rows, cols)?;
+        self.taken.insert(name.to_owned());
         let n_bytes = data.range.len();
         let weight = self.backend.weight(data)?;
         self.told(n_bytes)?;
@@ -125,6 +135,7 @@ impl<B: Backend> Loader<'_, '_, B> {
 
     fn vector(&mut self, name: &str, n: usize) -> Result<B::Buf> {
         let buf = self.numbers(&self.file.vector(name, n)?)?;
+        self.taken.insert(name.to_owned());
         self.told(n * size_of::<f32>())?;
         Ok(buf)
     }
@@ -133,6 +144,17 @@ impl<B: Backend> Loader<'_, '_, B> {
         let mut buf = self.backend.alloc(size_of_val(values))?;
         self.backend.upload(&mut buf, 0, values)?;
         Ok(buf)
+    }
+
+    /// A tensor that is left over may change what the model computes.
+    fn check_all_taken(&self) -> Result<()> {
+        let mut names = self.file.directory.tensors().iter().map(TensorInfo::name);
+        match names.find(|name| !self.taken.contains(*name)) {
+            None => Ok(()),
+            Some(name) => {
+                Err(Error::unsupported(format!("{name}: this tensor is unknown, and the model may need it")))
+            }
+        }
     }
 
     fn told(&mut self, n_bytes: usize) -> Result<()> {

@@ -373,6 +373,23 @@ fn numbers_of_a_model_that_its_tensors_do_not_have() {
     }
 }
 
+/// What a model was trained with and nobody computes.
+#[test]
+fn tensors_that_nobody_knows() {
+    for door in Door::all() {
+        for name in
+            ["blk.0.attn_q_norm.weight", "blk.0.attn_sinks", "blk.99.attn_q.weight", "rope_freqs.bias", "x"]
+        {
+            let file = changed(&door.file, |_, tensors| {
+                let decl = TensorDecl { name: name.to_owned(), shape: vec![8], ty: TensorType::F32 };
+                tensors.push((decl, vec![0; 32]));
+            });
+            let message = door.assert_refused(name, &file);
+            assert!(message.contains(name), "{}, {name}: {message}", door.name);
+        }
+    }
+}
+
 /// ggml's #26511: the text of a byte token that is no number.
 #[test]
 fn byte_tokens_that_are_no_bytes() {

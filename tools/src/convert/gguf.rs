@@ -3,13 +3,13 @@
 use anyhow::{Context, Result, ensure};
 use longgen::attention::mask::Mask;
 use longgen::backend::args::SharedBytes;
-use longgen::model::config::Config;
+use longgen::model::config::{Config, ROPE_FREQS};
 use longgen::model::llama::SHARED;
 use longgen::text::{Tokenizer, pipeline_of};
 use longgen::weights::WeightFile;
 use longgen_format::{Directory, Metadata, OwnedValue, Value, keys};
 
-use super::names::{self, Dims, ROPE_FREQS};
+use super::names::{self, Dims};
 use super::source::{Source, SourceTensor};
 use super::{PLAN_KEYS, identity, set, structure};
 

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Result, bail, ensure};
+use longgen::model::config::ROPE_FREQS;
 
 use super::source::SourceTensor;
 
@@ -78,8 +79,6 @@ const BEHIND: &[Known] = &[
 
 /// The embedding's name.
 pub const EMBEDDING: &str = "token_embd.weight";
-/// The name of the divisors of the rotary frequencies.
-pub const ROPE_FREQS: &str = "rope_freqs.weight";
 /// The output's name.
 pub const OUTPUT: &str = "output.weight";
 

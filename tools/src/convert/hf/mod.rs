@@ -13,11 +13,12 @@ mod windows;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use longgen::model::config::ROPE_FREQS;
 use longgen_format::{OwnedValue, keys};
 
 use self::json::Object;
 use self::safetensors::Weights;
-use super::names::{self, Dims, ROPE_FREQS};
+use super::names::{self, Dims};
 use super::source::{Source, SourceTensor};
 use crate::plan::{self, PlanShape};
 
