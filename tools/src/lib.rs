@@ -15,4 +15,5 @@ pub mod plan_report;
 pub mod progress;
 pub mod random;
 pub mod run_args;
+pub mod signals;
 pub mod synthetic;

@@ -196,14 +196,3 @@ fn device(text: &str) -> Result<Device, String> {
         _ => Err("expected auto, cpu, cuda or cuda:N".into()),
     }
 }
-
-/// A flag that Ctrl-C and a request to terminate set.
-///
-/// # Errors
-/// The system gives no handler.
-pub fn cancel_on_signals() -> Result<Cancel> {
-    let cancel = Cancel::default();
-    let flag = cancel.clone();
-    ctrlc::set_handler(move || flag.cancel()).context("cannot watch for Ctrl-C")?;
-    Ok(cancel)
-}

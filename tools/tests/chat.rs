@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::process::Command;
 use std::sync::Arc;
 
 use indicatif::DecimalBytes;
@@ -14,6 +15,7 @@ use longgen_tools::chat::Conversation;
 use longgen_tools::generate::{self, Stats, Stop};
 use support::program::*;
 use support::terminal::{INTERRUPT, Terminal, UP};
+use tempfile::TempDir;
 
 const LGRUN: &str = env!("CARGO_BIN_EXE_lgrun");
 const EXACT: [&str; 6] = ["--temp", "0", "--kv", "f32", "--precision", "exact"];
@@ -138,6 +140,11 @@ fn a_message_that_is_interrupted_can_be_sent_again() {
     terminal.press(INTERRUPT);
     terminal.wait_for("(stopped before the answer");
     assert!(terminal.wait_for("\n> ").contains("arrow up"));
+    // Its progress is gone, and the key that ended it.
+    let screen = terminal.screen();
+    let asked = screen.iter().position(|line| *line == format!("> {ASK}")).unwrap();
+    let [empty, stopped] = &screen[asked + 1..][..2] else { panic!("{screen:#?}") };
+    assert!(empty.is_empty() && stopped.starts_with("(stopped before"), "{screen:#?}");
     assert_eq!(number(&terminal.enter("/stats"), "context "), 0);
     terminal.press(&format!("{UP}{UP}"));
     terminal.wait_for(ASK);
@@ -148,6 +155,31 @@ fn a_message_that_is_interrupted_can_be_sent_again() {
     assert_eq!(number(&stats, "prompt "), n_tokens(&[("system", &long), ("user", ASK)]));
     // What had been read is not read again.
     assert!(number(&stats, "tokens (") > 0, "{stats}");
+}
+
+#[test]
+fn a_request_to_terminate_ends_a_chat_and_leaves_the_terminal_as_it_was() {
+    // While a line is edited.
+    let mut terminal = chat(&[]);
+    terminal.press("walnut");
+    terminal.wait_for("walnut");
+    terminal.terminate();
+    // While the prompt is read, token by token so that it takes long enough.
+    let long = text(open(Device::Reference, 1).tokenizer(), &golden_ids()).repeat(3);
+    let mut terminal = chat(&["--system", &long, "--chunk", "1"]);
+    terminal.press(&format!("{ASK}\r"));
+    terminal.wait_for("reading ");
+    terminal.terminate();
+    // While it answers.
+    let mut terminal = chat(&[]);
+    terminal.press(&format!("{TELL}\r"));
+    terminal.wait_for(&format!("\n{}", answer(&[("user", TELL)], "3")));
+    terminal.terminate();
+    // While it opens a file that never comes.
+    let folder = TempDir::new().unwrap();
+    let pipe = folder.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    Terminal::start(LGRUN, &["-m", str(&pipe)]).terminate();
 }
 
 #[test]

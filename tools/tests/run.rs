@@ -196,6 +196,15 @@ fn a_chat_template_frames_questions() {
     assert_refused(LGRUN, &["-m", tiny(), "-p", "Which one?"], &["no chat template", "--raw"]);
 }
 
+#[test]
+fn texts_may_begin_like_flags() {
+    let args = ["-m", chatty(), "--temp", "0", "-n", "8"];
+    let flags = ["--system", "- be brief", "-p", "--seed"];
+    let prompt = chat_text(&[("system", "- be brief"), ("user", "--seed")]);
+    let expected = run(LGRUN, &[&args[..], &["--raw", "-p", &prompt]].concat());
+    assert_eq!(printed(&run(LGRUN, &[&args[..], &flags].concat())), printed(&expected));
+}
+
 /// Types lines at a terminal that can do nothing but lines.
 fn typed(args: &[&str], lines: &str) -> Output {
     let (mut terminal, keyboard) = terminal::ends();

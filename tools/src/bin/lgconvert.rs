@@ -16,6 +16,7 @@ use longgen_tools::convert::{self, Conversion};
 use longgen_tools::inspect::{self, size};
 use longgen_tools::output::print;
 use longgen_tools::plan::{self, AttentionArgs};
+use longgen_tools::signals::cancel_on_signals;
 
 /// Exit status of a run that was interrupted, as shells give it.
 const INTERRUPTED: u8 = 130;
@@ -113,12 +114,7 @@ fn convert(args: &ConvertArgs, attention: &AttentionArgs, cancel: &Cancel) -> Re
         print(&text);
         return Ok(());
     };
-    ctrlc::set_handler({
-        let cancel = cancel.clone();
-        move || cancel.cancel()
-    })
-    .context("cannot listen for signals")?;
-
+    cancel_on_signals(cancel)?;
     let bar = progress_bar(n_bytes)?;
     let result = convert::save(&conversion, output, cancel, &mut |written| bar.set_position(written));
     bar.finish_and_clear();

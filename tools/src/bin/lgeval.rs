@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use longgen::{Model, ModelParams};
+use longgen::{Cancel, Model, ModelParams};
 use longgen_tools::attention_bench::BenchAttentionArgs;
 use longgen_tools::eval::{self, Speed};
 use longgen_tools::output::print;
 use longgen_tools::plan::AttentionArgs;
 use longgen_tools::progress::Progress;
-use longgen_tools::run_args::{RunArgs, cancel_on_signals, name, tokenizer};
+use longgen_tools::run_args::{RunArgs, name, tokenizer};
+use longgen_tools::signals::cancel_on_signals;
 use longgen_tools::synthetic::{Shape, Type};
 use serde_json::{Value, json};
 
@@ -134,7 +135,8 @@ fn sessions(text: &str) -> Result<usize, String> {
 }
 
 fn run(cli: Cli) -> Result<()> {
-    let cancel = cancel_on_signals()?;
+    let cancel = Cancel::default();
+    cancel_on_signals(&cancel)?;
     let read = |path: &PathBuf| std::fs::read_to_string(path).with_context(|| path.display().to_string());
     match cli.command {
         Command::Tokenize { model, files, special } => {

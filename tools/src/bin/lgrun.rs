@@ -14,7 +14,8 @@ use longgen_tools::generate::{self, Stats, Stop};
 use longgen_tools::output::print;
 use longgen_tools::plan_report;
 use longgen_tools::progress::Progress;
-use longgen_tools::run_args::{RunArgs, cancel_on_signals};
+use longgen_tools::run_args::RunArgs;
+use longgen_tools::signals::cancel_on_interrupt;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
@@ -25,7 +26,7 @@ struct Cli {
     #[command(flatten)]
     run: RunArgs,
     /// The question, for one answer
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// A file with the question, or with what the question of -p is about
     #[arg(short, long, value_name = "FILE")]
@@ -34,7 +35,7 @@ struct Cli {
     #[arg(long)]
     raw: bool,
     /// What the model is told before the conversation
-    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw", allow_hyphen_values = true)]
     system: Option<String>,
     /// Most tokens of an answer [default: until the model ends it or the context is full]
     #[arg(short, long, value_name = "TOKENS")]
@@ -128,7 +129,8 @@ fn run(cli: &Cli) -> Result<()> {
             [model.tensor_bytes(), plan.kv_bytes(), working].map(|n| DecimalBytes(n as u64));
         eprintln!("{device}: {weights} of weights, {kv} of keys and values, {working} to work with");
     }
-    let (sampler, cancel) = (cli.sampler()?, cancel_on_signals()?);
+    let (sampler, cancel) = (cli.sampler()?, Cancel::default());
+    cancel_on_interrupt(&cancel)?;
     match question {
         Some(question) => answer_once(cli, session, sampler, &question, &cancel),
         None if cli.raw => bail!("--raw continues a text: give it with -p, -f or on standard input"),
@@ -154,6 +156,8 @@ fn answer_once(
         session = conversation.into_session();
         stats
     };
+    // Before anything else stands on its line.
+    drop(bar);
     print("\n");
     if cli.stats && stats.has_begun() {
         print_costs(cli, &session, &stats);
@@ -206,7 +210,10 @@ fn chat(cli: &Cli, mut conversation: Conversation, cancel: &Cancel) -> Result<()
                 cancel.reset();
                 let bar = prompt_progress();
                 let progress = &mut |done, all| bar.show(done, all);
-                match conversation.say(text, cli.limit(), cancel, progress, &mut print) {
+                let answer = conversation.say(text, cli.limit(), cancel, progress, &mut print);
+                // Before anything else stands on its line.
+                drop(bar);
+                match answer {
                     Ok(stats) => {
                         print("\n");
                         finish(cli, conversation.session(), &stats);

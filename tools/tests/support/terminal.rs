@@ -3,10 +3,13 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::tcgetattr;
 
 /// A program that prints nothing for so long will not print what is waited for.
 const PATIENCE: Timespec = Timespec { tv_sec: 120, tv_nsec: 0 };
@@ -15,6 +18,9 @@ const PATIENCE: Timespec = Timespec { tv_sec: 120, tv_nsec: 0 };
 pub const UP: &str = "\x1b[A";
 /// Ctrl-C.
 pub const INTERRUPT: &str = "\x03";
+
+/// Characters of a line.
+const WIDTH: usize = 80;
 
 /// Both ends of a terminal: the person's and the program's.
 pub fn ends() -> (File, OwnedFd) {
@@ -29,6 +35,8 @@ pub fn ends() -> (File, OwnedFd) {
 pub struct Terminal {
     terminal: File,
     program: Child,
+    /// Before the program came.
+    modes: String,
     printed: Vec<u8>,
     /// Bytes of the plain text that were waited for already.
     n_seen: usize,
@@ -38,12 +46,13 @@ impl Terminal {
     /// Starts a program with a new terminal as its input and output.
     pub fn start(program: &str, args: &[&str]) -> Self {
         let (terminal, end) = ends();
+        let modes = modes(&terminal);
         let end = || Stdio::from(end.try_clone().unwrap());
         // Ctrl-C reaches the programs whose controlling terminal it is typed at.
         let mut command = Command::new("setsid");
         command.args(["--ctty", program]).args(args).env("TERM", "xterm");
         let program = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
-        Self { terminal, program, printed: Vec::new(), n_seen: 0 }
+        Self { terminal, program, modes, printed: Vec::new(), n_seen: 0 }
     }
 
     /// Presses keys, whether or not the program waits for them.
@@ -77,6 +86,18 @@ impl Terminal {
         self.wait_for("\n> ")
     }
 
+    /// Asks the program to terminate, which must end by that and leave the terminal as it was.
+    pub fn terminate(mut self) {
+        kill_process(Pid::from_child(&self.program), Signal::TERM).unwrap();
+        assert_eq!(self.program.wait().unwrap().signal(), Some(Signal::TERM.as_raw()));
+        assert_eq!(modes(&self.terminal), self.modes);
+    }
+
+    /// What a person sees: the lines on the screen, as far as everything was read.
+    pub fn screen(&self) -> Vec<String> {
+        screen(&self.printed)
+    }
+
     /// Whether the program, which should end by itself, has succeeded.
     pub fn succeeds(mut self) -> bool {
         self.program.wait().unwrap().success()
@@ -91,6 +112,12 @@ impl Drop for Terminal {
     }
 }
 
+/// How a terminal treats keys, and what it shows of them.
+fn modes(terminal: &File) -> String {
+    let modes = tcgetattr(terminal).unwrap();
+    format!("{:?} {:?} {:?}", modes.input_modes, modes.output_modes, modes.local_modes)
+}
+
 /// Text without what moves the cursor: carriage returns and control sequences.
 fn plain(printed: &[u8]) -> String {
     let text = String::from_utf8_lossy(printed);
@@ -99,4 +126,46 @@ fn plain(printed: &[u8]) -> String {
     let rest =
         parts.map(|part| part.split_once(|c: char| ('@'..='~').contains(&c)).map_or("", |(_, rest)| rest));
     std::iter::once(first).chain(rest).collect::<String>().replace('\r', "")
+}
+
+/// The lines that are left when all this was printed. It knows what bars and prompts are made of.
+fn screen(printed: &[u8]) -> Vec<String> {
+    let text = String::from_utf8_lossy(printed);
+    let (mut lines, mut row, mut column) = (Vec::<Vec<char>>::new(), 0, 0);
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        lines.resize(lines.len().max(row + 1), Vec::new());
+        match c {
+            '\r' => column = 0,
+            '\n' => row += 1,
+            '\x1b' => {
+                let mut sequence = String::new();
+                while !sequence.ends_with(|c: char| c.is_ascii_alphabetic()) {
+                    sequence.extend(chars.next());
+                }
+                let n = sequence.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap_or(1);
+                match sequence.chars().last() {
+                    Some('A') => row -= n,
+                    Some('B') => row += n,
+                    Some('C') => column += n,
+                    Some('D') => column -= n,
+                    Some('K') if sequence == "[2K" => lines[row].clear(),
+                    Some('K') => lines[row].truncate(column),
+                    _ => {}
+                }
+            }
+            c => {
+                // Behind the last column the line goes on below, once there is something to show there.
+                if column == WIDTH {
+                    (row, column) = (row + 1, 0);
+                    lines.resize(lines.len().max(row + 1), Vec::new());
+                }
+                let line = &mut lines[row];
+                line.resize(line.len().max(column + 1), ' ');
+                line[column] = c;
+                column += 1;
+            }
+        }
+    }
+    lines.into_iter().map(|line| String::from_iter(line).trim_end().to_owned()).collect()
 }

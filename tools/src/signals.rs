@@ -1,0 +1,64 @@
+//! What signals ask the programs for.
+
+use std::thread;
+
+use anyhow::{Context, Result};
+use longgen::Cancel;
+use rustix::io::write;
+use rustix::stdio::{stdin, stdout};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::emulate_default_handler;
+
+/// Makes a terminal show pasted lines as ones that were typed, again.
+const PLAIN_PASTE: &[u8] = b"\x1b[?2004l\n";
+
+/// From now on Ctrl-C and a request to terminate set the flag.
+///
+/// # Errors
+/// The system gives no handler.
+pub fn cancel_on_signals(cancel: &Cancel) -> Result<()> {
+    let flag = cancel.clone();
+    on_signals(move |_| flag.cancel())
+}
+
+/// From now on Ctrl-C sets the flag. A request to terminate ends the process at once, as it does without a handler, whatever
+/// it is doing; if that is editing a line, the terminal gets back the modes that it has now.
+///
+/// # Errors
+/// The system gives no handler.
+pub fn cancel_on_interrupt(cancel: &Cancel) -> Result<()> {
+    let flag = cancel.clone();
+    let found = tcgetattr(stdin()).ok();
+    on_signals(move |signal| {
+        if signal == SIGINT {
+            return flag.cancel();
+        }
+        if let Some(found) = &found {
+            end_editing(found);
+        }
+        // It fails for no signal that ends a process.
+        let _ = emulate_default_handler(signal);
+    })
+}
+
+/// Calls `act` for each of these signals, in a thread of its own.
+fn on_signals(act: impl Fn(i32) + Send + 'static) -> Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot listen for signals")?;
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || signals.forever().for_each(act))
+        .context("cannot listen for signals")?;
+    Ok(())
+}
+
+/// Gives the terminal back its modes if a line is being edited. Past the lock of standard output, which another thread may
+/// hold for as long as the terminal takes no more; while a line is edited, it takes all.
+fn end_editing(found: &Termios) {
+    let is_edited = |now: Termios| now.local_modes != found.local_modes;
+    if tcgetattr(stdin()).is_ok_and(is_edited) {
+        let _ = tcsetattr(stdin(), OptionalActions::Now, found);
+        let _ = write(stdout(), PLAIN_PASTE);
+    }
+}
