@@ -51,6 +51,10 @@ impl Meter {
 /// nobody wrote is found out.
 #[derive(Debug)]
 pub struct HostBuf {
+    allocation: NonNull<u8>,
+    /// Of the allocation.
+    layout: Layout,
+    /// Within the allocation, at the beginning of a cache line.
     memory: NonNull<u8>,
     n_bytes: usize,
     meter: Meter,
@@ -67,12 +71,17 @@ impl HostBuf {
     /// # Errors
     /// `OutOfMemory`.
     pub fn new(n_bytes: usize, meter: &Meter) -> Result<Self> {
-        let layout =
-            Layout::from_size_align(n_bytes.max(1), ALIGNMENT).map_err(|_| out_of_memory(n_bytes))?;
-        // SAFETY: the layout's size is at least 1.
-        let memory = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(|| out_of_memory(n_bytes))?;
+        // Asked for an alignment, the allocator would write the zeros itself and so take every page at once.
+        let size = n_bytes.checked_add(ALIGNMENT).ok_or_else(|| out_of_memory(n_bytes))?;
+        let layout = Layout::array::<u8>(size).map_err(|_| out_of_memory(n_bytes))?;
+        // SAFETY: the layout's size is at least that of a cache line.
+        let allocation = NonNull::new(unsafe { alloc_zeroed(layout) });
+        let allocation = allocation.ok_or_else(|| out_of_memory(n_bytes))?;
+        let to_line = allocation.addr().get().wrapping_neg() % ALIGNMENT;
+        // SAFETY: less than ALIGNMENT bytes further, with n_bytes behind it, is within the allocation.
+        let memory = unsafe { allocation.add(to_line) };
         meter.add(n_bytes);
-        let mut buf = Self { memory, n_bytes, meter: meter.clone() };
+        let mut buf = Self { allocation, layout, memory, n_bytes, meter: meter.clone() };
         if cfg!(debug_assertions) {
             buf.bytes_mut().fill(0xff);
         }
@@ -111,11 +120,8 @@ impl HostBuf {
 impl Drop for HostBuf {
     fn drop(&mut self) {
         self.meter.sub(self.n_bytes);
-        // SAFETY: allocated in `new` with this very size and alignment.
-        unsafe {
-            let layout = Layout::from_size_align_unchecked(self.n_bytes.max(1), ALIGNMENT);
-            dealloc(self.memory.as_ptr(), layout);
-        }
+        // SAFETY: allocated in `new` with this very layout.
+        unsafe { dealloc(self.allocation.as_ptr(), self.layout) }
     }
 }
 
@@ -129,6 +135,16 @@ mod tests {
             let error = HostBuf::new(n_bytes, &Meter::default()).map(|buf| buf.n_bytes()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::OutOfMemory);
             assert!(error.to_string().contains(&n_bytes.to_string()));
+        }
+    }
+
+    #[test]
+    fn memory_begins_with_a_cache_line_and_is_all_there() {
+        for n_bytes in [0, 1, 63, 64, 65, 1000, 1 << 20] {
+            let mut buf = HostBuf::new(n_bytes, &Meter::default()).unwrap();
+            assert_eq!(buf.bytes().as_ptr().addr() % ALIGNMENT, 0);
+            buf.bytes_mut().fill(7);
+            assert!(buf.bytes().len() == n_bytes && buf.bytes().iter().all(|&byte| byte == 7));
         }
     }
 

@@ -126,11 +126,14 @@ if $all; then
         --lengths 8192 --at-most 6
     lgeval "perplexity: fast and exact" perplexity.py --model $model --bytes 120000
     step "memory of lgrun" "$python" $golden/memory.py --lgrun "$bin/lgrun" --model "$made/smol.gguf"
+    step "memory of lgconvert" "$python" $golden/convert_memory.py --lgconvert "$bin/lgconvert" \
+        --tokenizer $tiny/tokenizer.json
 else
     lgeval "logits: all plans" run.py --model $model --cache $cache --quick
     lgeval "needle" needle.py --model "$made/tiny.gguf" --lengths 1024 --expect 24
     lgeval "perplexity: fast and exact" perplexity.py --model $model
 fi
+step "time to the first token" "$python" $golden/startup.py --lgrun "$bin/lgrun" --model $model
 
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]
