@@ -254,6 +254,13 @@ pub struct KvShape {
     pub ty: KvType,
 }
 
+impl KvShape {
+    /// Bytes of one block, keys and values together, without anything between or behind them.
+    pub fn block_bytes(&self) -> usize {
+        2 * self.block_size * self.ty.row_bytes(self.head_dim)
+    }
+}
+
 /// Where the block of a (KV head, block) lies in a buffer of cache blocks, as a number of blocks.
 pub enum BlockPlaces<'a, B: Backend> {
     /// The session's own blocks.

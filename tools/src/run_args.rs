@@ -28,6 +28,17 @@ pub enum KvArg {
     Q8,
 }
 
+impl From<KvArg> for KvType {
+    fn from(kv: KvArg) -> Self {
+        match kv {
+            KvArg::F32 => Self::F32,
+            KvArg::F16 => Self::F16,
+            KvArg::Bf16 => Self::Bf16,
+            KvArg::Q8 => Self::Q8,
+        }
+    }
+}
+
 /// Precisions of matrix products.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum PrecisionArg {
@@ -57,12 +68,7 @@ pub struct ComputeArgs {
 impl ComputeArgs {
     /// Element type of the cache.
     pub fn kv_type(&self) -> KvType {
-        match self.kv {
-            KvArg::F32 => KvType::F32,
-            KvArg::F16 => KvType::F16,
-            KvArg::Bf16 => KvType::Bf16,
-            KvArg::Q8 => KvType::Q8,
-        }
+        self.kv.into()
     }
 
     /// How precisely ops compute.

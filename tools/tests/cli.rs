@@ -192,7 +192,22 @@ fn a_dry_run_shows_plan_and_sizes_and_writes_nothing() {
     assert!(said.contains("layers 0-2") && said.contains("full"), "{said}");
     assert!(said.contains("7 F32") && said.contains("22 Q8_0"), "{said}");
     printed(&lgconvert(&[str(&place.input), "--dry-run"]));
+    let shown: Value =
+        serde_json::from_str(&printed(&lgconvert(&[&args[..], &["--json"]].concat()))).unwrap();
     place.assert_untouched();
+
+    // The file that the same flags write has all of it.
+    let written = support::convert(&place.input, MatrixType::Q8_0);
+    let directory = Directory::read(&written).unwrap();
+    let of_type = |ty: &str| {
+        let tensors = directory.tensors().iter().filter(|tensor| tensor.type_name() == ty);
+        json!({"type": ty, "tensors": tensors.clone().count(), "bytes": tensors.map(|tensor| tensor.n_bytes()).sum::<u64>()})
+    };
+    assert_eq!(shown["types"], json!([of_type("Q8_0"), of_type("F32")]));
+    let n_bytes: u64 = directory.tensors().iter().map(|tensor| tensor.n_bytes()).sum();
+    assert_eq!(shown["bytes"], n_bytes);
+    assert_eq!(shown["attention"], json!(vec![json!({"kind": "full"}); N_LAYERS]));
+    assert_eq!(shown["warnings"], json!([]));
 }
 
 #[test]
@@ -220,72 +235,14 @@ fn flags_that_contradict_each_other_are_refused_before_anything_is_read() {
         &["in.gguf"][..],
         &["in.gguf", "-o", "out.gguf", "--type", "q5_k"],
         &["inspect"],
-        &["inspect", "in.gguf", "--json", "--ctx", "7"],
+        &["inspect", "in.gguf", "--kv", "q8"],
+        &["inspect", "in.gguf", "--ctx", "0"],
+        &["in.gguf", "-o", "out.gguf", "--json"],
         &["verify", "in.gguf", "-o", "out.gguf"],
         &[],
     ] {
         assert_eq!(lgconvert(args).status.code(), Some(2), "{args:?}");
     }
-}
-
-#[test]
-fn inspect_shows_what_is_in_a_file() {
-    let folder = TempDir::new().unwrap();
-    let path = folder.path().join("in.gguf");
-    fs::write(&path, tiny_model::bytes(TensorType::Q8_0)).unwrap();
-    let said = printed(&lgconvert(&["inspect", str(&path)]));
-    for part in [
-        "longgen.embedding_length = 64",
-        "general.name = \"tiny\"",
-        "(258 x string)",
-        "blk.3.ffn_down.weight",
-        "Q8_0",
-        "96 x 64",
-        "the first 5 and the last 70 tokens",
-        "blocks of 16: last 1, 1 in 4 (phases 0 1 2)",
-    ] {
-        assert!(said.contains(part), "{said}\ndoes not show {part:?}");
-    }
-    let said = printed(&lgconvert(&["inspect", str(&path), "--ctx", "1000"]));
-    assert!(said.contains("kv cache of 1000 tokens"), "{said}");
-    // A reader that goes away early is no error.
-    let mut child = Command::new(env!("CARGO_BIN_EXE_lgconvert"))
-        .args(["inspect", "--json", str(&path)])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    drop(child.stdout.take());
-    assert!(child.wait().unwrap().success());
-}
-
-#[test]
-fn inspect_as_json_is_complete_and_a_plan() {
-    let folder = TempDir::new().unwrap();
-    let path = folder.path().join("in.gguf");
-    let bytes = tiny_model::bytes(TensorType::Q8_0);
-    fs::write(&path, &bytes).unwrap();
-    let shown: Value =
-        serde_json::from_str(&printed(&lgconvert(&["inspect", str(&path), "--json"]))).unwrap();
-    let directory = Directory::read(&bytes).unwrap();
-    assert_eq!(shown["metadata"].as_object().unwrap().len(), directory.metadata.len());
-    assert_eq!(shown["metadata"]["tokenizer.ggml.tokens"].as_array().unwrap().len(), tiny_model::N_VOCAB);
-    assert_eq!(shown["bytes"], bytes.len());
-    let tensors = shown["tensors"].as_array().unwrap();
-    assert_eq!(tensors.len(), directory.tensors().len());
-    for (shown, tensor) in tensors.iter().zip(directory.tensors()) {
-        assert_eq!(shown["name"], tensor.name());
-        assert_eq!(shown["offset"], tensor.offset());
-        assert_eq!(shown["hash"].as_str().unwrap().len(), 32);
-    }
-    // The plan goes back into a file whose layers all see everything.
-    let (plan, full, out) =
-        (folder.path().join("plan.json"), folder.path().join("full"), folder.path().join("out"));
-    fs::write(&plan, json!({"attention": shown["attention"]}).to_string()).unwrap();
-    printed(&lgconvert(&[str(&path), "-o", str(&full), "--attention", "full"]));
-    assert!(fs::read(&full).unwrap() != bytes);
-    printed(&lgconvert(&[str(&full), "-o", str(&out), "--attention", str(&plan)]));
-    let converted = support::convert(&path, MatrixType::Keep);
-    assert!(fs::read(&out).unwrap() == converted);
 }
 
 #[test]
@@ -295,6 +252,8 @@ fn verify_finds_a_changed_byte_and_names_its_tensor() {
     let mut bytes = tiny_model::bytes(TensorType::Q8_0);
     fs::write(&path, &bytes).unwrap();
     assert!(printed(&lgconvert(&["verify", str(&path)])).contains("42 tensors are intact"));
+    let said: Value = serde_json::from_str(&printed(&lgconvert(&["verify", "--json", str(&path)]))).unwrap();
+    assert_eq!(said, json!({"intact": true, "tensors": 42, "error": null}));
     let at = {
         let directory = Directory::read(&bytes).unwrap();
         usize::try_from(directory.tensor("blk.2.attn_v.weight").unwrap().offset()).unwrap() + 77
@@ -303,6 +262,10 @@ fn verify_finds_a_changed_byte_and_names_its_tensor() {
     fs::write(&path, &bytes).unwrap();
     let message = failure(&lgconvert(&["verify", str(&path)]));
     assert!(message.contains("in.gguf") && message.contains("blk.2.attn_v.weight"), "{message}");
+    let output = lgconvert(&["verify", "--json", str(&path)]);
+    assert_eq!(failure(&output), message);
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(said["intact"] == false && said["error"].as_str().unwrap().contains("blk.2.attn_v.weight"));
     // A plain file has nothing to compare with.
     let name = b"longgen.hash.algorithm";
     let at = bytes.windows(name.len()).position(|window| window == name).unwrap();

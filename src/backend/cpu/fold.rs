@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::CpuBackend;
 use super::attn::{Layer, RUN, SPAN, padded, state_len};
-use super::kv::{block_bytes, parts};
+use super::kv::parts;
 use super::kv_elem::{Bf16, F16, F32, KvElem, Q8};
 use super::simd::{Kernel, LANES, Lanes};
 use crate::backend::args::*;
@@ -288,7 +288,7 @@ impl Run<'_> {
             }
             let (head, block) = (number(self.rows.kv_head), number(self.block));
             let place = segment.places.place(self.seq.desc, number(block_size), head, block);
-            let block_bytes = block_bytes(shape);
+            let block_bytes = shape.block_bytes();
             let bytes = &segment.blocks.bytes()[place * block_bytes..(place + 1) * block_bytes];
             let [key_bytes, value_bytes, key_scales, value_scales] = parts(bytes, shape);
             for vector in begin / LANES..end.div_ceil(LANES) {

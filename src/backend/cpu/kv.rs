@@ -19,11 +19,6 @@ const MANY_TOKENS: u32 = 64;
 /// Parts of a buffer of cache blocks per thread, each filled by one thread.
 const PARTS_PER_THREAD: usize = 8;
 
-/// Bytes of one cache block.
-pub(super) fn block_bytes(shape: &KvShape) -> usize {
-    2 * shape.block_size * shape.ty.row_bytes(shape.head_dim)
-}
-
 /// Where in a cache block its parts end.
 fn part_ends(shape: &KvShape) -> [usize; 3] {
     let elems = shape.block_size * shape.head_dim * shape.ty.elem_bytes();
@@ -107,7 +102,7 @@ pub(super) fn rope_append(
             })?;
         }
         let append = Append { k, v, angles, shape, desc: **desc, places: *places };
-        let (blocks, block_bytes) = (blocks.bytes_mut(), block_bytes(&shape));
+        let (blocks, block_bytes) = (blocks.bytes_mut(), shape.block_bytes());
         let n_places = blocks.len() / block_bytes;
         if let Some((_, _, place)) = append.blocks().find(|&(_, _, place)| place >= n_places) {
             return Err(Error::invalid(format!("cache block {place} in a buffer of {n_places}")));
@@ -195,7 +190,7 @@ impl AppendTo<'_> {
     #[inline(always)]
     fn run_as<S: Lanes, E: KvElem>(self, simd: S) {
         let Self { append: &Append { k, v, angles, shape, desc, .. }, part, first_place, vector } = self;
-        let (dim, block_size, block_bytes) = (shape.head_dim, shape.block_size, block_bytes(&shape));
+        let (dim, block_size, block_bytes) = (shape.head_dim, shape.block_size, shape.block_bytes());
         let (begin, row_bytes) = (desc.pos as usize, dim * E::BYTES);
         for (head, block, place) in self.append.blocks() {
             let place = place.checked_sub(first_place).filter(|place| place * block_bytes < part.len());
@@ -239,7 +234,7 @@ fn put_scale(scales: &mut [u8], token: usize, scale: f16) {
 
 pub(super) fn copy_blocks(crew: Crew<'_>, part: &mut CopyPart<'_, CpuBackend>) -> Result<()> {
     let CopyPart { to, to_places, from, from_places, shape, desc, blocks, slots } = part;
-    let (to, from, block_bytes) = (to.bytes_mut(), from.bytes(), block_bytes(shape));
+    let (to, from, block_bytes) = (to.bytes_mut(), from.bytes(), shape.block_bytes());
     let (n_to, n_from) = (to.len() / block_bytes, from.len() / block_bytes);
     let number = |i: usize| u32::try_from(i).unwrap_or(u32::MAX);
     let block_size = number(shape.block_size);

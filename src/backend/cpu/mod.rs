@@ -126,7 +126,7 @@ impl Backend for CpuBackend {
     }
 
     fn kv_block_bytes(&self, shape: &KvShape) -> usize {
-        kv::block_bytes(shape)
+        shape.block_bytes()
     }
 
     fn workspace_bytes(&self, shape: &WorkspaceShape, precision: Precision) -> usize {

@@ -212,7 +212,7 @@ impl Backend for CudaBackend {
     }
 
     fn kv_block_bytes(&self, shape: &KvShape) -> usize {
-        2 * shape.block_size * shape.ty.row_bytes(shape.head_dim)
+        shape.block_bytes()
     }
 
     fn workspace_bytes(&self, shape: &WorkspaceShape, precision: Precision) -> usize {

@@ -9,14 +9,17 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use longgen::Cancel;
+use longgen::attention::plan::MAX_CTX;
 use longgen::weights::{Load, open};
 use longgen_format::Directory;
 use longgen_tools::convert::types::MatrixType;
 use longgen_tools::convert::{self, Conversion};
-use longgen_tools::inspect::{self, size};
+use longgen_tools::inspect::{Cache, Contents, size};
 use longgen_tools::output::print;
 use longgen_tools::plan::{self, AttentionArgs};
+use longgen_tools::run_args::KvArg;
 use longgen_tools::signals::cancel_on_signals;
+use serde_json::{Value, json};
 
 /// Exit status of a run that was interrupted, as shells give it.
 const INTERRUPTED: u8 = 130;
@@ -53,25 +56,34 @@ struct ConvertArgs {
     /// Show plan and sizes, write nothing
     #[arg(long)]
     dry_run: bool,
+    /// Show them as JSON
+    #[arg(long, requires = "dry_run")]
+    json: bool,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Show metadata, tensors and attention plan of a file
+    /// Show metadata, tensors and attention plan of a model
     Inspect {
-        /// A GGUF file
-        file: PathBuf,
+        /// A GGUF file or a Hugging Face folder
+        input: PathBuf,
         /// Everything as JSON; its field "attention" is a plan for --attention
-        #[arg(long, conflicts_with = "ctx")]
+        #[arg(long)]
         json: bool,
         /// Show what the cache of a context of this many tokens takes
-        #[arg(long, value_name = "TOKENS")]
+        #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_CTX)))]
         ctx: Option<u32>,
+        /// Element type of that cache
+        #[arg(long, value_enum, default_value = "f16", requires = "ctx")]
+        kv: KvArg,
     },
     /// Compare all checksums of a file
     Verify {
         /// A LongGen file
         file: PathBuf,
+        /// Say as JSON what became of it
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -79,11 +91,14 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let cancel = Cancel::default();
     let result = match (cli.command, cli.convert) {
-        (Some(Command::Inspect { file, json: true, .. }), _) => {
-            inspect::json(&file).map(|json| print(&format!("{json:#}\n")))
+        (Some(Command::Inspect { input, json, ctx, kv }), _) => {
+            let cache = ctx.map(|n_ctx| Cache { n_ctx, kv });
+            Contents::open(&input).map(|contents| match json {
+                true => print_json(&contents.json(cache)),
+                false => print(&contents.text(cache)),
+            })
         }
-        (Some(Command::Inspect { file, ctx, .. }), _) => inspect::text(&file, ctx).map(|text| print(&text)),
-        (Some(Command::Verify { file }), _) => verify(&file),
+        (Some(Command::Verify { file, json }), _) => verify(&file, json),
         (None, Some(args)) => convert(&args, &cli.attention, &cancel),
         // Without a subcommand the arguments of a conversion are required.
         (None, None) => Ok(()),
@@ -103,19 +118,15 @@ fn convert(args: &ConvertArgs, attention: &AttentionArgs, cancel: &Cancel) -> Re
     for warning in &conversion.warnings {
         eprintln!("lgconvert: warning: {warning}");
     }
-    let sizes = conversion.sizes()?;
-    let n_bytes = sizes.iter().map(|(.., n_bytes)| n_bytes).sum();
     let Some(output) = args.output.as_ref().filter(|_| !args.dry_run) else {
-        let mut text = format!("attention\n{}", plan::table(&conversion.attention, |_| String::new()));
-        text.push_str(&format!("tensors, {}\n", size(n_bytes)));
-        for (ty, count, n_bytes) in sizes {
-            text.push_str(&format!("  {count} {ty}, {}\n", size(n_bytes)));
+        match args.json {
+            true => print_json(&described(&conversion)?),
+            false => print(&description(&conversion)?),
         }
-        print(&text);
         return Ok(());
     };
     cancel_on_signals(cancel)?;
-    let bar = progress_bar(n_bytes)?;
+    let bar = progress_bar(conversion.n_bytes()?)?;
     let result = convert::save(&conversion, output, cancel, &mut |written| bar.set_position(written));
     bar.finish_and_clear();
     let (n_bytes, seconds) = (result?, begin.elapsed().as_secs_f64());
@@ -123,7 +134,31 @@ fn convert(args: &ConvertArgs, attention: &AttentionArgs, cancel: &Cancel) -> Re
     Ok(())
 }
 
-fn verify(path: &Path) -> Result<()> {
+/// What a conversion would write, for people.
+fn description(conversion: &Conversion) -> Result<String> {
+    let mut text = format!("attention\n{}", plan::table(&conversion.attention, |_| String::new()));
+    text.push_str(&format!("tensors, {}\n", size(conversion.n_bytes()?)));
+    for (ty, count, n_bytes) in conversion.sizes()? {
+        text.push_str(&format!("  {count} {ty}, {}\n", size(n_bytes)));
+    }
+    Ok(text)
+}
+
+/// The same for programs.
+fn described(conversion: &Conversion) -> Result<Value> {
+    let sizes = conversion.sizes()?;
+    let of_type = sizes
+        .iter()
+        .map(|(ty, count, n_bytes)| json!({"type": ty.name(), "tensors": count, "bytes": n_bytes}));
+    Ok(json!({
+        "attention": plan::to_json(&conversion.attention),
+        "types": of_type.collect::<Vec<_>>(),
+        "bytes": conversion.n_bytes()?,
+        "warnings": conversion.warnings,
+    }))
+}
+
+fn verify(path: &Path, json: bool) -> Result<()> {
     let bytes = open(path, Load::Map)?;
     let in_file = || path.display().to_string();
     let directory = Directory::read((*bytes).as_ref()).with_context(in_file)?;
@@ -131,9 +166,19 @@ fn verify(path: &Path) -> Result<()> {
     let bar = progress_bar(sizes.iter().sum())?;
     let result = directory.verify(|i| bar.inc(sizes[i]));
     bar.finish_and_clear();
+    if json {
+        let error = result.as_ref().err().map(ToString::to_string);
+        print_json(&json!({"intact": result.is_ok(), "tensors": sizes.len(), "error": error}));
+    }
     result.with_context(in_file)?;
-    print(&format!("{}: header and {} tensors are intact\n", path.display(), sizes.len()));
+    if !json {
+        print(&format!("{}: header and {} tensors are intact\n", path.display(), sizes.len()));
+    }
     Ok(())
+}
+
+fn print_json(json: &Value) {
+    print(&format!("{json:#}\n"));
 }
 
 /// A bar that counts bytes; invisible unless standard error is a terminal.

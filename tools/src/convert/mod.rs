@@ -135,6 +135,14 @@ impl Conversion {
         Ok(sizes)
     }
 
+    /// Bytes of all tensors to be written.
+    ///
+    /// # Errors
+    /// Those of [`sizes`](Self::sizes).
+    pub fn n_bytes(&self) -> Result<u64> {
+        Ok(self.sizes()?.iter().map(|(.., n_bytes)| n_bytes).sum())
+    }
+
     /// Writes the file; `progress` is told the bytes of tensors written so far.
     ///
     /// # Errors
