@@ -81,6 +81,36 @@ fn a_converted_file_has_the_tokenizer_of_its_folder() {
 }
 
 #[test]
+fn chat_templates_see_the_special_tokens_that_a_file_has() {
+    let names = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
+    let template: String = names.iter().map(|name| format!("{{{{ {name}_token }}}} ")).collect();
+    let mut metadata = tiny_metadata();
+    let tokens = metadata.iter().find_map(|(key, value)| match value {
+        OwnedValue::Strs(tokens) if *key == "tokenizer.ggml.tokens" => Some(tokens.clone()),
+        _ => None,
+    });
+    let tokens = tokens.unwrap();
+    metadata.push(("tokenizer.chat_template", OwnedValue::Str(template)));
+    metadata.push(("tokenizer.ggml.unknown_token_id", OwnedValue::U32(40)));
+    metadata.push(("tokenizer.ggml.seperator_token_id", OwnedValue::U32(41)));
+    metadata.push(("tokenizer.ggml.padding_token_id", OwnedValue::U32(42)));
+    metadata.push(("tokenizer.ggml.mask_token_id", OwnedValue::U32(43)));
+    with_metadata(&metadata, |metadata| {
+        let template = ChatTemplate::from_metadata(metadata).unwrap().unwrap();
+        let [unk, sep, pad, mask] = [40, 41, 42, 43].map(|id| &tokens[id]);
+        assert_eq!(
+            template.render(&[], false).unwrap(),
+            format!("<|bos|> <|eos|> {unk} {sep} {pad}  {mask} ")
+        );
+    });
+    metadata.push(("tokenizer.ggml.cls_token_id", OwnedValue::U32(4096)));
+    with_metadata(&metadata, |metadata| {
+        let error = ChatTemplate::from_metadata(metadata).unwrap_err().to_string();
+        assert!(error.contains("tokenizer.ggml.cls_token_id: 4096"), "{error}");
+    });
+}
+
+#[test]
 fn a_plain_gguf_splits_text_as_its_pre_tokenizer_says() {
     let with_pre = |pre: &str| {
         let mut metadata = tiny_metadata();
@@ -193,8 +223,8 @@ fn chat_templates_render_as_jinja2_does() {
         let message =
             |message: &Value| Message { role: text(&message["role"]), content: text(&message["content"]) };
         let messages: Vec<_> = case["messages"].as_array().unwrap().iter().map(message).collect();
-        let template =
-            ChatTemplate::new(case["template"].as_str().unwrap(), Some("<s>"), Some("</s>")).unwrap();
+        let tokens = [("bos_token", "<s>"), ("eos_token", "</s>")];
+        let template = ChatTemplate::new(case["template"].as_str().unwrap(), &tokens).unwrap();
         let rendered = template.render(&messages, case["add_generation_prompt"].as_bool().unwrap());
         match (case["text"].as_str(), rendered) {
             (Some(expected), Ok(rendered)) => assert_eq!(rendered, expected, "{}", case["name"]),
@@ -472,7 +502,7 @@ fn a_stream_holds_back_only_what_may_become_a_stop() {
 
 fn render(template: &str) -> longgen::Result<String> {
     let messages = [Message { role: "user".into(), content: "hello".into() }];
-    ChatTemplate::new(template, None, None)?.render(&messages, true)
+    ChatTemplate::new(template, &[])?.render(&messages, true)
 }
 
 #[test]
@@ -480,17 +510,22 @@ fn chat_templates_tell_the_date() {
     let year: u32 = render("{{ strftime_now('%Y') }}").unwrap().parse().unwrap();
     assert!(year >= 2025, "{year}");
     assert!(render("{{ strftime_now('%Q') }}").unwrap_err().to_string().contains("%Q"));
+    let template =
+        ChatTemplate::new("{{ strftime_now('%F %T') }}", &[]).unwrap().with_clock(|| 1_721_296_984);
+    assert_eq!(template.render(&[], false).unwrap(), "2024-07-18 10:03:04");
 }
 
 #[test]
 fn broken_chat_templates_name_line_and_cause() {
-    let error = ChatTemplate::new("fine\n{% if %}", None, None).unwrap_err();
+    let error = ChatTemplate::new("fine\n{% if %}", &[]).unwrap_err();
     assert!(error.kind() == ErrorKind::Format && error.to_string().contains("line 2"), "{error}");
     let error = render("\n\n{{ raise_exception('no roles') }}").unwrap_err();
     assert!(error.kind() == ErrorKind::Invalid, "{error}");
     assert!(error.to_string().contains("line 3") && error.to_string().contains("no roles"), "{error}");
     let error = render("{{ messages | nonsense }}").unwrap_err().to_string();
     assert!(error.contains("nonsense"), "{error}");
+    let error = render("{% for m in messages %}{% with %}{% break %}{% endwith %}{% endfor %}").unwrap_err();
+    assert!(error.kind() == ErrorKind::Invalid, "what makes the engine panic is an error: {error}");
     assert_eq!(render("[{{ bos_token }}]").unwrap(), "[]", "a token that the model lacks is nothing");
 }
 
@@ -500,11 +535,13 @@ fn chat_templates_cannot_run_for_ever() {
         "{% for i in range(10000) %}{% for j in range(10000) %}{% endfor %}{% endfor %}",
         "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
         "{% set ns = namespace(x='xxxxxxxx') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+        "{{ range(9999) | list | tojson(separators=('x' * 999999, '')) }}",
+        "{{ range(9999) | list | tojson(indent='x' * 999999) }}",
     ] {
         assert!(render(endless).is_err());
     }
     let long = "a fine day. ".repeat(1_000_000);
     let messages = [Message { role: "user".into(), content: long.clone() }];
-    let template = ChatTemplate::new("{{ messages[0].content.strip() ~ '.' }}", None, None).unwrap();
+    let template = ChatTemplate::new("{{ messages[0].content.strip() ~ '.' }}", &[]).unwrap();
     assert_eq!(template.render(&messages, true).unwrap().len(), long.len());
 }

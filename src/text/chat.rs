@@ -1,11 +1,12 @@
 //! Chat templates: from messages to the text that a model was trained to continue.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, UndefinedBehavior};
-use minijinja_contrib::pycompat::unknown_method_callback;
 
-use super::{date, tojson};
+use super::{date, python, tojson};
 use crate::error::{Error, ErrorKind, Result};
 
 const NAME: &str = "chat template";
@@ -26,22 +27,26 @@ pub struct Message {
 
 /// The chat template of a model, in Jinja as Hugging Face runs it. Immutable; can be used by many threads at once.
 ///
-/// Templates see `messages`, `add_generation_prompt`, `bos_token`, `eos_token`, and `tools` and `documents` as none; the
-/// functions `raise_exception(message)` and `strftime_now(format)`, which tells the time in UTC; and the filter `tojson`.
-/// A template cannot read files, and the steps it may take are limited in proportion to the messages.
+/// Templates see `messages`, `add_generation_prompt`, the model's special tokens, and `tools` and `documents` as none; the
+/// functions `raise_exception(message)` and `strftime_now(format)`; and the filter `tojson`. A template cannot read files,
+/// and the steps it may take are limited in proportion to the messages.
+///
+/// Texts are those of Python to the byte. What the engine lacks, like Python's `%` on strings, is an error; but it is less
+/// strict about types: to iterate over none, or to order a number and a string, is no error as it is there.
+///
+/// Times are those of UTC, where Hugging Face takes the machine's zone: the zone would come from the environment, which
+/// the library does not read, and the same messages would be other tokens on another machine.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    bos_token: Option<String>,
-    eos_token: Option<String>,
 }
 
 impl ChatTemplate {
-    /// Compiles a template. `bos_token` and `eos_token` are what the template sees under these names.
+    /// Compiles a template. `special_tokens` are names and texts as the template sees them: `bos_token`, `eos_token`.
     ///
     /// # Errors
     /// [`ErrorKind::Format`] with the line of a syntax error.
-    pub fn new(source: &str, bos_token: Option<&str>, eos_token: Option<&str>) -> Result<Self> {
+    pub fn new(source: &str, special_tokens: &[(&str, &str)]) -> Result<Self> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder()
             .trim_blocks(true)
@@ -52,20 +57,28 @@ impl ChatTemplate {
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
         environment.set_recursion_limit(RECURSION_LIMIT);
-        environment.set_unknown_method_callback(unknown_method_callback);
+        python::extend(&mut environment);
         environment.add_filter("tojson", tojson::tojson);
         environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message))
         });
-        environment.add_function("strftime_now", |format: &str| {
-            date::strftime(format, date::now())
+        for (name, token) in special_tokens {
+            environment.add_global((*name).to_owned(), *token);
+        }
+        environment
+            .add_template_owned(NAME, without_generation_tags(&with_line_feeds(source)))
+            .map_err(|error| template_error(ErrorKind::Format, &error))?;
+        Ok(Self { environment }.with_clock(date::now))
+    }
+
+    /// Has `strftime_now` tell the time of this clock instead of the system's: seconds since 1970-01-01 00:00.
+    #[must_use]
+    pub fn with_clock(mut self, clock: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        self.environment.add_function("strftime_now", move |format: &str| {
+            date::strftime(format, clock())
                 .map_err(|error| minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, error))
         });
-        environment
-            .add_template_owned(NAME, without_generation_tags(source))
-            .map_err(|error| template_error(ErrorKind::Format, &error))?;
-        let owned = |token: Option<&str>| token.map(str::to_owned);
-        Ok(Self { environment, bos_token: owned(bos_token), eos_token: owned(eos_token) })
+        self
     }
 
     /// The text of a conversation; with `add_generation_prompt`, it ends where the assistant's answer begins.
@@ -83,18 +96,23 @@ impl ChatTemplate {
         let message = |message: &Message| {
             Value::from_pairs([("role", message.role.as_str()), ("content", message.content.as_str())])
         };
-        let mut context = vec![
+        let context = [
             ("messages", messages.iter().map(message).collect()),
             ("add_generation_prompt", Value::from(add_generation_prompt)),
             ("tools", Value::from(())),
             ("documents", Value::from(())),
         ];
-        context.extend(self.bos_token.as_deref().map(|token| ("bos_token", Value::from(token))));
-        context.extend(self.eos_token.as_deref().map(|token| ("eos_token", Value::from(token))));
-        let template = environment.get_template(NAME);
-        let text = template.and_then(|template| template.render(Value::from_pairs(context)));
+        let render = || environment.get_template(NAME)?.render(Value::from_pairs(context));
+        // Files bring templates, and the engine panics on some: on a break out of a block that is inside of a loop.
+        let text = catch_unwind(AssertUnwindSafe(render));
+        let text = text.map_err(|_| Error::invalid(format!("{NAME}: the engine cannot run it")))?;
         text.map_err(|error| template_error(ErrorKind::Invalid, &error))
     }
+}
+
+/// Jinja reads every kind of line end as a line feed, also in its strings.
+fn with_line_feeds(source: &str) -> String {
+    source.replace("\r\n", "\n").replace('\r', "\n")
 }
 
 /// `{% generation %}` marks what the assistant said, for training; here it is a block like any other.

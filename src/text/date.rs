@@ -1,4 +1,4 @@
-//! `strftime` for chat templates, in UTC: the library reads no environment variable, and the local time zone is one.
+//! `strftime` for chat templates, as Python's of a time that knows no zone.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -23,7 +23,7 @@ pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
 }
 
-/// Formats `seconds` since 1970-01-01 00:00 UTC as C's `strftime` does in the C locale.
+/// Formats `seconds` since 1970-01-01 00:00 as C's `strftime` does in the C locale; names and offsets of zones are empty.
 ///
 /// `-` between `%` and the letter leaves the padding out, as glibc does.
 ///
@@ -52,7 +52,7 @@ pub(super) fn strftime(format: &str, seconds: u64) -> Result<String, String> {
     Ok(text)
 }
 
-/// A second of UTC in the Gregorian calendar.
+/// A second in the Gregorian calendar.
 struct Date {
     year: u64,
     /// 0..12.
@@ -66,6 +66,8 @@ struct Date {
     hour: u64,
     minute: u64,
     second: u64,
+    /// Since 1970.
+    seconds: u64,
 }
 
 impl Date {
@@ -97,6 +99,7 @@ impl Date {
             hour: second / 3600,
             minute: second / 60 % 60,
             second: second % 60,
+            seconds,
         }
     }
 
@@ -106,6 +109,7 @@ impl Date {
             format!("{value:0width$}")
         };
         let spaced = |value: u64| if padded { format!("{value:2}") } else { value.to_string() };
+        let compound = |format: &str| strftime(format, self.seconds).ok();
         let hour12 = (self.hour + 11) % 12 + 1;
         Some(match letter {
             'Y' => self.year.to_string(),
@@ -124,17 +128,50 @@ impl Date {
             'B' => MONTHS[self.month].to_owned(),
             'b' | 'h' => MONTHS[self.month][..3].to_owned(),
             'w' => self.weekday.to_string(),
-            'F' => format!("{}-{:02}-{:02}", self.year, self.month + 1, self.day),
-            'D' => format!("{:02}/{:02}/{:02}", self.month + 1, self.day, self.year % 100),
-            'T' => format!("{:02}:{:02}:{:02}", self.hour, self.minute, self.second),
-            'R' => format!("{:02}:{:02}", self.hour, self.minute),
-            'Z' => "UTC".to_owned(),
-            'z' => "+0000".to_owned(),
+            'C' => number(self.year / 100, 2),
+            'G' => self.iso_week().0.to_string(),
+            'g' => number(self.iso_week().0 % 100, 2),
+            'V' => number(self.iso_week().1, 2),
+            'U' => number(self.week(self.weekday as u64), 2),
+            'W' => number(self.week(self.days_since_monday()), 2),
+            'u' => (self.days_since_monday() + 1).to_string(),
+            'k' => spaced(self.hour),
+            'l' => spaced(hour12),
+            'P' => if self.hour < 12 { "am" } else { "pm" }.to_owned(),
+            'F' => compound("%Y-%m-%d")?,
+            'D' | 'x' => compound("%m/%d/%y")?,
+            'T' | 'X' => compound("%H:%M:%S")?,
+            'R' => compound("%H:%M")?,
+            'r' => compound("%I:%M:%S %p")?,
+            'c' => compound("%a %b %e %H:%M:%S %Y")?,
+            'Z' | 'z' => String::new(),
             'n' => "\n".to_owned(),
             't' => "\t".to_owned(),
             '%' => "%".to_owned(),
             _ => return None,
         })
+    }
+
+    fn days_since_monday(&self) -> u64 {
+        (self.weekday as u64 + 6) % 7
+    }
+
+    /// The week of the year, where week 1 begins with the year's first day of the week, and `weekday` is today's number.
+    fn week(&self, weekday: u64) -> u64 {
+        (self.day_of_year + 7 - weekday) / 7
+    }
+
+    /// Year and week of ISO 8601: a week belongs to the year that its Thursday is in.
+    fn iso_week(&self) -> (u64, u64) {
+        let thursday = self.day_of_year + 3;
+        match thursday.checked_sub(self.days_since_monday()) {
+            None => {
+                let year = self.year - 1;
+                (year, (thursday + days_in_year(year) - self.days_since_monday()) / 7 + 1)
+            }
+            Some(thursday) if thursday >= days_in_year(self.year) => (self.year + 1, 1),
+            Some(thursday) => (self.year, thursday / 7 + 1),
+        }
     }
 }
 

@@ -13,6 +13,17 @@ use crate::error::{Error, Result};
 /// Further tokens that end a generation, where a file names them.
 const END_KEYS: [&str; 2] = ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
 
+/// Special tokens as chat templates call them and as the keys of a file do, with GGUF's spelling.
+const SPECIAL_TOKENS: [(&str, &str); 7] = [
+    ("bos_token", "bos"),
+    ("eos_token", "eos"),
+    ("unk_token", "unknown"),
+    ("sep_token", "seperator"),
+    ("pad_token", "padding"),
+    ("cls_token", "cls"),
+    ("mask_token", "mask"),
+];
+
 impl Tokenizer {
     /// The tokenizer of a file.
     ///
@@ -104,12 +115,14 @@ impl ChatTemplate {
     pub fn from_metadata(metadata: &Metadata<'_>) -> Result<Option<Self>> {
         let Some(source) = metadata.opt_str("tokenizer.chat_template")? else { return Ok(None) };
         let tokens = metadata.opt_strs("tokenizer.ggml.tokens")?.unwrap_or_default();
-        let token = |key: &str| -> Result<Option<&str>> {
-            let Some(id) = metadata.opt_u32(key)? else { return Ok(None) };
+        let mut special_tokens = Vec::new();
+        for (name, key) in SPECIAL_TOKENS {
+            let key = format!("tokenizer.ggml.{key}_token_id");
+            let Some(id) = metadata.opt_u32(&key)? else { continue };
             let token = tokens.get(id as usize);
-            token.map(|token| Some(*token)).ok_or_else(|| Error::format(format!("{key}: {id} is no token")))
-        };
-        let (bos, eos) = (token("tokenizer.ggml.bos_token_id")?, token("tokenizer.ggml.eos_token_id")?);
-        Self::new(source, bos, eos).map(Some)
+            let token = token.ok_or_else(|| Error::format(format!("{key}: {id} is no token")))?;
+            special_tokens.push((name, *token));
+        }
+        Self::new(source, &special_tokens).map(Some)
     }
 }

@@ -12,6 +12,7 @@ mod huggingface;
 mod merges;
 mod metadata;
 mod pipeline;
+mod python;
 mod scores;
 mod stream;
 mod tojson;

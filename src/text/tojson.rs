@@ -2,10 +2,12 @@
 //!
 //! The engine's own filter escapes `<`, `>`, `&` and `'` for HTML, which a prompt must not have.
 
-use minijinja::value::{Kwargs, Rest, ValueKind};
+use minijinja::value::{Kwargs, Rest, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
-/// `value | tojson`, with the arguments `ensure_ascii`, `indent` and `sort_keys` of `json.dumps`.
+use super::python;
+
+/// `value | tojson`, with the arguments `ensure_ascii`, `indent`, `separators` and `sort_keys` of `json.dumps`.
 pub(super) fn tojson(
     state: &State,
     value: &Value,
@@ -28,9 +30,14 @@ pub(super) fn tojson(
             None => " ".repeat(usize::try_from(indent)?.min(64)),
         }),
     };
+    let comma = if indent.is_some() { "," } else { ", " };
+    let (comma, colon) = match argument("separators")? {
+        None => (comma.to_owned(), ": ".to_owned()),
+        Some(separators) => from_args(&separators.try_iter()?.collect::<Vec<_>>())?,
+    };
     let sort_keys = flag(argument("sort_keys")?);
     kwargs.assert_all_used()?;
-    let mut writer = Writer { state, out: String::new(), ascii, indent, sort_keys };
+    let mut writer = Writer { state, out: String::new(), ascii, indent, comma, colon, sort_keys };
     writer.value(value, 0)?;
     Ok(Value::from(writer.out))
 }
@@ -41,6 +48,9 @@ struct Writer<'a> {
     ascii: bool,
     /// What one level is indented by; everything is on one line without.
     indent: Option<String>,
+    /// Between the items of a list, and behind a key.
+    comma: String,
+    colon: String,
     sort_keys: bool,
 }
 
@@ -55,7 +65,10 @@ impl Writer<'_> {
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
             ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number => self.out.push_str(&value.to_string()),
+            ValueKind::Number => {
+                let text = python::as_float(value).map_or_else(|| value.to_string(), python::float);
+                self.out.push_str(&text);
+            }
             ValueKind::String => self.string(value.as_str().unwrap_or_default())?,
             ValueKind::Seq | ValueKind::Iterable => {
                 let items = value.try_iter()?.map(|item| (None, item)).collect();
@@ -87,35 +100,40 @@ impl Writer<'_> {
         self.out.push(open);
         let empty = items.is_empty();
         for (index, (key, item)) in items.into_iter().enumerate() {
-            match (index, &self.indent) {
-                (0, None) => {}
-                (_, None) => self.out.push_str(", "),
-                (0, Some(_)) => {}
-                (_, Some(_)) => self.out.push(','),
+            if index > 0 {
+                self.out.push_str(&self.comma);
             }
-            self.new_line(depth + 1);
+            self.new_line(depth + 1)?;
             if let Some(key) = key {
                 self.string(&key)?;
-                self.out.push_str(": ");
+                self.out.push_str(&self.colon);
             }
+            // Templates choose how long they are.
+            self.charge(self.comma.len() + self.colon.len())?;
             self.value(&item, depth + 1)?;
         }
         if !empty {
-            self.new_line(depth);
+            self.new_line(depth)?;
         }
         self.out.push(close);
         Ok(())
     }
 
-    fn new_line(&mut self, depth: usize) {
-        if let Some(indent) = &self.indent {
-            self.out.push('\n');
-            self.out.extend(std::iter::repeat_n(indent.as_str(), depth));
-        }
+    fn new_line(&mut self, depth: usize) -> Result<(), Error> {
+        let Some(indent) = &self.indent else { return Ok(()) };
+        self.charge(indent.len() * depth)?;
+        self.out.push('\n');
+        self.out.extend(std::iter::repeat_n(indent.as_str(), depth));
+        Ok(())
+    }
+
+    /// Bytes cost what the engine's own do.
+    fn charge(&self, n_bytes: usize) -> Result<(), Error> {
+        self.state.consume_fuel(n_bytes as u64 / 64)
     }
 
     fn string(&mut self, text: &str) -> Result<(), Error> {
-        self.state.consume_fuel(text.len() as u64 / 64)?;
+        self.charge(text.len())?;
         self.out.push('"');
         for c in text.chars() {
             match c {
