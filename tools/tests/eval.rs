@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use longgen::Device;
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::program::*;
 use tempfile::TempDir;
 
@@ -82,6 +82,36 @@ fn each_text_has_a_line() {
     let together = printed(&run(LGEVAL, &["tokenize", "-m", tiny(), "-f", &files[0], &files[1], &files[2]]));
     let ids = |line: &str| line.split_whitespace().map(|id| id.parse().unwrap()).collect();
     assert_eq!(together.lines().map(ids).collect::<Vec<Vec<u32>>>(), alone);
+}
+
+#[test]
+fn templates_render_conversations() {
+    let place = Place::new();
+    let first =
+        place.write("first.jinja", "{{ bos_token }}{% for m in messages %}[{{ m.content }}]{% endfor %}\n");
+    let second = place.write(
+        "second.jinja",
+        "{{ add_generation_prompt }}\n{{ strftime_now('%F') if not messages else raise_exception('no') }}",
+    );
+    let chats = place.write(
+        "chats.json",
+        r#"[{"messages": [{"role": "user", "content": "Hi\n\u2028"}]}, {"messages": [], "add_generation_prompt": true}]"#,
+    );
+    let flags = ["chat-template", "-f", &chats, "--token", "bos_token=<a=b>", "--time", "951782399"];
+    let lines = printed(&run(LGEVAL, &[&flags[..], &["-t", &first, &second]].concat()));
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(
+        lines,
+        [
+            json!({"text": "<a=b>[Hi\n\u{2028}]"}),
+            json!({"text": "<a=b>"}),
+            json!({"error": "chat template, line 2: invalid operation: no"}),
+            json!({"text": "True\n2000-02-28"}),
+        ]
+    );
+    let none = place.write("none.json", r#"[{"messages": []}, {"messages": [{"role": "user"}]}]"#);
+    let parts = [&none, "element 1 is no conversation"];
+    assert_refused(LGEVAL, &["chat-template", "-f", &none, "-t", &first], &parts);
 }
 
 #[test]

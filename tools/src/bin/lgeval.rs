@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use longgen::{Cancel, Model, ModelParams};
 use longgen_tools::attention_bench::BenchAttentionArgs;
+use longgen_tools::chat_template::ChatTemplateArgs;
 use longgen_tools::eval::{self, Speed};
 use longgen_tools::output::print;
 use longgen_tools::plan::AttentionArgs;
@@ -56,6 +57,8 @@ enum Command {
         #[arg(long)]
         special: bool,
     },
+    /// Renders conversations with chat templates, a line of JSON for each: {"text": TEXT}, or {"error": WHY}
+    ChatTemplate(ChatTemplateArgs),
     /// Writes the logits behind every token as a NumPy file: float32 [n_tokens, n_vocab]
     Logits {
         #[command(flatten)]
@@ -147,6 +150,7 @@ fn run(cli: Cli) -> Result<()> {
                 print(&format!("{}\n", words.join(" ")));
             }
         }
+        Command::ChatTemplate(args) => args.run(&mut |line| print(&format!("{line}\n")))?,
         Command::Logits { common, tokens, out, last } => {
             let model = common.open()?;
             let tokens = eval::read_tokens(&tokens)?;
