@@ -101,6 +101,7 @@ lgeval() {
     step "$name" "$python" "$golden/$script" --lgeval "$bin/lgeval" "$@"
 }
 lgeval "tokens" tokens.py --vocabs models/vocabs --model $model "$made/smol.gguf"
+lgeval "chat templates" chat.py --templates models/vocabs/templates tests/data/text/templates --model $model
 lgeval "logits: PyTorch's" run.py --model "$made/tiny.gguf" --pytorch $tiny
 for folder in tests/data/checkpoints/*/; do
     name=$(basename "$folder")

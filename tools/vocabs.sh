@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Gets vocabularies, each with texts and what llama.cpp makes of them, into models/vocabs/, unless they are there.
-# Prints the folder.
+# Gets vocabularies, each with texts and what llama.cpp makes of them, into models/vocabs/, and chat templates of many
+# models into models/vocabs/templates/, unless they are there. Prints the folder.
 #
 #     vocabs=$(bash tools/vocabs.sh)
 #
@@ -22,6 +22,7 @@ fail() {
 
 has_all() {
     local name
+    [ -d "$vocabs/templates" ] || return 1
     for name in "${names[@]}"; do
         [ -e "$vocabs/ggml-vocab-$name.gguf.out" ] || return 1
     done
@@ -48,8 +49,8 @@ for name in "${names[@]}"; do
     members+=("$inside/ggml-vocab-$name.gguf" "$inside/ggml-vocab-$name.gguf.inp" "$inside/ggml-vocab-$name.gguf.out")
 done
 mkdir "$partial/vocabs"
-tar -xzf "$partial"/*.tar.gz -C "$partial/vocabs" --strip-components=4 "${members[@]}" ||
-    fail "the source of $package lacks a vocabulary"
+tar -xzf "$partial"/*.tar.gz -C "$partial/vocabs" --strip-components=4 --wildcards \
+    "$inside/templates/*.jinja" "${members[@]}" || fail "the source of $package lacks templates or a vocabulary"
 rm -rf "$vocabs"
 mv "$partial/vocabs" "$vocabs"
 echo "$vocabs"

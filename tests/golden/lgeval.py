@@ -10,23 +10,42 @@ from pathlib import Path
 import numpy as np
 
 
+def run(program: Path, *arguments) -> str:
+    """Runs `lgeval` and returns its standard output; a failing call ends the script with what `lgeval` said."""
+    line = [str(word) for word in (program, *arguments)]
+    try:
+        result = subprocess.run(line, capture_output=True, encoding="utf-8")
+    except OSError as error:
+        sys.exit(f"{program}: {error}")
+    if result.returncode != 0:
+        sys.exit(f"{' '.join(line)}\nended with {result.returncode}: {result.stderr.strip()}")
+    return result.stdout
+
+
+def render(program: Path, sources: list[str], chats: list[dict], tokens: dict, seconds: int) -> list[list[dict]]:
+    """What each chat template makes of each conversation, in one call: objects with `text` or `error`."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / str(i) for i in range(len(sources))]
+        for file, source in zip(files, sources):
+            file.write_bytes(source.encode())
+        conversations = Path(folder) / "conversations.json"
+        conversations.write_text(json.dumps(chats), encoding="ascii")
+        words = [f"--token={name}={token}" for name, token in tokens.items()]
+        output = run(program, "chat-template", "-f", conversations, "--time", seconds, *words, "-t", *files)
+    answers = [json.loads(line) for line in output.removesuffix("\n").split("\n")]
+    return [answers[i : i + len(chats)] for i in range(0, len(answers), len(chats))]
+
+
 @dataclass(frozen=True)
 class Lgeval:
-    """A built `lgeval` and the model that it runs. A failing call ends the script with what `lgeval` said."""
+    """A built `lgeval` and the model that it runs."""
 
     program: Path
     model: Path
 
     def call(self, command: str, *arguments) -> str:
         """Runs one command on the model and returns its standard output."""
-        line = [str(word) for word in (self.program, command, "-m", self.model, *arguments)]
-        try:
-            result = subprocess.run(line, capture_output=True, text=True)
-        except OSError as error:
-            sys.exit(f"{self.program}: {error}")
-        if result.returncode != 0:
-            sys.exit(f"{' '.join(line)}\nended with {result.returncode}: {result.stderr.strip()}")
-        return result.stdout
+        return run(self.program, command, "-m", self.model, *arguments)
 
     def tokenize(self, text: str) -> np.ndarray:
         """The token ids of a text."""
