@@ -137,6 +137,8 @@ fn without_generation_tags(source: &str) -> String {
 /// One line: where in the template, and every cause.
 fn template_error(kind: ErrorKind, error: &minijinja::Error) -> Error {
     let cause = |error: &minijinja::Error| match error.detail() {
+        // What a template says itself is of this kind, whose name would add nothing.
+        Some(detail) if error.kind() == minijinja::ErrorKind::InvalidOperation => detail.to_owned(),
         Some(detail) => format!("{}: {detail}", error.kind()),
         None => error.kind().to_string(),
     };

@@ -144,8 +144,8 @@ def matches(answer: dict, template: jinja2.Template, chat: dict, tools: list | N
     try:
         expected = template.render(tools=tools, documents=None, **chat, **TOKENS)
     except Refusal as refusal:
-        head, tail = f"chat template, line {line_of(refusal)}: ", str(refusal)
-        return error.startswith(head) and error.endswith(tail), f"{head}... {tail}"
+        expected = f"chat template, line {line_of(refusal)}: {refusal}"
+        return error == expected, expected
     except Exception as failure:
         return text is None, f"line {line_of(failure)}: {failure!r}"
     return text == expected, repr(expected)

@@ -16,7 +16,7 @@ pub struct ChatTemplateArgs {
     /// The conversations: a JSON list of objects with "messages" and, if the answer is to begin, "add_generation_prompt"
     #[arg(short, long, value_name = "JSON")]
     file: PathBuf,
-    /// A special token, as in bos_token=<s>
+    /// A special token, as templates name it: bos_token, eos_token, ...
     #[arg(long = "token", value_name = "NAME=TEXT", value_parser = token)]
     tokens: Vec<(String, String)>,
     /// The time of the templates, in seconds since 1970 [default: now]

@@ -105,7 +105,7 @@ fn templates_render_conversations() {
         [
             json!({"text": "<a=b>[Hi\n\u{2028}]"}),
             json!({"text": "<a=b>"}),
-            json!({"error": "chat template, line 2: invalid operation: no"}),
+            json!({"error": "chat template, line 2: no"}),
             json!({"text": "True\n2000-02-28"}),
         ]
     );
