@@ -31,8 +31,9 @@ pub struct Message {
 /// functions `raise_exception(message)` and `strftime_now(format)`; and the filter `tojson`. A template cannot read files,
 /// and the steps it may take are limited in proportion to the messages.
 ///
-/// Texts are those of Python to the byte. What the engine lacks, like Python's `%` on strings, is an error; but it is less
-/// strict about types: to iterate over none, or to order a number and a string, is no error as it is there.
+/// Templates of common models give the texts of Python to the byte. What the engine lacks, like Python's `%` on strings, is
+/// an error. It is less strict about types: to iterate over none, or to order a number and a string, is no error as it is
+/// there. Some corners differ; `tests/golden/expressions.py` lists those that are known.
 ///
 /// Times are those of UTC, where Hugging Face takes the machine's zone: the zone would come from the environment, which
 /// the library does not read, and the same messages would be other tokens on another machine.

@@ -5,7 +5,7 @@
 renders conversations with the templates of many models: those that tools/vocabs.sh gets, some in the manner of models
 that have none there, and that of a GGUF file. Every text must be the same to the byte. What a template refuses must be
 refused with its message and its line, and what fails in Python must fail. Then come expressions, and formats of
-`strftime_now`.
+`strftime_now`. expressions.py also lists what is known to differ.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from expressions import EXPRESSIONS, MISSING, STATEMENTS
+from expressions import DIFFERENT, EXPRESSIONS, MISSING, STATEMENTS
 from lgeval import render
 from tokens import metadata
 
@@ -218,6 +218,10 @@ def main():
     missing = [f"{{{{ {expression} }}}}" for expression in MISSING]
     answers = render(options.lgeval, missing, [PIECES_SEE], TOKENS, SECONDS)
     wrong += [f"{piece}: {answer}" for piece, [answer] in zip(missing, answers) if "error" not in answer]
+
+    print("What is known to differ:")
+    differing = check({piece: piece for piece in DIFFERENT}, [PIECES_SEE], options)
+    wrong += [f"{piece!r}, which differs no longer," for piece in DIFFERENT if piece not in differing]
 
     wrong += check_dates(options)
     if wrong:

@@ -737,3 +737,39 @@ joiner(',')()
 "%x %X %o %e %g" % (255, 255, 8, 12345.678, 0.0001)
 "{!r}".format('a')
 """.strip().splitlines()
+
+# Where the engine makes another text, or one where Python fails. Whole templates.
+DIFFERENT = [
+    "{{ missing in 'abc' }}",
+    "{{ {'a': 1}.items() }}",
+    "{{ {'a': 1}.keys() }}",
+    "{{ {'items': 1}.items }}",
+    "{{ [missing] }}",
+    "{{ {'a': missing} }}",
+    "{{ messages | map(attribute='missing') | list }}",
+    "{{ messages | sum(attribute='missing') }}",
+    "{{ '\u00bd'.isdigit() }}",
+    "{{ ', '.join([1, 2]) }}",
+    "{{ ('<b>' | safe) + '<i>' }}",
+    "{{ {'a': 1} | pprint }}",
+    "{{ {'a': 1} | attr('a') }}",
+    "{{ range(3) | tojson }}",
+    "{{ range(3) }}",
+    "{{ lipsum is defined }}",
+    "{{ self is defined }}",
+    "{{ 3 > 'a' }}",
+    "{{ none < 1 }}",
+    "{{ ['\u2028'] }}",
+    "{{ [1e16, 1e-5] }}",
+    "{{ none | list }}",
+    "{{ none | join }}",
+    "{% for x in none %}a{% else %}b{% endfor %}",
+    "{% set x = namespace(a=1) %}{{ x }}{{ x is mapping }}",
+    "{% macro f() %}{% endmacro %}{{ f.arguments }}",
+    "a\x1f{%- if true %}b{% endif %}",
+    # A break or continue that leaves such a block takes the text behind it along.
+    "{% for m in messages %}{% filter upper %}a{% break %}{% endfilter %}{% endfor %}b",
+    "{% for m in messages %}{% set x %}a{% continue %}{% endset %}{% endfor %}b",
+    # The line is that of the arguments.
+    "{{\nraise_exception(\n'a' ~\n'b') }}",
+]
