@@ -92,7 +92,8 @@ fn pointers(value: &Value, at: &str, found: &mut Vec<String>) {
     }
 }
 
-/// Any field of any file of a folder may be anything, or missing.
+/// CVE-2024-8063, CVE-2025-0312, CVE-2024-12055, CVE-2025-0315, and CVE-2024-32878: any field of any file of a folder may be
+/// anything, or missing.
 #[test]
 fn every_value_of_a_folder_may_be_anything() {
     let folder = Folder::new();
@@ -139,7 +140,32 @@ fn every_value_of_a_folder_may_be_anything() {
     }
 }
 
-/// The same holes in the file of tensors: lengths, shapes, places, sizes that wrap.
+/// CVE-2024-39720.
+#[test]
+fn files_of_a_few_bytes() {
+    let folder = Folder::new();
+    for name in TEXTS.into_iter().chain([TENSORS]) {
+        for n in 0..=32 {
+            folder.assert_refused(&format!("{n} zeros"), name, &vec![0; n]);
+            folder.assert_refused(&format!("{n} braces"), name, "{".repeat(n).as_bytes());
+        }
+    }
+}
+
+/// CVE-2025-49847: a token whose length is no number of 32 bits. The file has holes instead of its bytes.
+#[test]
+fn a_token_of_two_gigabytes() {
+    let folder = Folder::new();
+    let path = folder.path("tokenizer.json");
+    fs::write(&path, r#"{"model": {"type": "BPE", "merges": [], "vocab": {""#).unwrap();
+    fs::File::options().write(true).open(&path).unwrap().set_len(1 << 31).unwrap();
+    let outcome = outcome("a long token", || convert_path(&folder.temporary.path().join("model")));
+    let message = outcome.unwrap_err();
+    assert!(message.contains("tokenizer.json") && message.contains("2147483648 bytes"), "{message}");
+}
+
+/// CVE-2024-21836, CVE-2024-23605, CVE-2024-23496: lengths; CVE-2024-41130: truncation; CVE-2024-21802, CVE-2025-53630,
+/// CVE-2026-27940, CVE-2026-33298: shapes and sizes that wrap; CVE-2026-7482: places beyond the end.
 #[test]
 fn headers_of_safetensors() {
     let folder = Folder::new();

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Map, Value};
 
 use crate::plan::shown;
@@ -12,9 +12,19 @@ pub fn read(path: &Path) -> Result<Value> {
     serde_json::from_str(&read_text(path)?).with_context(|| format!("{} is no JSON", path.display()))
 }
 
+/// Bytes of a text file that are read at most: the largest vocabularies take some 40 MB.
+const MAX_BYTES: u64 = 1 << 28;
+
 /// Reads a text file.
 pub fn read_text(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).with_context(|| path.display().to_string())
+    let read = || {
+        let metadata = std::fs::metadata(path)?;
+        ensure!(metadata.is_file(), "this is no file");
+        let n_bytes = metadata.len();
+        ensure!(n_bytes <= MAX_BYTES, "the file has {n_bytes} bytes, more than {MAX_BYTES} are not read");
+        Ok(std::fs::read_to_string(path)?)
+    };
+    read().with_context(|| path.display().to_string())
 }
 
 /// The same for a file that need not be there.
