@@ -2,7 +2,7 @@
 # Runs the project's checks and ends with one line: N passed, N failed.
 #
 #     bash tools/test.sh          # what must pass before a change lands: 12 minutes on two cores
-#     bash tools/test.sh --all    # everything: 55 minutes; what CI runs
+#     bash tools/test.sh --all    # everything: 30 minutes; what CI runs
 #
 # Every step runs whatever became of the others. Their output is kept in the target folder under test-logs/; a failed
 # step's last lines are printed. Gets what it needs: a model (tools/models.sh), vocabularies (tools/vocabs.sh), a Python
