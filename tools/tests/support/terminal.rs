@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
-use rustix::termios::tcgetattr;
+use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 
 /// A program that prints nothing for so long will not print what is waited for.
 const PATIENCE: Timespec = Timespec { tv_sec: 120, tv_nsec: 0 };
@@ -28,6 +28,10 @@ pub fn ends() -> (File, OwnedFd) {
     grantpt(&terminal).unwrap();
     unlockpt(&terminal).unwrap();
     let keyboard = ioctl_tiocgptpeer(&terminal, OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    // Ctrl-C would throw away what is printed and not read yet.
+    let mut modes = tcgetattr(&keyboard).unwrap();
+    modes.local_modes.insert(LocalModes::NOFLSH);
+    tcsetattr(&keyboard, OptionalActions::Now, &modes).unwrap();
     (File::from(terminal), keyboard)
 }
 
