@@ -7,18 +7,13 @@
 # They come out of the source of the PyPI package llama-cpp-python (MIT, 77 MB), which has llama.cpp's tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. tools/pypi.sh
 
 package=llama-cpp-python==0.3.36
 inside=llama_cpp_python-0.3.36/vendor/llama.cpp/models
 sha256=832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
 names=(command-r gpt-2 llama-bpe llama-spm phi-3 qwen2 refact starcoder)
 vocabs=models/vocabs
-python=${PYTHON:-python3}
-
-fail() {
-    echo "vocabs.sh: $*" >&2
-    exit 1
-}
 
 has_all() {
     local name
@@ -33,15 +28,7 @@ if has_all; then # the folder is made whole, by a rename
     exit
 fi
 
-command -v "$python" >/dev/null || fail "$python is not installed"
-"$python" -m pip --version >/dev/null 2>&1 || fail "$python has no pip (Debian, Ubuntu: apt install python3-pip)"
-mkdir -p models
-partial=$(mktemp -d models/partial.XXXXXX) # in the same folder, so that the rename is atomic
-trap 'rm -rf "$partial"' EXIT
-
-echo "downloading the source of $package (77 MB)" >&2
-"$python" -m pip download --quiet --no-deps --no-binary llama-cpp-python --dest "$partial" "$package" >&2 ||
-    fail "pip could not download $package"
+download "the source of $package (77 MB)" "$package" --no-binary llama-cpp-python
 echo "$sha256  $(echo "$partial"/*.tar.gz)" | sha256sum --check --status ||
     fail "the SHA-256 sum of the source of $package is wrong"
 members=()

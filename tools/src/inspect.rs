@@ -104,7 +104,7 @@ impl Contents {
 
     fn of_folder(path: &Path) -> Result<Self> {
         let Source { dims, metadata, tensors, attention, .. } = convert::open(path)?;
-        let shape = PlanShape { n_layers: dims.n_layers, n_heads: dims.n_heads, n_kv_heads: dims.n_kv_heads };
+        let shape = PlanShape::from(&dims);
         let tensor = |tensor: SourceTensor| Tensor {
             ty: tensor.ty.to_string(),
             n_bytes: tensor.bytes().len() as u64,

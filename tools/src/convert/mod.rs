@@ -83,7 +83,7 @@ impl Conversion {
     /// Flags that do not fit the model, a tensor that cannot have the type.
     pub fn new(source: Source, attention: &AttentionArgs, matrices: MatrixType) -> Result<Self> {
         let Source { dims, mut metadata, tensors, attention: brought, mut warnings } = source;
-        let shape = PlanShape { n_layers: dims.n_layers, n_heads: dims.n_heads, n_kv_heads: dims.n_kv_heads };
+        let shape = PlanShape::from(&dims);
         let brought = brought.unwrap_or_else(|| plan::full(shape));
         let attention = attention.plan(shape)?.unwrap_or_else(|| brought.clone());
         let untrained = |(ours, theirs): &(&LayerAttention, _)| ours != theirs && ours.mask != Mask::Full;

@@ -7,6 +7,7 @@ use anyhow::{Result, bail, ensure};
 use longgen::model::config::ROPE_FREQS;
 
 use super::source::SourceTensor;
+use crate::plan::PlanShape;
 
 /// The numbers that give tensors their shapes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +28,12 @@ pub struct Dims {
     pub n_rot: usize,
     /// Rows of the embedding.
     pub n_vocab: usize,
+}
+
+impl From<&Dims> for PlanShape {
+    fn from(dims: &Dims) -> Self {
+        Self { n_layers: dims.n_layers, n_heads: dims.n_heads, n_kv_heads: dims.n_kv_heads }
+    }
 }
 
 /// A tensor that the runtime knows; in a layer its names stand behind `blk.N.` and `model.layers.N.`.

@@ -51,7 +51,7 @@ pub fn read(folder: &Path) -> Result<Source> {
     let tokenizer = tokenizer::read(folder, &config, dims.n_vocab)?;
     // A plan has a number for every head of every layer: from here on the folder is known to have them.
     names::check(&dims, &tensors)?;
-    let shape = PlanShape { n_layers: dims.n_layers, n_heads: dims.n_heads, n_kv_heads: dims.n_kv_heads };
+    let shape = PlanShape::from(&dims);
     let attention = match config.get("longgen") {
         None => windows::read(&config, shape)?,
         Some(plan) => {
