@@ -40,7 +40,7 @@ const PARTS: [Part; 19] = [
     attn("attn_rows_f32", "attn_rows.cu", "-DLG_KV_F32", true),
     attn("attn_rows_f16", "attn_rows.cu", "-DLG_KV_F16", true),
     attn("attn_rows_bf16", "attn_rows.cu", "-DLG_KV_BF16", true),
-    attn("attn_rows_q8", "attn_rows.cu", "-DLG_KV_Q8", false),
+    attn("attn_rows_q8", "attn_rows.cu", "-DLG_KV_Q8", true),
     part("gemm", "gemm.cu"),
     part("kv", "kv.cu"),
     part("matvec", "matvec.cu"),

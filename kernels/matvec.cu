@@ -6,6 +6,7 @@
 // Bound by memory for one row of x and 16-bit matrices. The first elements of a matrix are on their way before the kernel
 // waits for x.
 #include "common/launch.cuh"
+#include "common/warp.cuh"
 #include "common/weights.cuh"
 
 constexpr uint32_t WARPS = 4;
@@ -74,14 +75,10 @@ __device__ void matvec(const MatvecParams& p) {
             }
         }
     }
-    auto over_lanes = [](float x) {
-        for (int other = 16; other > 0; other /= 2) x += __shfl_xor_sync(~0u, x, other);
-        return x;
-    };
 #pragma unroll
     for (uint32_t n = 0; n < N; n++) {
-        float y = over_lanes(sum[n]);
-        if (p.norm) y /= sqrtf(over_lanes(squares[n]) / static_cast<float>(cols) + p.eps);
+        float y = warp_sum(sum[n]);
+        if (p.norm) y /= sqrtf(warp_sum(squares[n]) / static_cast<float>(cols) + p.eps);
         if (lane > 0 || n >= n_x) continue;
         if (part.bias) y += part.bias[row];
         float* out = part.out + uint64_t(first + n) * matrix.rows + row;

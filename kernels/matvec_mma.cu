@@ -26,6 +26,7 @@
 #include "common/barrier.cuh"
 #include "common/launch.cuh"
 #include "common/mma.cuh"
+#include "common/warp.cuh"
 #include "common/weights.cuh"
 
 constexpr uint32_t WARPS = 8, THREADS = 32 * WARPS;   // that multiply
@@ -275,8 +276,8 @@ struct MatvecMma {
 #pragma unroll
             for (uint32_t i = 0; i < BATCH_ROWS; i++) {
                 if (first_n + i >= n_x) break;
-                for (int other = 16; other > 0; other /= 2) sums[i] += __shfl_xor_sync(~0u, sums[i], other);
-                if (lane == 0) of_warps[first_n + i][warp] = sums[i];
+                float of_warp = warp_sum(sums[i]);
+                if (lane == 0) of_warps[first_n + i][warp] = of_warp;
             }
             if (first_n == 0) break;
         }

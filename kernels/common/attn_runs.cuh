@@ -299,10 +299,13 @@ struct RunHeads {
             if (head >= n_heads) continue;
 #pragma unroll
             for (int j = 0; j < DIM / 16; j++) {
-                float2* to = reinterpret_cast<float2*>(&state[head][Products::value_element(j, lane)]);
+                float2* to = reinterpret_cast<float2*>(&state[state_row<HEADS>(head)][Products::value_element(j, lane)]);
                 *to = make_float2(out[j][h], out[j][2 + h]);
             }
-            if (lane < 4) state[head][DIM] = most[h] - WEIGHT_SHIFT, state[head][DIM + 1] = sum[h];
+            if (lane < 4) {
+                float(&own)[DIM + 2] = state[state_row<HEADS>(head)];
+                own[DIM] = most[h] - WEIGHT_SHIFT, own[DIM + 1] = sum[h];
+            }
         }
     }
 };

@@ -1,6 +1,7 @@
 // Attention that is split over the cache: warps and blocks each see some keys of a query, and what they leave is merged.
 #pragma once
 #include "kv.cuh"
+#include "warp.cuh"
 
 // Splits of the keys of a query, at most; see attn.rs.
 constexpr uint32_t MAX_SPLITS = 64;
@@ -9,6 +10,12 @@ constexpr uint32_t MAX_SPLITS = 64;
 // that score; and the sum of the weights.
 template <int DIM, int HEADS, int WARPS>
 using States = float[WARPS][HEADS][DIM + 2];
+
+// Where in a state a head stands: the even ones first, so that lanes which have two each write to different banks.
+template <int HEADS>
+__device__ __forceinline__ uint32_t state_row(uint32_t head) {
+    return HEADS == 8 ? head % 2 * 4 + head / 2 : head;
+}
 
 // What a block of the grid (n_splits, n_kv_heads * parts of their groups, n_tokens of every session) computes: one token,
 // one KV head, and up to `heads_at_once` of its query heads.
@@ -69,137 +76,117 @@ struct Partials {
     __device__ __forceinline__ float* state(uint32_t head, uint32_t split) const { return states + (head * n_splits + split) * 2; }
 };
 
-template <int N>
-struct alignas(4 * N) Floats {
-    float x[N];
+// Adds one to a counter and returns what it was. Whoever reads the last arrival sees what was written before the others.
+__device__ __forceinline__ uint32_t arrive(uint32_t* counter) {
+    uint32_t before;
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;\n" : "=r"(before) : "l"(counter) : "memory");
+    return before;
+}
+
+// The elements of a head that a lane of a warp has: two of every 64.
+template <int DIM>
+struct Elements {
+    static constexpr int PAIRS = DIM / 64;
+    float2 pairs[PAIRS] = {};
+
+    static __device__ __forceinline__ uint32_t first(int pair) { return pair * 64 + threadIdx.x % 32 * 2; }
+    // Heads may be smaller than DIM.
+    template <typename Body>
+    static __device__ __forceinline__ void each(uint32_t dim, Body body) {
+#pragma unroll
+        for (int i = 0; i < PAIRS; i++) {
+            if (first(i) < dim) body(i, first(i));
+        }
+    }
+    __device__ __forceinline__ void add(int pair, float2 x, float factor) {
+        pairs[pair].x += x.x * factor, pairs[pair].y += x.y * factor;
+    }
+    __device__ __forceinline__ void store(float* to, uint32_t dim, float factor) const {
+        each(dim, [&](int i, uint32_t at) {
+            *reinterpret_cast<float2*>(to + at) = make_float2(pairs[i].x * factor, pairs[i].y * factor);
+        });
+    }
 };
 
-__device__ __forceinline__ Floats<1> load_left(const Floats<1>* from) { return {{__ldcg(from->x)}}; }
-__device__ __forceinline__ Floats<4> load_left(const Floats<4>* from) {
-    float4 x = __ldcg(reinterpret_cast<const float4*>(from));
-    return {{x.x, x.y, x.z, x.w}};
-}
-
-// Merges what `n_splits` splits of some heads have left, N elements at a time; all threads take part. Where there are more
-// threads than elements, several share the splits of one.
-template <int N, int HEADS, int WARPS>
-__device__ __forceinline__ void
-merge_splits(const AttnParams& p, const Partials& left, uint32_t row, uint32_t first_head, uint32_t n_heads, uint32_t n_splits) {
-    constexpr uint32_t THREADS = 32 * WARPS, AT_ONCE = 16;
-    __shared__ float factors[HEADS][MAX_SPLITS];
-    __shared__ Floats<N> shares[THREADS];
-    uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, dim = left.dim;
-    uint32_t n = n_heads * dim / N, width = min(n, THREADS), n_shares = THREADS / width, share = threadIdx.x / width;
-    Floats<N> read[AT_ONCE];
-    auto load = [&](uint32_t i, uint32_t first_split) {
-        uint32_t head = i * N / dim;
+// Merges what the splits have left of a head, for one warp.
+template <int DIM>
+__device__ __forceinline__ void merge_splits(float* out, const Partials& left, uint32_t head, uint32_t n_splits, float sink) {
+    constexpr uint32_t AT_ONCE = 16, TURNS = MAX_SPLITS / 32;
+    using E = Elements<DIM>;
+    uint32_t lane = threadIdx.x % 32, dim = left.dim;
+    float2 read[AT_ONCE][E::PAIRS];
+    auto load = [&](uint32_t first) {
 #pragma unroll
         for (uint32_t k = 0; k < AT_ONCE; k++) {
-            uint32_t split = min(first_split + k * n_shares, n_splits - 1);
-            read[k] = load_left(reinterpret_cast<const Floats<N>*>(left.value(head, split) + i * N % dim));
+            const float* from = left.value(head, min(first + k, n_splits - 1));
+            E::each(dim, [&](int i, uint32_t at) { read[k][i] = __ldcg(reinterpret_cast<const float2*>(from + at)); });
         }
     };
-    // On their way while the factors are found: of every head by one warp.
-    load(threadIdx.x % width, share);
-    for (uint32_t g = warp; g < n_heads; g += WARPS) {
-        constexpr uint32_t TURNS = MAX_SPLITS / 32;
-        float most[TURNS], sum[TURNS], sink = sink_of(p, first_head + g), all = sink, total = 0.0f;
+    // On their way while the factors are found.
+    load(0);
+    float factors[TURNS], sums[TURNS], all = sink;
 #pragma unroll
-        for (uint32_t k = 0; k < TURNS; k++) {
-            uint32_t split = lane + 32 * k;
-            const float* state = left.state(g, min(split, n_splits - 1));
-            most[k] = split < n_splits ? __ldcg(state) : -INFINITY, sum[k] = __ldcg(state + 1);
-            all = fmaxf(all, most[k]);
+    for (uint32_t k = 0; k < TURNS; k++) {
+        uint32_t split = lane + 32 * k;
+        float2 state = __ldcg(reinterpret_cast<const float2*>(left.state(head, min(split, n_splits - 1))));
+        factors[k] = split < n_splits ? state.x : -INFINITY, sums[k] = state.y;
+        all = fmaxf(all, factors[k]);
+    }
+    all = warp_max(all);
+    float total = 0.0f;
+#pragma unroll
+    for (uint32_t k = 0; k < TURNS; k++) factors[k] = rescale(factors[k], all), total += sums[k] * factors[k];
+    total = warp_sum(total) + rescale(sink, all);
+    E merged;
+    for (uint32_t first = 0; first < n_splits; first += AT_ONCE) {
+        if (first > 0) load(first);
+#pragma unroll
+        for (uint32_t k = 0; k < AT_ONCE; k++) {
+            uint32_t split = first + k;
+            float factor = __shfl_sync(~0u, split < 32 ? factors[0] : factors[TURNS - 1], split % 32);
+            if (split < n_splits) E::each(dim, [&](int i, uint32_t) { merged.add(i, read[k][i], factor); });
         }
-#pragma unroll
-        for (int other = 16; other > 0; other /= 2) all = fmaxf(all, __shfl_xor_sync(~0u, all, other));
-#pragma unroll
-        for (uint32_t k = 0; k < TURNS; k++) most[k] = rescale(most[k], all), total += sum[k] * most[k];
-#pragma unroll
-        for (int other = 16; other > 0; other /= 2) total += __shfl_xor_sync(~0u, total, other);
-        total += rescale(sink, all);
-#pragma unroll
-        for (uint32_t k = 0; k < TURNS; k++) factors[g][lane + 32 * k] = most[k] / total;
     }
-    __syncthreads();
-    Floats<N>* out = reinterpret_cast<Floats<N>*>(p.out + (uint64_t(row) * p.n_heads + first_head) * dim);
-    // Threads beyond the last share have nothing to do.
-    for (uint32_t i = share < n_shares ? threadIdx.x % width : n; i < n; i += width) {
-        if (i >= width) load(i, share);
-        Floats<N> merged = {};
-        for (uint32_t first = share; first < n_splits; first += AT_ONCE * n_shares) {
-            if (first > share) load(i, first);
-#pragma unroll
-            for (uint32_t k = 0; k < AT_ONCE; k++) {
-                uint32_t split = first + k * n_shares;
-                float factor = split < n_splits ? factors[i * N / dim][split] : 0.0f;
-#pragma unroll
-                for (int e = 0; e < N; e++) merged.x[e] += split < n_splits ? read[k].x[e] * factor : 0.0f;
-            }
-        }
-        if (n_shares == 1) out[i] = merged;
-        else shares[threadIdx.x] = merged;
-    }
-    if (n_shares == 1) return;
-    __syncthreads();
-    if (threadIdx.x >= n) return;
-    Floats<N> merged = shares[threadIdx.x];
-    for (uint32_t s = 1; s < n_shares; s++) {
-#pragma unroll
-        for (int e = 0; e < N; e++) merged.x[e] += shares[threadIdx.x + s * n].x[e];
-    }
-    out[threadIdx.x] = merged;
+    merged.store(out, dim, 1.0f / total);
 }
 
-// Merges what the warps of a block have left, and with it what the blocks of the other splits have, if this is the last.
-// Blocks of the first `n_splits` splits call it, with all their BLOCK_WARPS.
+// Merges what the warps of a block have left, and with it what the blocks of the other splits have, if this is the last: a
+// warp for each head, without waiting for other heads. Blocks of the first `n_splits` splits call it, with all their
+// BLOCK_WARPS.
 template <int DIM, int HEADS, int WARPS, int BLOCK_WARPS>
 __device__ __forceinline__ void finish(const AttnParams& p, uint32_t row, uint32_t first_head, uint32_t n_heads, uint32_t n_splits,
-                                       States<DIM, HEADS, WARPS>& states) {
-    __shared__ bool is_last;
-    __shared__ float largest[HEADS], sums[HEADS];
-    uint32_t dim = p.shape.head_dim;
+                                       const States<DIM, HEADS, WARPS>& states) {
+    using E = Elements<DIM>;
+    static_assert(MAX_SPLITS == 64 && WARPS <= 32);
+    uint32_t lane = threadIdx.x % 32, dim = p.shape.head_dim;
+    Partials left(p, first_head);
     __syncthreads();
-    if (threadIdx.x < n_heads) {
-        uint32_t g = threadIdx.x;
-        float sink = n_splits == 1 ? sink_of(p, first_head + g) : -INFINITY, all = sink, total = 0.0f;
-#pragma unroll
-        for (uint32_t w = 0; w < WARPS; w++) all = fmaxf(all, states[w][g][DIM]);
+    for (uint32_t g = threadIdx.x / 32; g < n_heads; g += BLOCK_WARPS) {
+        float sink = sink_of(p, first_head + g), own_sink = n_splits == 1 ? sink : -INFINITY;
+        const float* state = &states[min(lane, WARPS - 1)][state_row<HEADS>(g)][DIM];
+        float most = lane < WARPS ? state[0] : -INFINITY, all = warp_max(fmaxf(most, own_sink));
+        float factor = rescale(most, all), total = warp_sum(state[1] * factor) + rescale(own_sink, all);
+        E sum;
 #pragma unroll
         for (uint32_t w = 0; w < WARPS; w++) {
-            states[w][g][DIM] = rescale(states[w][g][DIM], all);
-            total += states[w][g][DIM + 1] * states[w][g][DIM];
+            float of_warp = __shfl_sync(~0u, factor, w);
+            const float* from = states[w][state_row<HEADS>(g)];
+            E::each(dim, [&](int i, uint32_t at) { sum.add(i, *reinterpret_cast<const float2*>(from + at), of_warp); });
         }
-        largest[g] = all, sums[g] = total + rescale(sink, all);
+        float* out = p.out + (uint64_t(row) * p.n_heads + first_head + g) * dim;
+        if (n_splits == 1) {
+            sum.store(out, dim, 1.0f / total);
+            continue;
+        }
+        sum.store(left.value(g, blockIdx.x), dim, 1.0f);
+        if (lane == 0) *reinterpret_cast<float2*>(left.state(g, blockIdx.x)) = make_float2(all, total);
+        __syncwarp();
+        bool is_last = false;
+        if (lane == 0) {
+            uint32_t* arrivals = p.arrivals + blockIdx.z * p.n_heads + first_head + g;
+            is_last = arrive(arrivals) == n_splits - 1;
+            if (is_last) *arrivals = 0;
+        }
+        if (__any_sync(~0u, is_last)) merge_splits<DIM>(out, left, g, n_splits, sink);
     }
-    __syncthreads();
-    float* out = p.out + (uint64_t(row) * p.n_heads + first_head) * dim;
-    Partials left(p, first_head);
-    for (uint32_t i = threadIdx.x; i < n_heads * dim; i += 32 * BLOCK_WARPS) {
-        uint32_t g = i / dim;
-        float x = 0.0f;
-#pragma unroll
-        for (uint32_t w = 0; w < WARPS; w++) x += states[w][g][i % dim] * states[w][g][DIM];
-        if (n_splits == 1) out[i] = x / sums[g];
-        else left.value(g, blockIdx.x)[i % dim] = x;
-    }
-    if (n_splits == 1) return;
-    if (threadIdx.x < n_heads) {
-        float* to = left.state(threadIdx.x, blockIdx.x);
-        to[0] = largest[threadIdx.x], to[1] = sums[threadIdx.x];
-    }
-
-    // The fences of one thread are those of all that have met it.
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence();
-        uint32_t* arrivals = p.arrivals + blockIdx.z * gridDim.y + blockIdx.y;
-        is_last = atomicAdd(arrivals, 1) == n_splits - 1;
-        if (is_last) *arrivals = 0;
-        __threadfence();
-    }
-    __syncthreads();
-    if (!is_last) return;
-    if (dim % 4 == 0) merge_splits<4, HEADS, BLOCK_WARPS>(p, left, row, first_head, n_heads, n_splits);
-    else merge_splits<1, HEADS, BLOCK_WARPS>(p, left, row, first_head, n_heads, n_splits);
 }

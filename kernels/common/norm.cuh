@@ -1,5 +1,7 @@
 // The root-mean-square norm of rows that a kernel reads.
 #pragma once
+#include "warp.cuh"
+
 #include <cstdint>
 
 // 1 / sqrt(mean(x^2) + eps) of the first n of N rows of x (N, width). All threads of the block take part, at least N and
@@ -29,8 +31,8 @@ __device__ __forceinline__ void norm_factors(float (&factors)[N], const float* x
 #pragma unroll
     for (uint32_t row = 0; row < N; row++) {
         if (row >= n) break;
-        for (int lane = 16; lane > 0; lane /= 2) sums[row] += __shfl_xor_sync(~0u, sums[row], lane);
-        if (threadIdx.x % 32 == 0) of_warps[row][threadIdx.x / 32] = sums[row];
+        float of_warp = warp_sum(sums[row]);
+        if (threadIdx.x % 32 == 0) of_warps[row][threadIdx.x / 32] = of_warp;
     }
     __syncthreads();
     if (threadIdx.x < n) {

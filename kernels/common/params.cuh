@@ -126,7 +126,7 @@ struct AttnParams {
     const float* sink_logits;   // null: none
     const uint32_t* phases;     // (n_heads)
     float* partials;            // (rows of the launch, n_heads, n_splits, head_dim + 2)
-    uint32_t* arrivals;         // counters, zeros between launches: (rows of the launch, parts of the heads), or of items
+    uint32_t* arrivals;         // counters, zeros between launches: (rows of the launch, n_heads), or of items
     Append append;
     KvShape shape;
     Mask mask;
