@@ -61,7 +61,7 @@ __device__ __forceinline__ void attn_decode(const AttnParams& p) {
     constexpr uint32_t RUNS = Products::ROW_BYTES < 256 ? 2 : 1;   // at once
     __shared__ uint32_t residues[HEADS];
     __shared__ uint32_t n_residues;
-    __shared__ States<DIM, HEADS, WARPS> states;
+    __shared__ alignas(8) States<DIM, HEADS, WARPS> states;
 
     const RowPart part(p, HEADS);
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, position = part.position;

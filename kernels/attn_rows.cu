@@ -69,7 +69,7 @@ __device__ void attn_rows(const AttnParams& p) {
     constexpr uint32_t STEPS = RUN / KEYS;
     __shared__ uint32_t residues[GROUP];
     __shared__ uint32_t n_residues;
-    __shared__ States<DIM, GROUP, WARPS> states;
+    __shared__ alignas(8) States<DIM, GROUP, WARPS> states;
 
     const auto [seq, rows, kv_head, first_head, n_heads, position, row] = RowPart(p, GROUP);
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, part = lane % LANES, dim = p.shape.head_dim;

@@ -7,7 +7,7 @@
 constexpr uint32_t MAX_SPLITS = 64;
 
 // The states of some heads, one of every warp: the weighted values of its keys, relative to exp2 of their largest score;
-// that score; and the sum of the weights.
+// that score; and the sum of the weights. They are read two floats at a time.
 template <int DIM, int HEADS, int WARPS>
 using States = float[WARPS][HEADS][DIM + 2];
 
