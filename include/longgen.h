@@ -17,7 +17,10 @@
 //   keeps what it needs of its model.
 // - Parameter structs begin with struct_size, which the caller sets to the struct's sizeof. Zero means the default for
 //   every other field, and NULL instead of the struct means all defaults. A library accepts the smaller structs of
-//   programs compiled with older headers, and larger ones of newer headers if what it does not know is zero.
+//   programs compiled with older headers, and larger ones of newer headers if what it does not know is zero. Fields
+//   called reserved are zero.
+// - Structs of results begin with struct_size, too, set by the caller before the call. The library writes no more bytes
+//   than that, and zero to fields of newer headers.
 // - Arrays are a pointer and a count; NULL with 0 is an empty one. Input arrays and structs are only read, and only
 //   during the call.
 // - Enumerations come in as uint32_t. A number without a meaning is LG_ERR_INVALID.
@@ -207,7 +210,55 @@ typedef struct lg_session_params {
     uint32_t kv_type;
     // How precisely matrix products are computed: one of `LG_PRECISION_*`.
     uint32_t precision;
+    // Rows of logits that are computed together where a call computes several; 0 means 1. More need more memory.
+    uint32_t logits_rows;
+    // 0.
+    uint32_t reserved;
+    // Most bytes that the session may take; 0 means that there is no limit. With `n_ctx` a session that takes more is
+    // refused before anything is allocated, and the error says which context would fit. Without it the longest context
+    // is taken that fits, at most the one that the model was trained for: `lg_session_n_ctx` tells.
+    uint64_t max_bytes;
 } lg_session_params;
+
+// What a session takes, in bytes. Each of several sessions takes that much.
+typedef struct lg_memory_plan {
+    // Set by the caller: `sizeof(lg_memory_plan)`.
+    size_t struct_size;
+    // Longest context in tokens: that of the parameters, or what they leave to the library.
+    uint32_t n_ctx;
+    // Most tokens that run through the layers together.
+    uint32_t chunk_tokens;
+    // The cache: keys and values of all layers.
+    uint64_t kv_bytes;
+    // Cache blocks of a chunk that become current when the chunk is done.
+    uint64_t staging_bytes;
+    // Keys and values of the running chunk, which layers with a part of the context share.
+    uint64_t scratch_bytes;
+    // Activations of a chunk.
+    uint64_t activation_bytes;
+    // Working memory of the operations.
+    uint64_t workspace_bytes;
+    // Tables that say where cache blocks lie.
+    uint64_t table_bytes;
+    // Logits, where they are computed and where they are read.
+    uint64_t logits_bytes;
+    // All of them together.
+    uint64_t total_bytes;
+} lg_memory_plan;
+
+// What a session takes for one layer.
+typedef struct lg_layer_plan {
+    // Set by the caller: `sizeof(lg_layer_plan)`.
+    size_t struct_size;
+    // Cache blocks of all KV heads together.
+    uint32_t n_slots;
+    // Tokens of a cache block.
+    uint32_t block_tokens;
+    // The layer's part of `lg_memory_plan.kv_bytes`.
+    uint64_t kv_bytes;
+    // The layer's part of `lg_memory_plan.staging_bytes`.
+    uint64_t staging_bytes;
+} lg_layer_plan;
 
 // Told after each chunk of a prompt how many of its tokens are done. Called in the thread of the running call, which
 // goes on when it returns; to stop the call, set its cancel object. It must return: no exception and no longjmp may
@@ -316,17 +367,44 @@ uint32_t lg_model_eos_token(const struct lg_model *model);
 bool lg_model_is_end_of_generation(const struct lg_model *model,
                                    uint32_t token);
 
-// The memory, in bytes, that `lg_session_new` would allocate for a session with these parameters, to the byte.
-// Allocates nothing itself. `params` may be NULL: all defaults.
+// The memory that `lg_session_new` would allocate for a session with these parameters, to the byte. Allocates none of
+// it. N sessions take N times that.
+//
+// `params` may be NULL: all defaults.
+//
+// Errors: `LG_ERR_INVALID`, `LG_ERR_OUT_OF_MEMORY` if it is more than `max_bytes`.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_model_plan(const struct lg_model *model,
+                        const struct lg_session_params *params,
+                        struct lg_memory_plan *out,
+                        struct lg_error *error);
+
+// The part of a layer in what `lg_model_plan` says. Layers count from 0.
+//
+// Errors: those of `lg_model_plan`; `LG_ERR_INVALID` also for a layer that the model does not have.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_model_plan_layer(const struct lg_model *model,
+                              const struct lg_session_params *params,
+                              uint32_t layer,
+                              struct lg_layer_plan *out,
+                              struct lg_error *error);
+
+// The longest context, in tokens, that a session can have within `n_bytes` with otherwise these parameters: at most
+// their `n_ctx`, and 0 if not even one token fits. Their `max_bytes` plays no part. `params` may be NULL: all defaults.
 //
 // Errors: `LG_ERR_INVALID`.
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.
-lg_status lg_model_plan_bytes(const struct lg_model *model,
-                              const struct lg_session_params *params,
-                              uint64_t *n_bytes,
-                              struct lg_error *error);
+lg_status lg_model_longest_context(const struct lg_model *model,
+                                   const struct lg_session_params *params,
+                                   uint64_t n_bytes,
+                                   uint32_t *n_ctx,
+                                   struct lg_error *error);
 
 // The tokens of a text.
 //
@@ -363,12 +441,12 @@ lg_status lg_model_token_bytes(const struct lg_model *model,
                                size_t *n_bytes,
                                struct lg_error *error);
 
-// Opens an empty session. Allocates all memory that it will ever need: what `lg_model_plan_bytes` says.
+// Opens an empty session. Allocates all memory that it will ever need: what `lg_model_plan` says.
 //
 // `params` may be NULL: all defaults. `*out` is the caller's and is freed by `lg_session_free`; the model may be freed
 // before.
 //
-// Errors: `LG_ERR_INVALID`, `LG_ERR_OUT_OF_MEMORY`, `LG_ERR_DEVICE`.
+// Errors: `LG_ERR_INVALID`; `LG_ERR_OUT_OF_MEMORY`, also for more than `max_bytes`; `LG_ERR_DEVICE`.
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.

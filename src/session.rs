@@ -33,6 +33,9 @@ pub struct SessionParams {
     pub precision: Precision,
     /// Rows of logits that are computed together by [`Session::prefill_each`] and [`Session::decode_batch`]; 0 means 1.
     pub logits_rows: u32,
+    /// Most bytes that the session may take; 0 means that there is no limit. With `n_ctx` a session that takes more is
+    /// refused; without it the longest context is taken that fits, at most the one that the model was trained for.
+    pub max_bytes: usize,
 }
 
 /// [`SessionParams`] without defaults, checked.
@@ -134,7 +137,8 @@ impl Session {
     /// Opens a session: allocates exactly what [`Model::plan`] says for the same parameters.
     ///
     /// # Errors
-    /// `Invalid`, `OutOfMemory`.
+    /// `Invalid`; `OutOfMemory`, also for more than [`max_bytes`](SessionParams::max_bytes), and then nothing has been
+    /// allocated.
     pub fn new(model: &Arc<Model>, params: &SessionParams) -> Result<Self> {
         let sequence = model.sequence(params)?;
         Ok(Self {

@@ -8,6 +8,7 @@ use std::mem::{offset_of, size_of};
 use std::process::Command;
 
 use longgen::capi::model::lg_model_params;
+use longgen::capi::plan::{lg_layer_plan, lg_memory_plan};
 use longgen::capi::sampler::lg_sampler_params;
 use longgen::capi::session::lg_session_params;
 use longgen::capi::status::lg_error;
@@ -46,9 +47,31 @@ fn structs_lie_in_memory_as_they_always_did() {
     assert_eq!([offset_of!(lg_model_params, load), offset_of!(lg_model_params, device)], [8, 12]);
     assert_eq!([offset_of!(lg_model_params, n_threads), offset_of!(lg_model_params, verify)], [16, 20]);
 
-    assert_eq!(size_of::<lg_session_params>(), 24);
+    assert_eq!(size_of::<lg_session_params>(), 40);
     assert_eq!([offset_of!(lg_session_params, n_ctx), offset_of!(lg_session_params, chunk_tokens)], [8, 12]);
     assert_eq!([offset_of!(lg_session_params, kv_type), offset_of!(lg_session_params, precision)], [16, 20]);
+    assert_eq!(
+        [offset_of!(lg_session_params, logits_rows), offset_of!(lg_session_params, reserved)],
+        [24, 28]
+    );
+    assert_eq!(offset_of!(lg_session_params, max_bytes), 32);
+
+    assert_eq!(size_of::<lg_memory_plan>(), 80);
+    assert_eq!([offset_of!(lg_memory_plan, n_ctx), offset_of!(lg_memory_plan, chunk_tokens)], [8, 12]);
+    assert_eq!([offset_of!(lg_memory_plan, kv_bytes), offset_of!(lg_memory_plan, staging_bytes)], [16, 24]);
+    assert_eq!(
+        [offset_of!(lg_memory_plan, scratch_bytes), offset_of!(lg_memory_plan, activation_bytes)],
+        [32, 40]
+    );
+    assert_eq!(
+        [offset_of!(lg_memory_plan, workspace_bytes), offset_of!(lg_memory_plan, table_bytes)],
+        [48, 56]
+    );
+    assert_eq!([offset_of!(lg_memory_plan, logits_bytes), offset_of!(lg_memory_plan, total_bytes)], [64, 72]);
+
+    assert_eq!(size_of::<lg_layer_plan>(), 32);
+    assert_eq!([offset_of!(lg_layer_plan, n_slots), offset_of!(lg_layer_plan, block_tokens)], [8, 12]);
+    assert_eq!([offset_of!(lg_layer_plan, kv_bytes), offset_of!(lg_layer_plan, staging_bytes)], [16, 24]);
 
     assert_eq!(size_of::<lg_sampler_params>(), 40);
     assert_eq!([offset_of!(lg_sampler_params, seed), offset_of!(lg_sampler_params, temperature)], [8, 16]);

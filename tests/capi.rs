@@ -7,8 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use longgen::{Cancel, Model, ModelParams, Sampler, SamplerParams, Session, SessionParams};
+use longgen::{
+    Cancel, KvType, Model, ModelParams, Precision, Sampler, SamplerParams, Session, SessionParams,
+};
 use longgen_format::TensorType;
+use support::random::Random;
 use support::{library, tiny_model};
 
 const C99: [&str; 6] = ["cc", "-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror"];
@@ -97,6 +100,58 @@ fn hostile_arguments_are_refused_and_change_nothing() {
 fn sessions_keep_their_promises() {
     let workshop = Workshop::new();
     workshop.check("tests/capi/session.c", &[workshop.model()]);
+}
+
+/// What plan.c prints for these parameters: what the Rust API plans, and really allocates.
+fn plans(model: &Arc<Model>, params: &SessionParams) -> String {
+    let plan = model.plan(params).unwrap();
+    let session = Session::new(model, params).unwrap();
+    let mut numbers = vec![vec![
+        plan.n_ctx as usize,
+        plan.chunk_tokens as usize,
+        plan.kv_bytes(),
+        plan.staging_bytes(),
+        plan.scratch_bytes,
+        plan.activation_bytes,
+        plan.workspace_bytes,
+        plan.table_bytes,
+        plan.logits_bytes,
+        model.session_bytes(),
+    ]];
+    drop(session);
+    numbers.extend(plan.layers.iter().map(|layer| {
+        let block_tokens = layer.attention.mask.block_size() as usize;
+        vec![layer.n_slots as usize, block_tokens, layer.kv_bytes, layer.staging_bytes]
+    }));
+    let line =
+        |numbers: &Vec<usize>| numbers.iter().map(usize::to_string).collect::<Vec<_>>().join(" ") + "\n";
+    numbers.iter().map(line).collect()
+}
+
+#[test]
+fn plans_are_what_is_allocated_and_limits_are_kept() {
+    let workshop = Workshop::new();
+    let model = Arc::new(Model::open(workshop.model(), &ModelParams::default()).unwrap());
+    // As LG_KV_TYPE_* and LG_PRECISION_* number them.
+    let kv_types = [KvType::F16, KvType::F32, KvType::Bf16, KvType::Q8];
+    let precisions = [Precision::Fast, Precision::Exact];
+    let mut random = Random::new(17);
+    let mut arguments = vec![workshop.model().to_owned()];
+    let mut expected = plans(&model, &SessionParams::default());
+    for _ in 0..30 {
+        let numbers = [2000, 300, kv_types.len(), precisions.len(), 9].map(|n| random.below(n));
+        let [n_ctx, chunk_tokens, .., logits_rows] = numbers.map(|n| u32::try_from(n).unwrap());
+        let [_, _, kv_type, precision, _] = numbers;
+        let (kv_type, precision) = (kv_types[kv_type], precisions[precision]);
+        expected += &plans(
+            &model,
+            &SessionParams { n_ctx, chunk_tokens, kv_type, precision, logits_rows, max_bytes: 0 },
+        );
+        arguments.extend(numbers.map(|n| n.to_string()));
+    }
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let printed = workshop.run(&workshop.build(&C99, "tests/capi/plan.c", &[]), &arguments);
+    assert_eq!(String::from_utf8(printed).unwrap(), expected);
 }
 
 #[test]

@@ -55,7 +55,7 @@ fn tokens(n: usize, seed: u64) -> Vec<u32> {
 }
 
 fn params(chunk_tokens: u32, precision: Precision, kv_type: KvType) -> SessionParams {
-    SessionParams { n_ctx: 400, chunk_tokens, kv_type, precision, logits_rows: 3 }
+    SessionParams { n_ctx: 400, chunk_tokens, kv_type, precision, logits_rows: 3, max_bytes: 0 }
 }
 
 /// Logits behind every token.
@@ -401,6 +401,54 @@ fn the_longest_context_is_the_longest_that_fits() {
 }
 
 #[test]
+fn a_limit_decides_how_long_a_context_is() {
+    let model = File::new(&tiny_model::bytes(TensorType::F16)).open(Device::Cpu, 2);
+    let n_ctx_train = model.config().n_ctx_train;
+    let mut random = Random::new(62);
+    for kv_type in KV_TYPES {
+        let chunk_tokens = u32::try_from(random.below(200)).unwrap();
+        let params = SessionParams { chunk_tokens, kv_type, ..Default::default() };
+        let bytes = |n_ctx| model.plan(&SessionParams { n_ctx, ..params.clone() }).unwrap().total_bytes();
+        let of_context: Vec<usize> = (1..=n_ctx_train).map(bytes).collect();
+        for _ in 0..20 {
+            let max_bytes = 1 + random.below(*of_context.last().unwrap() * 9 / 8);
+            let longest = (1..=n_ctx_train).rev().find(|&n_ctx| of_context[n_ctx as usize - 1] <= max_bytes);
+            let open = |n_ctx| Session::new(&model, &SessionParams { n_ctx, max_bytes, ..params.clone() });
+
+            match (open(0), longest) {
+                (Ok(session), Some(longest)) => {
+                    assert_eq!(session.n_ctx(), longest);
+                    assert_eq!(model.session_bytes(), of_context[longest as usize - 1]);
+                }
+                (Err(error), None) => assert_eq!(error.kind(), ErrorKind::OutOfMemory),
+                (result, _) => {
+                    panic!("{max_bytes} bytes: {longest:?}, {:?}", result.map(|session| session.n_ctx()))
+                }
+            }
+            let n_ctx = 1 + u32::try_from(random.below(n_ctx_train as usize)).unwrap();
+            let needed = of_context[n_ctx as usize - 1];
+            match open(n_ctx) {
+                Ok(session) => assert!(session.n_ctx() == n_ctx && needed <= max_bytes),
+                Err(error) => {
+                    assert!(error.kind() == ErrorKind::OutOfMemory && needed > max_bytes);
+                    let message = error.to_string();
+                    assert!(
+                        message.contains(&format!("needs {needed} bytes, max_bytes is {max_bytes}")),
+                        "{message}"
+                    );
+                    let fits = longest.map(|longest| format!("; a context of {longest} tokens would fit"));
+                    assert!(
+                        message.ends_with(&fits.unwrap_or("; no context is short enough".into())),
+                        "{message}"
+                    );
+                }
+            }
+            assert_eq!(model.session_bytes(), 0);
+        }
+    }
+}
+
+#[test]
 fn a_cancelled_prompt_leaves_the_chunks_before_it_and_no_trace() {
     for device in devices() {
         let file = File::new(&tiny_model::bytes(TensorType::Q8_0));
@@ -484,6 +532,7 @@ fn memory_is_what_the_plan_says() {
                 kv_type: KV_TYPES[random.below(4)],
                 precision: [Precision::Exact, Precision::Fast][random.below(2)],
                 logits_rows: u32::try_from(random.below(9)).unwrap(),
+                max_bytes: 0,
             };
             let plan = model.plan(&params).unwrap();
             let session = Session::new(&model, &params).unwrap();

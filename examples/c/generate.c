@@ -54,13 +54,13 @@ int main(int argc, char **argv)
     lg_model *model = NULL;
     lg_session *session = NULL;
     lg_sampler *sampler = NULL;
-    uint64_t n_bytes;
+    lg_memory_plan plan = {.struct_size = sizeof plan};
 
     lg_status status = lg_model_open(argv[1], NULL, &model, &error);
     if (status == LG_OK)
-        status = lg_model_plan_bytes(model, NULL, &n_bytes, &error);
+        status = lg_model_plan(model, NULL, &plan, &error);
     if (status == LG_OK) {
-        fprintf(stderr, "a session takes %.1f MB\n", (double)n_bytes / 1e6);
+        fprintf(stderr, "a session takes %.1f MB\n", (double)plan.total_bytes / 1e6);
         status = lg_session_new(model, NULL, &session, &error);
     }
     if (status == LG_OK)

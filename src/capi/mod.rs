@@ -11,6 +11,7 @@ mod exclusive;
 mod guard;
 pub mod model;
 mod params;
+pub mod plan;
 mod pointer;
 pub mod sampler;
 pub mod session;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use super::guard::{guard, guard_or};
 use super::params::{self, Params, flag, unknown};
 use super::pointer::{free, into_handle, output, path, reference};
-use super::session::lg_session_params;
 use super::status::{lg_error, lg_status};
 use crate::error::Result;
 use crate::model::{Device, Model, ModelParams};
@@ -192,30 +191,4 @@ pub unsafe extern "C" fn lg_model_eos_token(model: *const lg_model) -> u32 {
 pub unsafe extern "C" fn lg_model_is_end_of_generation(model: *const lg_model, token: u32) -> bool {
     // SAFETY: the caller's word.
     unsafe { get(model, false, |model| model.tokenizer().is_end_of_generation(token)) }
-}
-
-/// The memory, in bytes, that `lg_session_new` would allocate for a session with these parameters, to the byte.
-/// Allocates nothing itself. `params` may be NULL: all defaults.
-///
-/// Errors: `LG_ERR_INVALID`.
-///
-/// # Safety
-/// The caller must pass pointers as the conventions ask.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn lg_model_plan_bytes(
-    model: *const lg_model,
-    params: *const lg_session_params,
-    n_bytes: *mut u64,
-    error: *mut lg_error,
-) -> lg_status {
-    let body = || {
-        // SAFETY: the caller's word, as for all pointers of this function.
-        let (model, n_bytes) = unsafe { (reference(model, "model")?, output(n_bytes, "n_bytes")?) };
-        // SAFETY: as above.
-        let params = unsafe { params::read(params, "lg_session_params") }?.checked()?;
-        n_bytes.write(model.model.plan(&params)?.total_bytes() as u64);
-        Ok(())
-    };
-    // SAFETY: the caller's word.
-    unsafe { guard("lg_model_plan_bytes", error, body) }
 }

@@ -6,7 +6,7 @@ use super::cancel::{flag, lg_cancel};
 use super::exclusive::Exclusive;
 use super::guard::{guard, guard_or};
 use super::model::lg_model;
-use super::params::{self, Params, unknown};
+use super::params::{self, Params, reserved, unknown};
 use super::pointer::{free, into_handle, output, reference, slice};
 use super::status::{lg_error, lg_status};
 use crate::backend::args::{KvType, Precision};
@@ -59,15 +59,24 @@ pub struct lg_session_params {
     pub kv_type: u32,
     /// How precisely matrix products are computed: one of `LG_PRECISION_*`.
     pub precision: u32,
+    /// Rows of logits that are computed together where a call computes several; 0 means 1. More need more memory.
+    pub logits_rows: u32,
+    /// 0.
+    pub reserved: u32,
+    /// Most bytes that the session may take; 0 means that there is no limit. With `n_ctx` a session that takes more is
+    /// refused before anything is allocated, and the error says which context would fit. Without it the longest context
+    /// is taken that fits, at most the one that the model was trained for: `lg_session_n_ctx` tells.
+    pub max_bytes: u64,
 }
 
-// SAFETY: repr(C), begins with its size, integers only, and without padding: 8 + 4 * 4 bytes.
+// SAFETY: repr(C), begins with its size, integers only, and without padding: 8 + 6 * 4 + 8 bytes.
 unsafe impl Params for lg_session_params {
     const FIRST_SIZE: usize = 24;
 }
 
 impl lg_session_params {
     pub(super) fn checked(self) -> Result<SessionParams> {
+        reserved(self.reserved)?;
         Ok(SessionParams {
             n_ctx: self.n_ctx,
             chunk_tokens: self.chunk_tokens,
@@ -83,7 +92,8 @@ impl lg_session_params {
                 LG_PRECISION_EXACT => Precision::Exact,
                 other => return Err(unknown("precision", other)),
             },
-            ..SessionParams::default()
+            logits_rows: self.logits_rows,
+            max_bytes: usize::try_from(self.max_bytes).unwrap_or(usize::MAX),
         })
     }
 }
@@ -93,12 +103,12 @@ impl lg_session_params {
 /// leave it. The session is in use meanwhile.
 pub type lg_progress = Option<unsafe extern "C" fn(user: *mut c_void, n_done: usize, n_tokens: usize)>;
 
-/// Opens an empty session. Allocates all memory that it will ever need: what `lg_model_plan_bytes` says.
+/// Opens an empty session. Allocates all memory that it will ever need: what `lg_model_plan` says.
 ///
 /// `params` may be NULL: all defaults. `*out` is the caller's and is freed by `lg_session_free`; the model may be freed
 /// before.
 ///
-/// Errors: `LG_ERR_INVALID`, `LG_ERR_OUT_OF_MEMORY`, `LG_ERR_DEVICE`.
+/// Errors: `LG_ERR_INVALID`; `LG_ERR_OUT_OF_MEMORY`, also for more than `max_bytes`; `LG_ERR_DEVICE`.
 ///
 /// # Safety
 /// The caller must pass pointers as the conventions ask.

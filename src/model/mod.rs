@@ -161,10 +161,11 @@ impl Model {
         self.chat_template.as_ref()
     }
 
-    /// The exact memory of a session with these parameters; allocates nothing.
+    /// The exact memory of a session with these parameters; allocates nothing. Several sessions take it several times.
     ///
     /// # Errors
-    /// `Invalid` for parameters out of their range.
+    /// `Invalid` for parameters out of their range, `OutOfMemory` for a session that would take more than its
+    /// [`max_bytes`](SessionParams::max_bytes).
     pub fn plan(&self, params: &SessionParams) -> Result<MemoryPlan> {
         self.plan_for(params, &self.config.attention)
     }
@@ -172,10 +173,27 @@ impl Model {
     /// The same if the layers attended like this.
     ///
     /// # Errors
-    /// `Invalid`, also for another number of layers.
+    /// Those of [`plan`](Self::plan); `Invalid` also for another number of layers.
     pub fn plan_for(&self, params: &SessionParams, attention: &[LayerAttention]) -> Result<MemoryPlan> {
         check_attention(&self.config, attention)?;
-        self.engine.plan(params, attention)
+        let plan = self.engine.plan(params, attention)?;
+        let (needed, most) = (plan.total_bytes(), params.max_bytes);
+        if most == 0 || needed <= most {
+            return Ok(plan);
+        }
+        let longest = self.longest_context_for(params, attention, most)?;
+        match longest {
+            Some(n_ctx) if params.n_ctx == 0 => {
+                self.engine.plan(&SessionParams { n_ctx, ..params.clone() }, attention)
+            }
+            _ => {
+                let n_ctx = plan.n_ctx;
+                let fits = would_fit(longest).unwrap_or_else(|| "; no context is short enough".into());
+                let message =
+                    format!("a context of {n_ctx} tokens needs {needed} bytes, max_bytes is {most}{fits}");
+                Err(Error::new(ErrorKind::OutOfMemory, message))
+            }
+        }
     }
 
     /// Bytes of all weights.
@@ -206,15 +224,25 @@ impl Model {
     }
 
     /// The longest context, in tokens and at most that of `params`, that a session can have within `n_bytes` with otherwise
-    /// these parameters; `None` if not even one token fits.
+    /// these parameters, whatever their `max_bytes`; `None` if not even one token fits.
     ///
     /// # Errors
-    /// Those of [`plan`](Self::plan).
+    /// `Invalid` for parameters out of their range.
     pub fn longest_context(&self, params: &SessionParams, n_bytes: usize) -> Result<Option<u32>> {
-        let (mut fits, mut too_long) = (0, self.plan(params)?.n_ctx.saturating_add(1));
+        self.longest_context_for(params, &self.config.attention, n_bytes)
+    }
+
+    fn longest_context_for(
+        &self,
+        params: &SessionParams,
+        attention: &[LayerAttention],
+        n_bytes: usize,
+    ) -> Result<Option<u32>> {
+        let (mut fits, mut too_long) = (0, self.engine.plan(params, attention)?.n_ctx.saturating_add(1));
         while too_long - fits > 1 {
             let n_ctx = fits + (too_long - fits) / 2;
-            match self.plan(&SessionParams { n_ctx, ..params.clone() })?.total_bytes() <= n_bytes {
+            let plan = self.engine.plan(&SessionParams { n_ctx, ..params.clone() }, attention)?;
+            match plan.total_bytes() <= n_bytes {
                 true => fits = n_ctx,
                 false => too_long = n_ctx,
             }
@@ -223,20 +251,19 @@ impl Model {
     }
 
     pub(crate) fn sequence(&self, params: &SessionParams) -> Result<Box<dyn Sequence>> {
+        let plan = self.plan(params)?;
+        // Where the limit decides how long the context is.
+        let params = &SessionParams { n_ctx: plan.n_ctx, ..params.clone() };
         let error = match self.engine.sequence(params) {
             Err(error) if error.kind() == ErrorKind::OutOfMemory => error,
             result => return result,
         };
-        let plan = self.plan(params)?;
         let needed = plan.total_bytes();
         // Devices hand out memory in pages; a little is lost at every buffer's end.
         let free = self.engine.free_bytes().map(|free| free - free / 64);
         let longest = free.map(|free| self.longest_context(params, free)).transpose()?.flatten();
         // What is free now may have been freed since.
-        let fits = match longest.filter(|&n_ctx| n_ctx < plan.n_ctx) {
-            Some(n_ctx) => format!("; a context of {n_ctx} tokens would fit"),
-            None => String::new(),
-        };
+        let fits = would_fit(longest.filter(|&n_ctx| n_ctx < plan.n_ctx)).unwrap_or_default();
         Err(Error::new(error.kind(), format!("the session needs {needed} bytes: {error}{fits}")))
     }
 
@@ -248,6 +275,11 @@ impl Model {
     ) -> Result<()> {
         self.engine.decode_batch(batch, tokens, cancel)
     }
+}
+
+/// What would help where a context is too long.
+fn would_fit(n_ctx: Option<u32>) -> Option<String> {
+    n_ctx.map(|n_ctx| format!("; a context of {n_ctx} tokens would fit"))
 }
 
 /// The model on a device, and why not on one that was preferred.

@@ -7,8 +7,15 @@ int main(void)
     CHECK(offsetof(lg_error, code) == 8 && offsetof(lg_error, message) == 12 && offsetof(lg_error, where) == 524);
     CHECK(sizeof(lg_model_params) == 24);
     CHECK(offsetof(lg_model_params, load) == 8 && offsetof(lg_model_params, verify) == 20);
-    CHECK(sizeof(lg_session_params) == 24);
+    CHECK(sizeof(lg_session_params) == 40);
     CHECK(offsetof(lg_session_params, n_ctx) == 8 && offsetof(lg_session_params, precision) == 20);
+    CHECK(offsetof(lg_session_params, logits_rows) == 24 && offsetof(lg_session_params, max_bytes) == 32);
+    CHECK(sizeof(lg_memory_plan) == 80);
+    CHECK(offsetof(lg_memory_plan, n_ctx) == 8 && offsetof(lg_memory_plan, chunk_tokens) == 12);
+    CHECK(offsetof(lg_memory_plan, kv_bytes) == 16 && offsetof(lg_memory_plan, total_bytes) == 72);
+    CHECK(sizeof(lg_layer_plan) == 32);
+    CHECK(offsetof(lg_layer_plan, n_slots) == 8 && offsetof(lg_layer_plan, block_tokens) == 12);
+    CHECK(offsetof(lg_layer_plan, kv_bytes) == 16 && offsetof(lg_layer_plan, staging_bytes) == 24);
     CHECK(sizeof(lg_sampler_params) == 40);
     CHECK(offsetof(lg_sampler_params, seed) == 8 && offsetof(lg_sampler_params, min_p) == 28);
     CHECK(offsetof(lg_sampler_params, repeat_penalty) == 32 && offsetof(lg_sampler_params, repeat_last_n) == 36);

@@ -184,11 +184,11 @@ static void penalties_look_back_in_the_session(const lg_model *model)
 static void a_longer_context_costs_more(const lg_model *model)
 {
     lg_session_params params = {.struct_size = sizeof params, .n_ctx = 256};
-    uint64_t n_bytes, longer;
-    CALL(lg_model_plan_bytes, (model, &params, &n_bytes, &error));
+    lg_memory_plan plan = {.struct_size = sizeof plan}, longer = plan;
+    CALL(lg_model_plan, (model, &params, &plan, &error));
     params.n_ctx = 512;
-    CALL(lg_model_plan_bytes, (model, &params, &longer, &error));
-    CHECK(0 < n_bytes && n_bytes < longer);
+    CALL(lg_model_plan, (model, &params, &longer, &error));
+    CHECK(0 < plan.total_bytes && plan.total_bytes < longer.total_bytes);
 }
 
 int main(int argc, char **argv)

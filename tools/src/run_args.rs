@@ -169,7 +169,7 @@ impl RunArgs {
             chunk_tokens: self.chunk.unwrap_or(0),
             kv_type: self.compute.kv_type(),
             precision: self.compute.precision(),
-            logits_rows: 0,
+            ..SessionParams::default()
         }
     }
 
