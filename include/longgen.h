@@ -78,6 +78,62 @@
 // A token that does not exist.
 #define LG_TOKEN_NONE UINT32_MAX
 
+// `lg_model_special_token`: begins a text.
+#define LG_SPECIAL_BOS 0
+
+// `lg_model_special_token`: ends a text. A model may end its answers with other tokens as well: ask
+// `lg_model_is_end_of_generation`.
+#define LG_SPECIAL_EOS 1
+
+// `lg_model_special_token`: ends a turn of a conversation.
+#define LG_SPECIAL_EOT 2
+
+// `lg_model_special_token`: ends a message of a turn that goes on.
+#define LG_SPECIAL_EOM 3
+
+// `lg_model_special_token`: stands for what no other token can spell.
+#define LG_SPECIAL_UNK 4
+
+// `lg_model_special_token`: stands between parts.
+#define LG_SPECIAL_SEP 5
+
+// `lg_model_special_token`: fills up what is too short.
+#define LG_SPECIAL_PAD 6
+
+// `lg_model_special_token`: begins what is to be classified.
+#define LG_SPECIAL_CLS 7
+
+// `lg_model_special_token`: stands for what is to be guessed.
+#define LG_SPECIAL_MASK 8
+
+// `lg_model_special_token`: fill in the middle: comes before the part in front of the gap.
+#define LG_SPECIAL_FIM_PREFIX 9
+
+// `lg_model_special_token`: fill in the middle: comes before the part behind the gap.
+#define LG_SPECIAL_FIM_SUFFIX 10
+
+// `lg_model_special_token`: fill in the middle: comes before what fills the gap.
+#define LG_SPECIAL_FIM_MIDDLE 11
+
+// `lg_model_special_token`: fill in the middle: fills up what is too short.
+#define LG_SPECIAL_FIM_PAD 12
+
+// `lg_model_special_token`: fill in the middle: comes before the name of a repository.
+#define LG_SPECIAL_FIM_REPOSITORY 13
+
+// `lg_model_special_token`: fill in the middle: stands between files.
+#define LG_SPECIAL_FIM_SEPARATOR 14
+
+// `lg_layer_attention.kind`: a token sees every token before it.
+#define LG_ATTENTION_FULL 0
+
+// `lg_layer_attention.kind`: the token at position i sees the one at j if i - j < `window_tokens` or j < `sink_tokens`.
+#define LG_ATTENTION_WINDOW 1
+
+// `lg_layer_attention.kind`: with blocks of `block_size` tokens, a token in block I sees what is before it in block J if
+// I - J < `local_blocks`, J < `sink_blocks`, or (J + phase) mod `stride` = 0; every query head has a phase of its own.
+#define LG_ATTENTION_BLOCKS 2
+
 // `lg_model_tokenize`: special tokens that the text spells, such as "<|im_end|>", become those tokens. For text that a
 // chat template made; in a user's words they would let the user steer the model.
 #define LG_TOKENIZE_SPECIAL 1
@@ -195,6 +251,28 @@ typedef struct lg_error {
     // The function that failed, and for `LG_ERR_INTERNAL` the place in the library's source.
     char where[124];
 } lg_error;
+
+// What the tokens of one layer see. Numbers of another kind are 0.
+typedef struct lg_layer_attention {
+    // Set by the caller: `sizeof(lg_layer_attention)`.
+    size_t struct_size;
+    // One of `LG_ATTENTION_*`.
+    uint32_t kind;
+    // Blocks: tokens of a block.
+    uint32_t block_size;
+    // Blocks: how many are visible behind a token, its own included.
+    uint32_t local_blocks;
+    // Blocks: how many at the beginning of the context stay visible.
+    uint32_t sink_blocks;
+    // Blocks: distance of the strided ones; 0 if there are none.
+    uint32_t stride;
+    // Window: tokens that are visible behind a token, itself included.
+    uint32_t window_tokens;
+    // Window: tokens at the beginning of the context that stay visible.
+    uint32_t sink_tokens;
+    // 0.
+    uint32_t reserved;
+} lg_layer_attention;
 
 // How to open a session, and what its memory is planned for.
 typedef struct lg_session_params {
@@ -329,6 +407,13 @@ lg_status lg_model_open(const char *path,
 // The caller must not use the model any more, in no thread and in no running call.
 void lg_model_free(struct lg_model *model);
 
+// The architecture that the file names: "longgen", or "llama" for a plain GGUF. A string that lives as long as the
+// model; NULL for NULL.
+//
+// # Safety
+// The caller must not free the model before this returns, and must not use the string after that.
+const char *lg_model_architecture(const struct lg_model *model);
+
 // Number of tokens in the vocabulary, which is the number of logits. Token ids are below it. 0 for NULL.
 //
 // # Safety
@@ -347,18 +432,49 @@ uint32_t lg_model_n_ctx_train(const struct lg_model *model);
 // The caller must not free the model before this returns.
 uint32_t lg_model_n_layers(const struct lg_model *model);
 
-// The beginning-of-text token, or `LG_TOKEN_NONE` if the model has none or is NULL.
+// Number of query heads of a layer. 0 for NULL.
 //
 // # Safety
 // The caller must not free the model before this returns.
-uint32_t lg_model_bos_token(const struct lg_model *model);
+uint32_t lg_model_n_heads(const struct lg_model *model);
 
-// The end-of-text token, or `LG_TOKEN_NONE` if the model has none or is NULL. A model may end its answers with other
-// tokens as well: ask `lg_model_is_end_of_generation`.
+// Number of KV heads of a layer, which query heads share in equal groups, in order. 0 for NULL.
 //
 // # Safety
 // The caller must not free the model before this returns.
-uint32_t lg_model_eos_token(const struct lg_model *model);
+uint32_t lg_model_n_kv_heads(const struct lg_model *model);
+
+// Number of elements of a head. 0 for NULL.
+//
+// # Safety
+// The caller must not free the model before this returns.
+uint32_t lg_model_head_dim(const struct lg_model *model);
+
+// Number of elements of a hidden state. 0 for NULL.
+//
+// # Safety
+// The caller must not free the model before this returns.
+uint32_t lg_model_d_model(const struct lg_model *model);
+
+// Number of parameters: elements of all tensors of the file. 0 for NULL.
+//
+// # Safety
+// The caller must not free the model before this returns.
+uint64_t lg_model_n_params(const struct lg_model *model);
+
+// Bytes of all tensors of the file. 0 for NULL.
+//
+// # Safety
+// The caller must not free the model before this returns.
+uint64_t lg_model_n_bytes(const struct lg_model *model);
+
+// The token that has the task `which`, one of `LG_SPECIAL_*`: `LG_TOKEN_NONE` if the file names none, for NULL, and for
+// a number without a meaning.
+//
+// # Safety
+// The caller must not free the model before this returns.
+uint32_t lg_model_special_token(const struct lg_model *model,
+                                uint32_t which);
 
 // Whether a generation is over when the model chooses `token`. False for NULL and for numbers that are no token.
 //
@@ -366,6 +482,41 @@ uint32_t lg_model_eos_token(const struct lg_model *model);
 // The caller must not free the model before this returns.
 bool lg_model_is_end_of_generation(const struct lg_model *model,
                                    uint32_t token);
+
+// Whether `token` is no text, but steers the model or stands for what no token can spell. False for NULL and for numbers
+// that are no token.
+//
+// # Safety
+// The caller must not free the model before this returns.
+bool lg_model_is_special(const struct lg_model *model,
+                         uint32_t token);
+
+// What the tokens of a layer see. Layers count from 0.
+//
+// Errors: `LG_ERR_INVALID`, also for a layer that the model does not have.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_model_layer_attention(const struct lg_model *model,
+                                   uint32_t layer,
+                                   struct lg_layer_attention *out,
+                                   struct lg_error *error);
+
+// The phase of each query head of a layer, as `LG_ATTENTION_BLOCKS` uses it; without a meaning in the other kinds.
+//
+// `phases` has room for `cap` numbers; `*n_phases` is how many there are, which is `lg_model_n_heads`. NULL with 0 asks
+// only for that; a buffer that is too small is `LG_ERR_INVALID` and nothing is written.
+//
+// Errors: `LG_ERR_INVALID`, also for a layer that the model does not have.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_model_layer_phases(const struct lg_model *model,
+                                uint32_t layer,
+                                uint32_t *phases,
+                                size_t cap,
+                                size_t *n_phases,
+                                struct lg_error *error);
 
 // The memory that `lg_session_new` would allocate for a session with these parameters, to the byte. Allocates none of
 // it. N sessions take N times that.

@@ -71,6 +71,11 @@ impl WeightFile<'_> {
         usize::try_from(n_bytes.sum::<u64>()).unwrap_or(usize::MAX)
     }
 
+    /// Elements of all tensors together.
+    pub fn n_elems(&self) -> u64 {
+        self.directory.tensors().iter().fold(0, |n, tensor| n.saturating_add(tensor.n_elems()))
+    }
+
     /// Whether the file has a tensor of this name.
     pub fn has(&self, name: &str) -> bool {
         self.directory.tensor(name).is_some()

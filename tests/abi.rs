@@ -7,6 +7,7 @@ mod support;
 use std::mem::{offset_of, size_of};
 use std::process::Command;
 
+use longgen::capi::attention::lg_layer_attention;
 use longgen::capi::model::lg_model_params;
 use longgen::capi::plan::{lg_layer_plan, lg_memory_plan};
 use longgen::capi::sampler::lg_sampler_params;
@@ -55,6 +56,21 @@ fn structs_lie_in_memory_as_they_always_did() {
         [24, 28]
     );
     assert_eq!(offset_of!(lg_session_params, max_bytes), 32);
+
+    assert_eq!(size_of::<lg_layer_attention>(), 40);
+    assert_eq!([offset_of!(lg_layer_attention, kind), offset_of!(lg_layer_attention, block_size)], [8, 12]);
+    assert_eq!(
+        [offset_of!(lg_layer_attention, local_blocks), offset_of!(lg_layer_attention, sink_blocks)],
+        [16, 20]
+    );
+    assert_eq!(
+        [offset_of!(lg_layer_attention, stride), offset_of!(lg_layer_attention, window_tokens)],
+        [24, 28]
+    );
+    assert_eq!(
+        [offset_of!(lg_layer_attention, sink_tokens), offset_of!(lg_layer_attention, reserved)],
+        [32, 36]
+    );
 
     assert_eq!(size_of::<lg_memory_plan>(), 80);
     assert_eq!([offset_of!(lg_memory_plan, n_ctx), offset_of!(lg_memory_plan, chunk_tokens)], [8, 12]);

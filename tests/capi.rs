@@ -3,14 +3,16 @@
 
 mod support;
 
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
+use longgen::attention::mask::Mask;
 use longgen::{
     Cancel, KvType, Model, ModelParams, Precision, Sampler, SamplerParams, Session, SessionParams,
 };
-use longgen_format::TensorType;
+use longgen_format::{OwnedValue, TensorType};
 use support::random::Random;
 use support::{library, tiny_model};
 
@@ -100,6 +102,77 @@ fn hostile_arguments_are_refused_and_change_nothing() {
 fn sessions_keep_their_promises() {
     let workshop = Workshop::new();
     workshop.check("tests/capi/session.c", &[workshop.model()]);
+}
+
+/// What info.c prints of a tiny model whose file names special tokens like this.
+fn facts(special: &[u32]) -> String {
+    let [d_model, d_ff] = tiny_model::WIDTHS;
+    let (n_vocab, n_layers) = (tiny_model::N_VOCAB, tiny_model::plan().len());
+    let [q_dim, kv_dim] = [tiny_model::N_HEADS, tiny_model::N_KV_HEADS].map(|n| n * tiny_model::HEAD_DIM);
+    // In blocks of 32 elements, 34 bytes each; norms and biases are f32.
+    let matrices = d_model * n_vocab + n_layers * d_model * (2 * q_dim + 2 * kv_dim + 3 * d_ff);
+    let vectors = d_model + n_layers * (2 * d_model + q_dim);
+
+    let mut text = "longgen\n".to_owned();
+    let (n_heads, n_kv_heads, head_dim) = (tiny_model::N_HEADS, tiny_model::N_KV_HEADS, tiny_model::HEAD_DIM);
+    writeln!(
+        text,
+        "{n_layers} layers, {n_heads} heads, {n_kv_heads} kv heads of {head_dim}, width {d_model}\n\
+         1024 tokens of context, {n_vocab} of vocabulary\n\
+         {} parameters in {} bytes",
+        matrices + vectors,
+        matrices / 32 * 34 + vectors * 4
+    )
+    .unwrap();
+    special.iter().for_each(|token| write!(text, "{token} ").unwrap());
+    writeln!(text, "\nspecial: {} {}", tiny_model::BOS, tiny_model::EOS).unwrap();
+    for layer in tiny_model::plan() {
+        let kind = match layer.mask {
+            Mask::Full => "full".to_owned(),
+            Mask::Window { window_tokens, sink_tokens } => format!("window {window_tokens} {sink_tokens}"),
+            Mask::Blocks { block_size, local_blocks, sink_blocks, stride } => {
+                format!("blocks {block_size} {local_blocks} {sink_blocks} {stride}")
+            }
+        };
+        let phases: String = layer.phases.iter().map(|phase| format!(" {phase}")).collect();
+        writeln!(text, "{kind}{phases}").unwrap();
+    }
+    text
+}
+
+#[test]
+fn a_model_is_what_its_file_says() {
+    let workshop = Workshop::new();
+    let program = workshop.build(&C99, "tests/capi/info.c", &[]);
+    let none = u32::MAX;
+    let mut special = [none; 15];
+    special[..2].copy_from_slice(&[tiny_model::BOS, tiny_model::EOS]);
+    let printed = workshop.run(&program, &[workshop.model()]);
+    assert_eq!(String::from_utf8(printed).unwrap(), facts(&special));
+
+    // Every key that GGUF has for special tokens, in the order of LG_SPECIAL_*, and one that names no token.
+    let names = "eot eom unknown seperator padding cls mask fim_pre fim_suf fim_mid fim_pad fim_rep fim_sep";
+    let mut random = Random::new(18);
+    let more: Vec<_> = (2..)
+        .zip(names.split(' '))
+        .map(|(i, name)| {
+            let token = u32::try_from(random.below(tiny_model::N_VOCAB)).unwrap();
+            special[i] = token;
+            (format!("tokenizer.ggml.{name}_token_id"), OwnedValue::U32(token))
+        })
+        .collect();
+    let write = |more: &[(String, OwnedValue)]| {
+        std::fs::write(&workshop.model, tiny_model::bytes_with_metadata(TensorType::Q8_0, more)).unwrap();
+    };
+    write(&more);
+    let printed = workshop.run(&program, &[workshop.model()]);
+    assert_eq!(String::from_utf8(printed).unwrap(), facts(&special));
+    let mut more = more;
+    more[6].1 = OwnedValue::U32(u32::try_from(tiny_model::N_VOCAB).unwrap());
+    special[8] = none;
+    write(&more);
+    let printed = workshop.run(&program, &[workshop.model()]);
+    assert_eq!(String::from_utf8(printed).unwrap(), facts(&special));
 }
 
 /// What plan.c prints for these parameters: what the Rust API plans, and really allocates.

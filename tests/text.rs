@@ -171,7 +171,11 @@ fn contradicting_metadata_is_refused_with_the_key() {
     refuse("tokenizer.ggml.token_type", Some(OwnedValue::I32s(vec![9; 4096])), "9");
     refuse("tokenizer.ggml.merges", strings(&["a b", "ab"]), "merges 1");
     refuse("tokenizer.ggml.merges", strings(&["a \u{4F60}"]), "\u{4F60}");
-    refuse("tokenizer.ggml.eos_token_id", Some(OwnedValue::U32(4096)), "eos token id 4096");
+    refuse(
+        "tokenizer.ggml.eos_token_id",
+        Some(OwnedValue::U32(4096)),
+        "tokenizer.ggml.eos_token_id: token 4096",
+    );
     refuse("tokenizer.ggml.eot_token_id", Some(OwnedValue::U32(u32::MAX)), "4294967295");
     let foreign = r#"{"decoder": {"type": "ByteLevel"}, "added_tokens": [{"id": 7, "content": "<z>", "single_word": false,
         "lstrip": false, "rstrip": false, "normalized": false, "special": true}]}"#;

@@ -6,9 +6,11 @@
 #![allow(unsafe_code, reason = "takes pointers from C")]
 #![allow(non_camel_case_types, reason = "types are spelt as C programs spell them")]
 
+pub mod attention;
 pub mod cancel;
 mod exclusive;
 mod guard;
+pub mod info;
 pub mod model;
 mod params;
 pub mod plan;

@@ -1,6 +1,6 @@
-//! `lg_model`: opening a model and asking what it is.
+//! `lg_model`: opening a model.
 
-use std::ffi::c_char;
+use std::ffi::{CString, c_char};
 use std::sync::Arc;
 
 use super::guard::{guard, guard_or};
@@ -17,6 +17,8 @@ use crate::weights::Load;
 /// may be freed before its sessions.
 pub struct lg_model {
     pub(super) model: Arc<Model>,
+    /// [`Config::architecture`](crate::model::config::Config::architecture), as C programs read it.
+    pub(super) architecture: CString,
 }
 
 /// `lg_model_params.load`: the file is mapped, so that pages are read when they are needed and shared with other
@@ -106,7 +108,8 @@ pub unsafe extern "C" fn lg_model_open(
         // SAFETY: as above.
         let params = unsafe { params::read(params, "lg_model_params") }?.checked()?;
         let model = Arc::new(Model::open(path, &params)?);
-        out.write(into_handle(lg_model { model }));
+        let architecture = CString::new(model.config().architecture.as_str()).unwrap_or_default();
+        out.write(into_handle(lg_model { model, architecture }));
         Ok(())
     };
     // SAFETY: the caller's word.
@@ -127,68 +130,7 @@ pub unsafe extern "C" fn lg_model_free(model: *mut lg_model) {
 ///
 /// # Safety
 /// As for [`reference`].
-unsafe fn get<T: Copy>(model: *const lg_model, fallback: T, body: impl FnOnce(&Model) -> T) -> T {
+pub(super) unsafe fn get<T: Copy>(model: *const lg_model, fallback: T, body: impl FnOnce(&Model) -> T) -> T {
     // SAFETY: the caller's word.
     guard_or(fallback, || unsafe { reference(model, "model") }.map(|model| body(&model.model)))
-}
-
-/// Number of tokens in the vocabulary, which is the number of logits. Token ids are below it. 0 for NULL.
-///
-/// # Safety
-/// The caller must not free the model before this returns.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn lg_model_n_vocab(model: *const lg_model) -> u32 {
-    // SAFETY: the caller's word.
-    unsafe { get(model, 0, |model| u32::try_from(model.config().n_vocab).unwrap_or(u32::MAX)) }
-}
-
-/// Longest context, in tokens, that the model was trained for. 0 for NULL.
-///
-/// # Safety
-/// The caller must not free the model before this returns.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn lg_model_n_ctx_train(model: *const lg_model) -> u32 {
-    // SAFETY: the caller's word.
-    unsafe { get(model, 0, |model| model.config().n_ctx_train) }
-}
-
-/// Number of layers. 0 for NULL.
-///
-/// # Safety
-/// The caller must not free the model before this returns.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn lg_model_n_layers(model: *const lg_model) -> u32 {
-    // SAFETY: the caller's word.
-    unsafe { get(model, 0, |model| u32::try_from(model.config().n_layers).unwrap_or(u32::MAX)) }
-}
-
-/// The beginning-of-text token, or `LG_TOKEN_NONE` if the model has none or is NULL.
-///
-/// # Safety
-/// The caller must not free the model before this returns.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn lg_model_bos_token(model: *const lg_model) -> u32 {
-    // SAFETY: the caller's word.
-    unsafe { get(model, LG_TOKEN_NONE, |model| model.tokenizer().bos().unwrap_or(LG_TOKEN_NONE)) }
-}
-
-/// The end-of-text token, or `LG_TOKEN_NONE` if the model has none or is NULL. A model may end its answers with other
-/// tokens as well: ask `lg_model_is_end_of_generation`.
-///
-/// # Safety
-/// The caller must not free the model before this returns.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn lg_model_eos_token(model: *const lg_model) -> u32 {
-    // SAFETY: the caller's word.
-    unsafe { get(model, LG_TOKEN_NONE, |model| model.tokenizer().eos().unwrap_or(LG_TOKEN_NONE)) }
-}
-
-/// Whether a generation is over when the model chooses `token`. False for NULL and for numbers that are no token.
-///
-/// # Safety
-/// The caller must not free the model before this returns.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn lg_model_is_end_of_generation(model: *const lg_model, token: u32) -> bool {
-    // SAFETY: the caller's word.
-    unsafe { get(model, false, |model| model.tokenizer().is_end_of_generation(token)) }
 }

@@ -35,6 +35,8 @@ pub struct Rope {
 /// Everything about a model but its weights and its vocabulary.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// Architecture that the file names: `longgen`, or `llama` for a plain GGUF.
+    pub architecture: String,
     /// Name of the model, if its file gives one.
     pub name: Option<String>,
     /// Layers.
@@ -158,6 +160,7 @@ impl Reader<'_> {
         let n_vocab = self.in_range("vocab_size", u32::try_from(n_vocab).unwrap_or(u32::MAX), MAX_VOCAB)?;
         let n_ctx_train = self.dim("context_length", MAX_CTX)?;
         Ok(Config {
+            architecture: self.prefix.to_owned(),
             name: metadata.opt_str("general.name")?.map(str::to_owned),
             n_layers,
             d_model,

@@ -66,6 +66,7 @@ pub struct Model {
     engine: Box<dyn Engine>,
     weight_bytes: usize,
     tensor_bytes: usize,
+    n_params: u64,
     device_note: Option<String>,
 }
 
@@ -132,8 +133,17 @@ impl Model {
         let is_read = |name: &str| !has_output || name != "token_embd.weight";
         let tensors = file.directory.tensors().iter().filter(|tensor| is_read(tensor.name()));
         let weight_bytes = tensors.map(|tensor| usize::try_from(tensor.n_bytes()).unwrap_or(0)).sum();
-        let tensor_bytes = file.n_bytes();
-        Ok(Self { config, tokenizer, chat_template, engine, weight_bytes, tensor_bytes, device_note })
+        let (tensor_bytes, n_params) = (file.n_bytes(), file.n_elems());
+        Ok(Self {
+            config,
+            tokenizer,
+            chat_template,
+            engine,
+            weight_bytes,
+            tensor_bytes,
+            n_params,
+            device_note,
+        })
     }
 
     /// What the model runs on.
@@ -194,6 +204,11 @@ impl Model {
                 Err(Error::new(ErrorKind::OutOfMemory, message))
             }
         }
+    }
+
+    /// Parameters: elements of all tensors.
+    pub fn n_params(&self) -> u64 {
+        self.n_params
     }
 
     /// Bytes of all weights.

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::decoder::fallback_byte;
 use super::pipeline::{Pipeline, added_tokens, shown};
+use super::special::{SpecialToken, SpecialTokens};
 use super::tokenizer::Tokenizer;
 use super::vocabulary::{Merges, TokenKind, Vocabulary};
 use crate::error::{Error, Result};
@@ -52,9 +53,11 @@ impl HfTokenizer {
             tokens: self.tokens.iter().map(String::as_str).collect(),
             kinds: self.token_types.iter().map(kind).collect::<Result<_>>()?,
             merges: Merges::Ranked(self.merges.iter().map(String::as_str).collect()),
-            bos: self.bos,
-            eos: self.eos,
-            ends: Vec::new(),
+            special: SpecialTokens::default()
+                .with(SpecialToken::Bos, self.bos)
+                .with(SpecialToken::Eos, self.eos)
+                .with(SpecialToken::Unk, self.unk)
+                .with(SpecialToken::Pad, self.pad),
             add_bos: self.add_bos,
         };
         Tokenizer::new(&vocabulary, Pipeline::parse(&self.pipeline)?)

@@ -6,22 +6,20 @@ use serde_json::Value;
 use super::chat::ChatTemplate;
 use super::gguf;
 use super::pipeline::Pipeline;
+use super::special::{SpecialToken, SpecialTokens};
 use super::tokenizer::Tokenizer;
 use super::vocabulary::{Merges, TokenKind, Vocabulary};
 use crate::error::{Error, Result};
 
-/// Further tokens that end a generation, where a file names them.
-const END_KEYS: [&str; 2] = ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
-
-/// Special tokens as chat templates call them and as the keys of a file do, with GGUF's spelling.
-const SPECIAL_TOKENS: [(&str, &str); 7] = [
-    ("bos_token", "bos"),
-    ("eos_token", "eos"),
-    ("unk_token", "unknown"),
-    ("sep_token", "seperator"),
-    ("pad_token", "padding"),
-    ("cls_token", "cls"),
-    ("mask_token", "mask"),
+/// Special tokens as chat templates call them.
+const TEMPLATE_TOKENS: [(&str, SpecialToken); 7] = [
+    ("bos_token", SpecialToken::Bos),
+    ("eos_token", SpecialToken::Eos),
+    ("unk_token", SpecialToken::Unk),
+    ("sep_token", SpecialToken::Sep),
+    ("pad_token", SpecialToken::Pad),
+    ("cls_token", SpecialToken::Cls),
+    ("mask_token", SpecialToken::Mask),
 ];
 
 impl Tokenizer {
@@ -67,15 +65,16 @@ fn vocabulary<'a>(metadata: &Metadata<'a>) -> Result<Vocabulary<'a>> {
             numbers.into_iter().map(kind).collect::<Result<_>>()?
         }
     };
-    let ends = END_KEYS.iter().map(|key| metadata.opt_u32(key)).collect::<Result<Vec<_>, _>>()?;
+    let mut special = SpecialTokens::default();
+    for token in SpecialToken::ALL {
+        special = special.with(token, metadata.opt_u32(token.key())?);
+    }
     let add_bos = metadata.opt_bool("tokenizer.ggml.add_bos_token")?;
     Ok(Vocabulary {
         tokens,
         kinds,
         merges,
-        bos: metadata.opt_u32("tokenizer.ggml.bos_token_id")?,
-        eos: metadata.opt_u32("tokenizer.ggml.eos_token_id")?,
-        ends: ends.into_iter().flatten().collect(),
+        special,
         add_bos: add_bos.unwrap_or(gguf::adds_bos(model, metadata.opt_str("tokenizer.ggml.pre")?)),
     })
 }
@@ -100,9 +99,9 @@ fn sentence_piece(metadata: &Metadata<'_>, vocabulary: &Vocabulary<'_>) -> Resul
         ));
     }
     let space_prefix = metadata.opt_bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
-    let unknown = metadata.opt_u32("tokenizer.ggml.unknown_token_id")?.map(|id| {
+    let unknown = vocabulary.special.get(SpecialToken::Unk).map(|id| {
         let token = vocabulary.tokens.get(id as usize).copied();
-        token.ok_or_else(|| Error::format(format!("tokenizer.ggml.unknown_token_id: {id} is no token")))
+        token.ok_or_else(|| Error::format(format!("{}: {id} is no token", SpecialToken::Unk.key())))
     });
     Ok(gguf::sentence_piece(space_prefix, unknown.transpose()?, vocabulary))
 }
@@ -116,9 +115,9 @@ impl ChatTemplate {
         let Some(source) = metadata.opt_str("tokenizer.chat_template")? else { return Ok(None) };
         let tokens = metadata.opt_strs("tokenizer.ggml.tokens")?.unwrap_or_default();
         let mut special_tokens = Vec::new();
-        for (name, key) in SPECIAL_TOKENS {
-            let key = format!("tokenizer.ggml.{key}_token_id");
-            let Some(id) = metadata.opt_u32(&key)? else { continue };
+        for (name, token) in TEMPLATE_TOKENS {
+            let key = token.key();
+            let Some(id) = metadata.opt_u32(key)? else { continue };
             let token = tokens.get(id as usize);
             let token = token.ok_or_else(|| Error::format(format!("{key}: {id} is no token")))?;
             special_tokens.push((name, *token));

@@ -8,6 +8,7 @@ use tokenizers::{AddedToken, AddedVocabulary, Model, OffsetReferential, OffsetTy
 use super::merges;
 use super::pipeline::Pipeline;
 use super::scores::Scores;
+use super::special::{SpecialToken, SpecialTokens};
 use super::vocabulary::{Merges, TokenKind, Vocabulary};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -37,8 +38,7 @@ pub struct Tokenizer {
     /// Matches the added tokens that a user's text may spell.
     without_special: AddedVocabulary,
     tokens: Vec<Token>,
-    bos: Option<u32>,
-    eos: Option<u32>,
+    special: SpecialTokens,
     add_bos: bool,
     /// Spaces to drop from the start of a decoded text, at most.
     strip_start: usize,
@@ -100,8 +100,7 @@ impl Tokenizer {
             piece: piece.into(),
             bytes: pipeline.decoder.bytes(piece, kind).into(),
             special: kind.is_special(),
-            ends_generation: vocabulary.eos == Some(id)
-                || vocabulary.ends.contains(&id)
+            ends_generation: vocabulary.special.iter().any(|(token, it)| it == id && token.ends_generation())
                 || (kind.is_special() && END_TOKENS.contains(&piece)),
         };
         Ok(Self {
@@ -109,8 +108,7 @@ impl Tokenizer {
             with_special,
             without_special,
             tokens: vocabulary.ids().map(token).collect(),
-            bos: vocabulary.bos,
-            eos: vocabulary.eos,
+            special: vocabulary.special,
             add_bos: vocabulary.add_bos,
             strip_start: pipeline.decoder.strip_start,
             normalizer: pipeline.normalizer,
@@ -145,7 +143,7 @@ impl Tokenizer {
         let splits = pieces.get_splits(OffsetReferential::Original, OffsetType::None);
         let mut ids =
             splits.iter().flat_map(|(_, _, tokens)| tokens.iter().flatten()).map(|token| token.id).peekable();
-        let bos = self.bos.filter(|bos| add_bos && self.add_bos && ids.peek() != Some(bos));
+        let bos = self.bos().filter(|bos| add_bos && self.add_bos && ids.peek() != Some(bos));
         Ok(bos.into_iter().chain(ids).collect())
     }
 
@@ -188,14 +186,19 @@ impl Tokenizer {
         }
     }
 
+    /// The token that has this task, if the file names one.
+    pub fn special_token(&self, token: SpecialToken) -> Option<u32> {
+        self.special.get(token).filter(|&id| self.token(id).is_some())
+    }
+
     /// The beginning-of-text token.
     pub fn bos(&self) -> Option<u32> {
-        self.bos
+        self.special_token(SpecialToken::Bos)
     }
 
     /// The end-of-text token.
     pub fn eos(&self) -> Option<u32> {
-        self.eos
+        self.special_token(SpecialToken::Eos)
     }
 
     /// Whether the model wants every text to begin with [`bos`](Self::bos).

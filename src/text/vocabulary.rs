@@ -1,5 +1,6 @@
 //! The vocabulary of a model: its tokens, what each of them is, and which neighbours become one.
 
+use super::special::{SpecialToken, SpecialTokens};
 use crate::error::{Error, Result};
 
 /// What a token is, as `tokenizer.ggml.token_type` numbers it.
@@ -66,10 +67,7 @@ pub(super) struct Vocabulary<'a> {
     /// One kind per token.
     pub(super) kinds: Vec<TokenKind>,
     pub(super) merges: Merges<'a>,
-    pub(super) bos: Option<u32>,
-    pub(super) eos: Option<u32>,
-    /// Tokens that end a generation, besides `eos`.
-    pub(super) ends: Vec<u32>,
+    pub(super) special: SpecialTokens,
     pub(super) add_bos: bool,
 }
 
@@ -101,14 +99,15 @@ impl Vocabulary<'_> {
                 return Err(Error::format(format!("tokenizer.ggml.scores {id}, of {token:?}, is no number")));
             }
         }
-        let named =
-            [("bos", self.bos), ("eos", self.eos)].into_iter().filter_map(|(name, id)| Some((name, id?)));
-        for (name, id) in named.chain(self.ends.iter().map(|&id| ("end of turn", id))) {
-            if id as usize >= count {
-                return Err(Error::format(format!("{name} token id {id}, but there are {count} tokens")));
+        // Nothing is run by the others: a file may give them numbers that are no token.
+        let is_used = |token: SpecialToken| token == SpecialToken::Bos || token.ends_generation();
+        match self.special.iter().find(|&(token, id)| is_used(token) && id as usize >= count) {
+            None => Ok(()),
+            Some((token, id)) => {
+                let key = token.key();
+                Err(Error::format(format!("{key}: token {id}, but there are {count} tokens")))
             }
         }
-        Ok(())
     }
 
     /// Tokens with their ids.

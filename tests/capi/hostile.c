@@ -88,9 +88,9 @@ static void tokenize(const lg_model *model)
     CALL(lg_model_tokenize, (model, "abc", 3, LG_TOKENIZE_ADD_BOS, NULL, 0, &n, &error));
     CHECK(n == 4);
     CALL(lg_model_tokenize, (model, "abc", 3, LG_TOKENIZE_ADD_BOS, tokens, 4, &n, &error));
-    CHECK(tokens[0] == lg_model_bos_token(model) && tokens[3] == 'c' && tokens[4] == 99);
+    CHECK(tokens[0] == lg_model_special_token(model, LG_SPECIAL_BOS) && tokens[3] == 'c' && tokens[4] == 99);
     CALL(lg_model_tokenize, (model, "<|eos|>", 7, LG_TOKENIZE_SPECIAL, tokens, 8, &n, &error));
-    CHECK(n == 1 && tokens[0] == lg_model_eos_token(model));
+    CHECK(n == 1 && tokens[0] == lg_model_special_token(model, LG_SPECIAL_EOS));
     CALL(lg_model_tokenize, (model, "<|eos|>", 7, 0, tokens, 8, &n, &error));
     CHECK(n == 7);
 
@@ -214,7 +214,6 @@ static void nothing(void)
     lg_cancel_set(NULL);
     lg_cancel_reset(NULL);
     CHECK(lg_model_n_vocab(NULL) == 0 && lg_model_n_ctx_train(NULL) == 0 && lg_model_n_layers(NULL) == 0);
-    CHECK(lg_model_bos_token(NULL) == LG_TOKEN_NONE && lg_model_eos_token(NULL) == LG_TOKEN_NONE);
     CHECK(!lg_model_is_end_of_generation(NULL, 0));
     CHECK(lg_session_position(NULL) == 0 && lg_session_n_ctx(NULL) == 0);
 }
@@ -228,7 +227,7 @@ int main(int argc, char **argv)
     open_model(argv[1], argv[2]);
     samplers();
     CALL(lg_model_open, (argv[1], NULL, &model, &error));
-    CHECK(lg_model_is_end_of_generation(model, lg_model_eos_token(model)));
+    CHECK(lg_model_is_end_of_generation(model, lg_model_special_token(model, LG_SPECIAL_EOS)));
     CHECK(!lg_model_is_end_of_generation(model, 65) && !lg_model_is_end_of_generation(model, LG_TOKEN_NONE));
     tokenize(model);
     sessions(model);

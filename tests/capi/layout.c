@@ -10,6 +10,9 @@ int main(void)
     CHECK(sizeof(lg_session_params) == 40);
     CHECK(offsetof(lg_session_params, n_ctx) == 8 && offsetof(lg_session_params, precision) == 20);
     CHECK(offsetof(lg_session_params, logits_rows) == 24 && offsetof(lg_session_params, max_bytes) == 32);
+    CHECK(sizeof(lg_layer_attention) == 40);
+    CHECK(offsetof(lg_layer_attention, kind) == 8 && offsetof(lg_layer_attention, stride) == 24);
+    CHECK(offsetof(lg_layer_attention, window_tokens) == 28 && offsetof(lg_layer_attention, reserved) == 36);
     CHECK(sizeof(lg_memory_plan) == 80);
     CHECK(offsetof(lg_memory_plan, n_ctx) == 8 && offsetof(lg_memory_plan, chunk_tokens) == 12);
     CHECK(offsetof(lg_memory_plan, kv_bytes) == 16 && offsetof(lg_memory_plan, total_bytes) == 72);
