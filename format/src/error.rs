@@ -110,6 +110,22 @@ pub enum Error {
         /// The number.
         found: String,
     },
+    /// An element that an array does not have.
+    #[error("key {key:?}: no element {index}, there are {n_elems}")]
+    NoElement {
+        /// The key.
+        key: String,
+        /// The element that was asked for.
+        index: usize,
+        /// Number of elements.
+        n_elems: usize,
+    },
+    /// A value that is no longer where it was.
+    #[error("key {key:?}: the file has changed since it was opened")]
+    Changed {
+        /// The key.
+        key: String,
+    },
     /// A tensor of an impossible shape.
     #[error("tensor {tensor:?}: {reason}")]
     Shape {

@@ -23,6 +23,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod index;
 pub mod keys;
 mod metadata;
 pub mod quant;
@@ -33,6 +34,7 @@ mod verify;
 mod write;
 
 pub use error::Error;
+pub use index::{MetadataIndex, ValueShape};
 pub use metadata::{Array, Metadata, Value, ValueType};
 pub use read::{Directory, TensorInfo};
 pub use source_type::SourceType;

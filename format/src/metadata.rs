@@ -59,6 +59,11 @@ impl ValueType {
         Self::ALL.get(usize::try_from(id).ok()?).copied()
     }
 
+    /// GGUF's number of the type.
+    pub fn id(self) -> u32 {
+        self as u32
+    }
+
     /// Bytes of a value; for strings and arrays the least that one takes.
     pub(crate) const fn min_bytes(self) -> u64 {
         match self {
@@ -189,13 +194,13 @@ pub struct Metadata<'a> {
 }
 
 /// Why a value is not one of the type asked for.
-enum Mismatch {
+pub(crate) enum Mismatch {
     Type,
     Range,
 }
 
 /// Which Rust types a value converts to: integers without loss, floats rounded to the nearest.
-trait FromValue<'a>: Sized {
+pub(crate) trait FromValue<'a>: Sized {
     const NAME: &'static str;
     fn from_value(value: &Value<'a>) -> Result<Self, Mismatch>;
 }
@@ -214,7 +219,7 @@ macro_rules! from_integer {
         }
     )*};
 }
-from_integer!(u32, i32, u64);
+from_integer!(u32, i32, u64, i64);
 
 impl<'a> FromValue<'a> for f32 {
     const NAME: &'static str = "f32";
@@ -223,6 +228,16 @@ impl<'a> FromValue<'a> for f32 {
         match *value {
             Value::Float(_, x) if x.is_finite() && !(x as f32).is_finite() => Err(Mismatch::Range),
             Value::Float(_, x) => Ok(x as f32),
+            _ => Err(Mismatch::Type),
+        }
+    }
+}
+
+impl<'a> FromValue<'a> for f64 {
+    const NAME: &'static str = "f64";
+    fn from_value(value: &Value<'a>) -> Result<Self, Mismatch> {
+        match *value {
+            Value::Float(_, x) => Ok(x),
             _ => Err(Mismatch::Type),
         }
     }
@@ -248,7 +263,7 @@ impl<'a> FromValue<'a> for &'a str {
     }
 }
 
-fn convert<'a, T: FromValue<'a>>(key: &str, value: &Value<'a>) -> Result<T, Error> {
+pub(crate) fn convert<'a, T: FromValue<'a>>(key: &str, value: &Value<'a>) -> Result<T, Error> {
     T::from_value(value).map_err(|mismatch| {
         let (key, expected) = (key.to_owned(), T::NAME);
         match (mismatch, value) {
