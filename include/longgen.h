@@ -134,6 +134,42 @@
 // I - J < `local_blocks`, J < `sink_blocks`, or (J + phase) mod `stride` = 0; every query head has a phase of its own.
 #define LG_ATTENTION_BLOCKS 2
 
+// `lg_model_metadata_info`: an unsigned integer of 8 bits. These are GGUF's numbers.
+#define LG_METADATA_U8 0
+
+// `lg_model_metadata_info`: a signed integer of 8 bits.
+#define LG_METADATA_I8 1
+
+// `lg_model_metadata_info`: an unsigned integer of 16 bits.
+#define LG_METADATA_U16 2
+
+// `lg_model_metadata_info`: a signed integer of 16 bits.
+#define LG_METADATA_I16 3
+
+// `lg_model_metadata_info`: an unsigned integer of 32 bits.
+#define LG_METADATA_U32 4
+
+// `lg_model_metadata_info`: a signed integer of 32 bits.
+#define LG_METADATA_I32 5
+
+// `lg_model_metadata_info`: a float of 32 bits.
+#define LG_METADATA_F32 6
+
+// `lg_model_metadata_info`: true or false.
+#define LG_METADATA_BOOL 7
+
+// `lg_model_metadata_info`: a text.
+#define LG_METADATA_TEXT 8
+
+// `lg_model_metadata_info`: an unsigned integer of 64 bits.
+#define LG_METADATA_U64 10
+
+// `lg_model_metadata_info`: a signed integer of 64 bits.
+#define LG_METADATA_I64 11
+
+// `lg_model_metadata_info`: a float of 64 bits.
+#define LG_METADATA_F64 12
+
 // `lg_model_tokenize`: special tokens that the text spells, such as "<|im_end|>", become those tokens. For text that a
 // chat template made; in a user's words they would let the user steer the model.
 #define LG_TOKENIZE_SPECIAL 1
@@ -517,6 +553,109 @@ lg_status lg_model_layer_phases(const struct lg_model *model,
                                 size_t cap,
                                 size_t *n_phases,
                                 struct lg_error *error);
+
+// Number of key-value pairs of the model's file. 0 for NULL.
+//
+// # Safety
+// The caller must not free the model before this returns.
+size_t lg_model_n_metadata(const struct lg_model *model);
+
+// The key number `index` of the model's file, in its order.
+//
+// `key` has room for `cap` bytes; `*n_bytes` is how many the key has together with the zero byte at its end. NULL with 0
+// asks only for that; a buffer that is too small is `LG_ERR_INVALID` and nothing is written.
+//
+// Errors: `LG_ERR_INVALID`, also for an index that is not below `lg_model_n_metadata`.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_model_metadata_key(const struct lg_model *model,
+                                size_t index,
+                                char *key,
+                                size_t cap,
+                                size_t *n_bytes,
+                                struct lg_error *error);
+
+// What a key has: `*type` is one of `LG_METADATA_*`, and `*n_elements` how many values of this type there are, 1 unless it
+// is an array. `key` ends with a zero byte.
+//
+// Errors: `LG_ERR_INVALID`, `LG_ERR_NOT_FOUND` for a key that is not there.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_model_metadata_info(const struct lg_model *model,
+                                 const char *key,
+                                 uint32_t *type,
+                                 size_t *n_elements,
+                                 bool *is_array,
+                                 struct lg_error *error);
+
+// The value of a key, or the element `index` of its array; `index` is 0 for a key without an array. Integers of any width
+// are taken if they fit. `key` ends with a zero byte.
+//
+// Errors: `LG_ERR_INVALID`, also for another type, for a number that does not fit, and for an element that is not there;
+// `LG_ERR_NOT_FOUND` for a key that is not there; `LG_ERR_FORMAT` if the file has been changed meanwhile.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_model_metadata_u64(const struct lg_model *model,
+                                const char *key,
+                                size_t index,
+                                uint64_t *value,
+                                struct lg_error *error);
+
+// `lg_model_metadata_u64` for signed integers.
+//
+// Errors: those of `lg_model_metadata_u64`.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_model_metadata_i64(const struct lg_model *model,
+                                const char *key,
+                                size_t index,
+                                int64_t *value,
+                                struct lg_error *error);
+
+// `lg_model_metadata_u64` for floats of either width.
+//
+// Errors: those of `lg_model_metadata_u64`.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_model_metadata_f64(const struct lg_model *model,
+                                const char *key,
+                                size_t index,
+                                double *value,
+                                struct lg_error *error);
+
+// `lg_model_metadata_u64` for true and false.
+//
+// Errors: those of `lg_model_metadata_u64`.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_model_metadata_bool(const struct lg_model *model,
+                                 const char *key,
+                                 size_t index,
+                                 bool *value,
+                                 struct lg_error *error);
+
+// `lg_model_metadata_u64` for texts.
+//
+// `text` has room for `cap` bytes; `*n_bytes` is how many the text has, without a zero byte at its end. NULL with 0 asks
+// only for that; a buffer that is too small is `LG_ERR_INVALID` and nothing is written.
+//
+// Errors: those of `lg_model_metadata_u64`.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_model_metadata_text(const struct lg_model *model,
+                                 const char *key,
+                                 size_t index,
+                                 char *text,
+                                 size_t cap,
+                                 size_t *n_bytes,
+                                 struct lg_error *error);
 
 // The memory that `lg_session_new` would allocate for a session with these parameters, to the byte. Allocates none of
 // it. N sessions take N times that.

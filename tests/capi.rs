@@ -12,9 +12,9 @@ use longgen::attention::mask::Mask;
 use longgen::{
     Cancel, KvType, Model, ModelParams, Precision, Sampler, SamplerParams, Session, SessionParams,
 };
-use longgen_format::{OwnedValue, TensorType};
+use longgen_format::{Directory, OwnedValue, TensorType};
 use support::random::Random;
-use support::{library, tiny_model};
+use support::{library, metadata, tiny_model};
 
 const C99: [&str; 6] = ["cc", "-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror"];
 const CPP: [&str; 6] = ["c++", "-std=c++11", "-pedantic", "-Wall", "-Wextra", "-Werror"];
@@ -173,6 +173,30 @@ fn a_model_is_what_its_file_says() {
     write(&more);
     let printed = workshop.run(&program, &[workshop.model()]);
     assert_eq!(String::from_utf8(printed).unwrap(), facts(&special));
+}
+
+#[test]
+fn metadata_is_what_the_file_was_written_with() {
+    let workshop = Workshop::new();
+    let program = workshop.build(&C99, "tests/capi/metadata.c", &[]);
+    let mut random = Random::new(19);
+    let values = metadata::random_values(&mut random).into_iter().enumerate();
+    let mut more: Vec<_> =
+        values.map(|(i, value)| (format!("test.{}.é{i}", random.below(1000)), value)).collect();
+    more.push((String::new(), OwnedValue::U8(1)));
+    more.push(("zero\0byte".to_owned(), OwnedValue::U8(2)));
+    let bytes = tiny_model::bytes_with_metadata(TensorType::F16, &more);
+    std::fs::write(&workshop.model, &bytes).unwrap();
+    let printed = String::from_utf8(workshop.run(&program, &[workshop.model()])).unwrap();
+
+    // All pairs as the reader of the format has them, and those of this test as they were written.
+    let directory = Directory::read(&bytes).unwrap();
+    let all: Vec<String> =
+        directory.metadata.iter().map(|(key, value)| metadata::printed(key, &value.into())).collect();
+    assert_eq!(printed.lines().collect::<Vec<_>>(), all);
+    for (key, value) in &more {
+        assert!(all.contains(&metadata::printed(key, value)), "{key:?}: {value:?}");
+    }
 }
 
 /// What plan.c prints for these parameters: what the Rust API plans, and really allocates.

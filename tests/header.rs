@@ -5,8 +5,19 @@ use std::fs;
 use std::path::Path;
 
 /// In the order in which the header presents them.
-const SOURCES: [&str; 10] =
-    ["version", "status", "model", "info", "attention", "plan", "tokenize", "session", "sampler", "cancel"];
+const SOURCES: [&str; 11] = [
+    "version",
+    "status",
+    "model",
+    "info",
+    "attention",
+    "metadata",
+    "plan",
+    "tokenize",
+    "session",
+    "sampler",
+    "cancel",
+];
 
 /// The version of the package, for the preprocessor.
 fn version_macros() -> String {

@@ -11,6 +11,7 @@ pub mod cancel;
 mod exclusive;
 mod guard;
 pub mod info;
+pub mod metadata;
 pub mod model;
 mod params;
 pub mod plan;

@@ -70,6 +70,17 @@ pub(super) unsafe fn text<'a>(pointer: *const c_char, n_bytes: usize, name: &str
     std::str::from_utf8(bytes).map_err(|error| Error::invalid(format!("{name} is no UTF-8: {error}")))
 }
 
+/// UTF-8 up to a zero byte.
+///
+/// # Safety
+/// If not NULL, `pointer` points to a string with a zero byte at its end that lives and does not change for `'a`.
+pub(super) unsafe fn string<'a>(pointer: *const c_char, name: &str) -> Result<&'a str> {
+    check(pointer, name)?;
+    // SAFETY: not NULL; the rest is the caller's word.
+    let string = unsafe { CStr::from_ptr(pointer) };
+    string.to_str().map_err(|error| Error::invalid(format!("{name} is no UTF-8: {error}")))
+}
+
 /// A path: bytes up to a zero byte, as the system's own calls take them.
 ///
 /// # Safety

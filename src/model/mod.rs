@@ -4,6 +4,7 @@ pub mod config;
 pub mod forward;
 pub mod layer;
 pub mod llama;
+pub mod metadata;
 pub mod network;
 pub mod scratch;
 mod sequence;
@@ -24,6 +25,7 @@ use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::config::Config;
 use crate::model::layer::LoadProgress;
+use crate::model::metadata::ModelMetadata;
 use crate::model::network::{Engine, Network, Sequence};
 use crate::session::{MemoryPlan, SessionParams};
 use crate::text::{ChatTemplate, Tokenizer};
@@ -63,6 +65,7 @@ pub struct Model {
     config: Arc<Config>,
     tokenizer: Tokenizer,
     chat_template: Option<ChatTemplate>,
+    metadata: ModelMetadata,
     engine: Box<dyn Engine>,
     weight_bytes: usize,
     tensor_bytes: usize,
@@ -134,10 +137,14 @@ impl Model {
         let tensors = file.directory.tensors().iter().filter(|tensor| is_read(tensor.name()));
         let weight_bytes = tensors.map(|tensor| usize::try_from(tensor.n_bytes()).unwrap_or(0)).sum();
         let (tensor_bytes, n_params) = (file.n_bytes(), file.n_elems());
+        // A file that was copied into memory goes, unless the engine computes from it.
+        let only_header = params.load == Load::Read && Arc::strong_count(file.bytes) == 1;
+        let metadata = ModelMetadata::new(file, only_header)?;
         Ok(Self {
             config,
             tokenizer,
             chat_template,
+            metadata,
             engine,
             weight_bytes,
             tensor_bytes,
@@ -169,6 +176,11 @@ impl Model {
     /// How conversations are written for this model, if its file says so.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.chat_template.as_ref()
+    }
+
+    /// The key-value pairs of the model's file.
+    pub fn metadata(&self) -> &ModelMetadata {
+        &self.metadata
     }
 
     /// The exact memory of a session with these parameters; allocates nothing. Several sessions take it several times.
