@@ -23,6 +23,8 @@
 //   than that, and zero to fields of newer headers.
 // - Arrays are a pointer and a count; NULL with 0 is an empty one. Input arrays and structs are only read, and only
 //   during the call.
+// - Callbacks are a function, which may be NULL, and a `user` pointer that is handed to it as the first argument. They are
+//   called in the thread of the running call and must return: no exception and no longjmp may leave them.
 // - Enumerations come in as uint32_t. A number without a meaning is LG_ERR_INVALID.
 // - Text is UTF-8 with a length. Only paths, and strings that the library returns, end with a zero byte instead.
 // - A handle, an array or an output that is NULL where it must not be, or not aligned to its type, is LG_ERR_INVALID.
@@ -74,6 +76,12 @@
 
 // `lg_model_params.device`: the first CUDA card; `LG_DEVICE_CUDA + n` is the one behind it by `n`, up to 255.
 #define LG_DEVICE_CUDA 256
+
+// `lg_log`: good to know.
+#define LG_LOG_INFO 0
+
+// `lg_log`: not what was asked for, or not as good as it could be.
+#define LG_LOG_WARNING 1
 
 // A token that does not exist.
 #define LG_TOKEN_NONE UINT32_MAX
@@ -258,6 +266,19 @@ typedef struct lg_sampler lg_sampler;
 // at the same time. After `LG_ERR_INTERNAL` every call returns `LG_ERR_POISONED`.
 typedef struct lg_session lg_session;
 
+// Told how much of a long call is done: tokens of a prompt after each of its chunks, bytes of a model's file.
+//
+// Called in the thread of the running call, which goes on when it returns; to stop the call, set its cancel object. It
+// must return: no exception and no longjmp may leave it. A session that is at work is in use meanwhile.
+typedef void (*lg_progress)(void *user, size_t n_done, size_t n_total);
+
+// Told what is worth knowing about a model while it is opened, line by line and once each: what it consists of, why
+// `LG_DEVICE_AUTO` takes the processor, what it runs on, how long it took. `level` is one of `LG_LOG_*`; `message` is a
+// line of UTF-8 for people, without its end, and valid during the call.
+//
+// Called in the thread of `lg_model_open` before that returns. It must return: no exception and no longjmp may leave it.
+typedef void (*lg_log)(void *user, uint32_t level, const char *message);
+
 // How to open a model.
 typedef struct lg_model_params {
     // `sizeof(lg_model_params)`.
@@ -270,6 +291,23 @@ typedef struct lg_model_params {
     uint32_t n_threads;
     // 1 compares every tensor with the checksum in the file, which reads the whole file; 0 does not.
     uint32_t verify;
+    // 1 opens metadata and text only: the file needs no tensors, and may be of any architecture whose tokenizer is known.
+    // There are no sessions of such a model; its vocabulary is that of its tokens, and other numbers are 0. 0 opens
+    // everything.
+    uint32_t vocab_only;
+    // 0.
+    uint32_t reserved;
+    // Told how many bytes have been gone through; may be NULL. The file counts once for each time that it is gone
+    // through: to copy it into memory, to verify it, and to load its tensors.
+    lg_progress progress;
+    // Handed to `progress`.
+    void *progress_user;
+    // Stops the call, which returns `LG_ERR_CANCELLED`; may be NULL. It is looked at from tensor to tensor.
+    const struct lg_cancel *cancel;
+    // Told what is worth knowing; NULL for silence.
+    lg_log log;
+    // Handed to `log`.
+    void *log_user;
 } lg_model_params;
 
 // What a failed call has to say. It belongs to the caller; the library keeps no pointer to it.
@@ -374,11 +412,6 @@ typedef struct lg_layer_plan {
     uint64_t staging_bytes;
 } lg_layer_plan;
 
-// Told after each chunk of a prompt how many of its tokens are done. Called in the thread of the running call, which
-// goes on when it returns; to stop the call, set its cancel object. It must return: no exception and no longjmp may
-// leave it. The session is in use meanwhile.
-typedef void (*lg_progress)(void *user, size_t n_done, size_t n_tokens);
-
 // How the next token is chosen. All zero takes the likeliest one. What is set works in this order: repetition penalty,
 // temperature, top-k, top-p, min-p.
 typedef struct lg_sampler_params {
@@ -428,10 +461,10 @@ const char *lg_status_str(uint32_t status);
 // that lies gives `LG_ERR_FORMAT`. See `LG_LOAD_MAP` for what must not happen to the file while it is open.
 //
 // Errors: `LG_ERR_INVALID`, `LG_ERR_NOT_FOUND`, `LG_ERR_IO`, `LG_ERR_FORMAT`, `LG_ERR_UNSUPPORTED`,
-// `LG_ERR_OUT_OF_MEMORY`, `LG_ERR_DEVICE`.
+// `LG_ERR_OUT_OF_MEMORY`, `LG_ERR_DEVICE`, `LG_ERR_CANCELLED`.
 //
 // # Safety
-// The caller must pass pointers as the conventions ask.
+// The caller must pass pointers as the conventions ask, and callbacks that keep their promises.
 lg_status lg_model_open(const char *path,
                         const struct lg_model_params *params,
                         struct lg_model **out,
@@ -662,7 +695,8 @@ lg_status lg_model_metadata_text(const struct lg_model *model,
 //
 // `params` may be NULL: all defaults.
 //
-// Errors: `LG_ERR_INVALID`, `LG_ERR_OUT_OF_MEMORY` if it is more than `max_bytes`.
+// Errors: `LG_ERR_INVALID`, also for a model that was opened with `vocab_only`; `LG_ERR_OUT_OF_MEMORY` if it is more
+// than `max_bytes`.
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.
@@ -686,7 +720,7 @@ lg_status lg_model_plan_layer(const struct lg_model *model,
 // The longest context, in tokens, that a session can have within `n_bytes` with otherwise these parameters: at most
 // their `n_ctx`, and 0 if not even one token fits. Their `max_bytes` plays no part. `params` may be NULL: all defaults.
 //
-// Errors: `LG_ERR_INVALID`.
+// Errors: `LG_ERR_INVALID`, also for a model that was opened with `vocab_only`.
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.
@@ -736,7 +770,8 @@ lg_status lg_model_token_bytes(const struct lg_model *model,
 // `params` may be NULL: all defaults. `*out` is the caller's and is freed by `lg_session_free`; the model may be freed
 // before.
 //
-// Errors: `LG_ERR_INVALID`; `LG_ERR_OUT_OF_MEMORY`, also for more than `max_bytes`; `LG_ERR_DEVICE`.
+// Errors: `LG_ERR_INVALID`, also for a model that was opened with `vocab_only`; `LG_ERR_OUT_OF_MEMORY`, also for more
+// than `max_bytes`; `LG_ERR_DEVICE`.
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.

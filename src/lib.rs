@@ -17,7 +17,7 @@ pub mod weights;
 pub use backend::args::{KvType, Precision};
 pub use cancel::Cancel;
 pub use error::{Error, ErrorKind, Result};
-pub use model::layer::LoadProgress;
+pub use model::opening::{LoadProgress, Log, LogLevel};
 pub use model::{Device, Model, ModelParams};
 pub use sampler::{Candidate, Sampler, SamplerParams};
 pub use session::{MemoryPlan, Session, SessionParams};

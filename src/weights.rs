@@ -23,11 +23,23 @@ pub enum Load {
     Read,
 }
 
+/// Bytes that are read from a file together.
+const READ_BYTES: usize = 16 << 20;
+
 /// Brings a file into memory.
 ///
 /// # Errors
 /// `NotFound` or `Io`, naming the file; `OutOfMemory` for a file that is too large to copy.
 pub fn open(path: &Path, load: Load) -> Result<SharedBytes> {
+    open_until(path, load, &mut |_, _| Ok(()))
+}
+
+/// The same, telling how many bytes of how many have been copied. An error of `progress` ends it.
+pub(crate) fn open_until(
+    path: &Path,
+    load: Load,
+    progress: &mut dyn FnMut(usize, usize) -> Result<()>,
+) -> Result<SharedBytes> {
     let failed = |error: std::io::Error| {
         let kind = match error.kind() {
             std::io::ErrorKind::NotFound => ErrorKind::NotFound,
@@ -50,7 +62,12 @@ pub fn open(path: &Path, load: Load) -> Result<SharedBytes> {
         Load::Read => {
             let n_bytes = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
             let mut bytes = try_vec(n_bytes, 0u8)?;
-            file.read_exact(&mut bytes).map_err(failed)?;
+            let mut n_read = 0;
+            for part in bytes.chunks_mut(READ_BYTES) {
+                file.read_exact(part).map_err(failed)?;
+                n_read += part.len();
+                progress(n_read, n_bytes)?;
+            }
             Ok(Arc::new(bytes))
         }
     }
@@ -69,6 +86,11 @@ impl WeightFile<'_> {
     pub fn n_bytes(&self) -> usize {
         let n_bytes = self.directory.tensors().iter().map(|tensor| tensor.n_bytes());
         usize::try_from(n_bytes.sum::<u64>()).unwrap_or(usize::MAX)
+    }
+
+    /// All bytes of the file.
+    pub fn bytes(&self) -> &[u8] {
+        (**self.bytes).as_ref()
     }
 
     /// Elements of all tensors together.

@@ -44,9 +44,13 @@ fn structs_lie_in_memory_as_they_always_did() {
     assert_eq!([offset_of!(lg_error, code), offset_of!(lg_error, message)], [8, 12]);
     assert_eq!(offset_of!(lg_error, r#where), 524);
 
-    assert_eq!(size_of::<lg_model_params>(), 24);
+    assert_eq!(size_of::<lg_model_params>(), 72);
     assert_eq!([offset_of!(lg_model_params, load), offset_of!(lg_model_params, device)], [8, 12]);
     assert_eq!([offset_of!(lg_model_params, n_threads), offset_of!(lg_model_params, verify)], [16, 20]);
+    assert_eq!([offset_of!(lg_model_params, vocab_only), offset_of!(lg_model_params, reserved)], [24, 28]);
+    assert_eq!([offset_of!(lg_model_params, progress), offset_of!(lg_model_params, progress_user)], [32, 40]);
+    assert_eq!([offset_of!(lg_model_params, cancel), offset_of!(lg_model_params, log)], [48, 56]);
+    assert_eq!(offset_of!(lg_model_params, log_user), 64);
 
     assert_eq!(size_of::<lg_session_params>(), 40);
     assert_eq!([offset_of!(lg_session_params, n_ctx), offset_of!(lg_session_params, chunk_tokens)], [8, 12]);

@@ -19,6 +19,21 @@ use support::{library, metadata, tiny_model};
 const C99: [&str; 6] = ["cc", "-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror"];
 const CPP: [&str; 6] = ["c++", "-std=c++11", "-pedantic", "-Wall", "-Wextra", "-Werror"];
 
+const VALGRIND: [&str; 7] = [
+    "valgrind",
+    "--quiet",
+    "--error-exitcode=99",
+    "--leak-check=full",
+    "--show-leak-kinds=definite",
+    "--errors-for-leak-kinds=definite",
+    concat!("--suppressions=", env!("CARGO_MANIFEST_DIR"), "/tests/capi/valgrind.supp"),
+];
+
+fn no_valgrind(program: &str, error: &std::io::Error) {
+    assert!(std::env::var_os("CI").is_none(), "valgrind: {error}");
+    eprintln!("SKIPPED: {program} under valgrind: {error}");
+}
+
 /// A folder with the library, a model, and what is compiled.
 struct Workshop {
     folder: tempfile::TempDir,
@@ -56,19 +71,12 @@ impl Workshop {
         let name = program.display().to_string();
         let alone = Command::new(program).args(arguments).output().unwrap();
         succeeded(&alone, &name);
-        let mut valgrind = Command::new("valgrind");
-        valgrind.args(["--quiet", "--error-exitcode=99", "--leak-check=full"]);
-        valgrind.args(["--show-leak-kinds=definite", "--errors-for-leak-kinds=definite"]);
-        valgrind.arg(concat!("--suppressions=", env!("CARGO_MANIFEST_DIR"), "/tests/capi/valgrind.supp"));
-        match valgrind.arg(program).args(arguments).output() {
+        match Command::new(VALGRIND[0]).args(&VALGRIND[1..]).arg(program).args(arguments).output() {
             Ok(checked) => {
                 succeeded(&checked, &format!("valgrind {name}"));
                 assert_eq!(checked.stdout, alone.stdout, "{name} does the same under valgrind");
             }
-            Err(error) => {
-                assert!(std::env::var_os("CI").is_none(), "valgrind: {error}");
-                eprintln!("SKIPPED: {name} under valgrind: {error}");
-            }
+            Err(error) => no_valgrind(&name, &error),
         }
         alone.stdout
     }
@@ -196,6 +204,50 @@ fn metadata_is_what_the_file_was_written_with() {
     assert_eq!(printed.lines().collect::<Vec<_>>(), all);
     for (key, value) in &more {
         assert!(all.contains(&metadata::printed(key, value)), "{key:?}: {value:?}");
+    }
+}
+
+#[test]
+fn opening_a_model_is_told_and_can_be_stopped() {
+    let workshop = Workshop::new();
+    let program = workshop.build(&C99, "tests/capi/open.c", &[]);
+    let model = std::fs::read(&workshop.model).unwrap();
+    let text = workshop.folder.path().join("text.gguf");
+    let run = |in_front: &[&str]| {
+        std::fs::write(&workshop.model, &model).unwrap();
+        std::fs::write(&text, tiny_model::text_bytes()).unwrap();
+        let command: Vec<&str> = [in_front, &[program.to_str().unwrap()]].concat();
+        let mut run = Command::new(command[0]);
+        run.args(&command[1..]).arg(&workshop.model).arg(&text).output()
+    };
+    let output = run(&[]).unwrap();
+    succeeded(&output, "open");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "", "the library itself is silent");
+
+    let printed = String::from_utf8(output.stdout.clone()).unwrap();
+    let lines: Vec<&str> = printed.lines().collect();
+    let [summary, device, opened, text_alone, text_opened, chosen @ ..] = &lines[..] else {
+        panic!("{printed}")
+    };
+    for part in ["longgen", "4 layers (1 full, 1 window, 2 blocks)", "258 tokens", " parameters in "] {
+        assert!(summary.contains(part), "{summary}");
+    }
+    assert_eq!([*device, *opened, *text_opened], ["running on CPU, 1 threads", "opened", "opened"]);
+    assert!(text_alone.starts_with("unheard-of: 258 tokens"), "{text_alone}");
+    // Left to the library: the same, and why it is the processor unless it is a card.
+    assert_eq!((chosen.first(), chosen.last()), (Some(summary), Some(opened)));
+    match &chosen[1..chosen.len() - 1] {
+        [why, device] => assert!(why.contains("CUDA device") && device.contains("CPU"), "{why}, {device}"),
+        [device] => assert!(!device.contains("CPU"), "{device}"),
+        other => panic!("{other:?}"),
+    }
+
+    match run(&VALGRIND) {
+        Ok(checked) => {
+            succeeded(&checked, "valgrind open");
+            assert_eq!(checked.stdout, output.stdout);
+        }
+        Err(error) => no_valgrind("open", &error),
     }
 }
 

@@ -54,13 +54,27 @@ impl<'a> Directory<'a> {
     /// # Errors
     /// As for [`verify_header`](Self::verify_header), and [`Error::Padding`].
     pub fn verify(&self, mut progress: impl FnMut(usize)) -> Result<(), Error> {
+        self.verify_until(|i| {
+            progress(i);
+            Ok(())
+        })
+    }
+
+    /// The same with a `progress` that may stop it by an error.
+    ///
+    /// # Errors
+    /// Also those of `progress`.
+    pub fn verify_until<E: From<Error>>(
+        &self,
+        mut progress: impl FnMut(usize) -> Result<(), E>,
+    ) -> Result<(), E> {
         self.verify_header()?;
         let expected = self.tensor_hashes()?;
         for i in 0..self.tensors.len() {
             self.compare_tensor(i, &expected)?;
-            progress(i);
+            progress(i)?;
         }
-        self.verify_padding()
+        Ok(self.verify_padding()?)
     }
 
     /// Bytes behind the header that belong to no tensor are zero.

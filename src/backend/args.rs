@@ -233,9 +233,10 @@ pub struct RopeTableArgs<'a, B: Backend> {
 }
 
 /// Which elements of a head the rotary embedding turns together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RopePairing {
     /// Elements 2i and 2i + 1 (plain `llama` GGUF files).
+    #[default]
     Adjacent,
     /// Elements i and i + n/2 (Hugging Face).
     Halves,
@@ -620,9 +621,10 @@ impl<B: Backend> TopArgs<'_, B> {
 }
 
 /// The function of a gated unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Activation {
     /// `x / (1 + exp(-x))`
+    #[default]
     Silu,
 }
 

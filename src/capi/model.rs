@@ -1,13 +1,16 @@
 //! `lg_model`: opening a model.
 
-use std::ffi::{CString, c_char};
+use std::ffi::{CString, c_char, c_void};
 use std::sync::Arc;
 
+use super::cancel::{self, lg_cancel};
 use super::guard::{guard, guard_or};
-use super::params::{self, Params, flag, unknown};
-use super::pointer::{free, into_handle, output, path, reference};
+use super::params::{self, Params, flag, reserved, unknown};
+use super::pointer::{c_string, free, into_handle, output, path, reference};
+use super::session::lg_progress;
 use super::status::{lg_error, lg_status};
 use crate::error::Result;
+use crate::model::opening::LogLevel;
 use crate::model::{Device, Model, ModelParams};
 use crate::weights::Load;
 
@@ -38,6 +41,18 @@ pub const LG_DEVICE_REFERENCE: u32 = 2;
 /// `lg_model_params.device`: the first CUDA card; `LG_DEVICE_CUDA + n` is the one behind it by `n`, up to 255.
 pub const LG_DEVICE_CUDA: u32 = 256;
 
+/// `lg_log`: good to know.
+pub const LG_LOG_INFO: u32 = 0;
+/// `lg_log`: not what was asked for, or not as good as it could be.
+pub const LG_LOG_WARNING: u32 = 1;
+
+/// Told what is worth knowing about a model while it is opened, line by line and once each: what it consists of, why
+/// `LG_DEVICE_AUTO` takes the processor, what it runs on, how long it took. `level` is one of `LG_LOG_*`; `message` is a
+/// line of UTF-8 for people, without its end, and valid during the call.
+///
+/// Called in the thread of `lg_model_open` before that returns. It must return: no exception and no longjmp may leave it.
+pub type lg_log = Option<unsafe extern "C" fn(user: *mut c_void, level: u32, message: *const c_char)>;
+
 /// A token that does not exist.
 pub const LG_TOKEN_NONE: u32 = u32::MAX;
 
@@ -55,15 +70,33 @@ pub struct lg_model_params {
     pub n_threads: u32,
     /// 1 compares every tensor with the checksum in the file, which reads the whole file; 0 does not.
     pub verify: u32,
+    /// 1 opens metadata and text only: the file needs no tensors, and may be of any architecture whose tokenizer is known.
+    /// There are no sessions of such a model; its vocabulary is that of its tokens, and other numbers are 0. 0 opens
+    /// everything.
+    pub vocab_only: u32,
+    /// 0.
+    pub reserved: u32,
+    /// Told how many bytes have been gone through; may be NULL. The file counts once for each time that it is gone
+    /// through: to copy it into memory, to verify it, and to load its tensors.
+    pub progress: lg_progress,
+    /// Handed to `progress`.
+    pub progress_user: *mut c_void,
+    /// Stops the call, which returns `LG_ERR_CANCELLED`; may be NULL. It is looked at from tensor to tensor.
+    pub cancel: *const lg_cancel,
+    /// Told what is worth knowing; NULL for silence.
+    pub log: lg_log,
+    /// Handed to `log`.
+    pub log_user: *mut c_void,
 }
 
-// SAFETY: repr(C), begins with its size, integers only, and without padding: 8 + 4 * 4 bytes.
+// SAFETY: repr(C), begins with its size, numbers and pointers, and without padding: 8 + 6 * 4 + 5 * 8 bytes.
 unsafe impl Params for lg_model_params {
     const FIRST_SIZE: usize = 24;
 }
 
 impl lg_model_params {
-    fn checked(self) -> Result<ModelParams> {
+    fn checked(&self) -> Result<ModelParams> {
+        reserved(self.reserved)?;
         Ok(ModelParams {
             load: match self.load {
                 LG_LOAD_MAP => Load::Map,
@@ -79,6 +112,7 @@ impl lg_model_params {
             },
             n_threads: self.n_threads as usize,
             verify: flag("verify", self.verify)?,
+            vocab_only: flag("vocab_only", self.vocab_only)?,
             ..ModelParams::default()
         })
     }
@@ -91,10 +125,10 @@ impl lg_model_params {
 /// that lies gives `LG_ERR_FORMAT`. See `LG_LOAD_MAP` for what must not happen to the file while it is open.
 ///
 /// Errors: `LG_ERR_INVALID`, `LG_ERR_NOT_FOUND`, `LG_ERR_IO`, `LG_ERR_FORMAT`, `LG_ERR_UNSUPPORTED`,
-/// `LG_ERR_OUT_OF_MEMORY`, `LG_ERR_DEVICE`.
+/// `LG_ERR_OUT_OF_MEMORY`, `LG_ERR_DEVICE`, `LG_ERR_CANCELLED`.
 ///
 /// # Safety
-/// The caller must pass pointers as the conventions ask.
+/// The caller must pass pointers as the conventions ask, and callbacks that keep their promises.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lg_model_open(
     path: *const c_char,
@@ -106,14 +140,35 @@ pub unsafe extern "C" fn lg_model_open(
         // SAFETY: the caller's word, as for all pointers of this function.
         let (path, out) = unsafe { (self::path(path)?, output(out, "out")?) };
         // SAFETY: as above.
-        let params = unsafe { params::read(params, "lg_model_params") }?.checked()?;
-        let model = Arc::new(Model::open(path, &params)?);
-        let architecture = CString::new(model.config().architecture.as_str()).unwrap_or_default();
-        out.write(into_handle(lg_model { model, architecture }));
+        let params = unsafe { params::read(params, "lg_model_params") }?;
+        // SAFETY: as above.
+        let cancel = unsafe { cancel::flag(params.cancel) }?;
+        let mut progress = |n_done, n_total| {
+            if let Some(progress) = params.progress {
+                // SAFETY: the caller's word.
+                unsafe { progress(params.progress_user, n_done, n_total) };
+            }
+        };
+        let mut log = |level, message: &str| {
+            if let Some(log) = params.log {
+                // SAFETY: the caller's word; the message ends with a zero byte.
+                unsafe { log(params.log_user, self::level(level), c_string(message).as_ptr()) };
+            }
+        };
+        let model = Model::open_with(path, &params.checked()?, &cancel, &mut progress, &mut log)?;
+        let architecture = c_string(&model.config().architecture);
+        out.write(into_handle(lg_model { model: Arc::new(model), architecture }));
         Ok(())
     };
     // SAFETY: the caller's word.
     unsafe { guard("lg_model_open", error, body) }
+}
+
+fn level(level: LogLevel) -> u32 {
+    match level {
+        LogLevel::Info => LG_LOG_INFO,
+        LogLevel::Warning => LG_LOG_WARNING,
+    }
 }
 
 /// Frees a model. Its sessions go on living. NULL does nothing.

@@ -108,7 +108,8 @@ unsafe fn plan(model: *const lg_model, params: *const lg_session_params) -> Resu
 ///
 /// `params` may be NULL: all defaults.
 ///
-/// Errors: `LG_ERR_INVALID`, `LG_ERR_OUT_OF_MEMORY` if it is more than `max_bytes`.
+/// Errors: `LG_ERR_INVALID`, also for a model that was opened with `vocab_only`; `LG_ERR_OUT_OF_MEMORY` if it is more
+/// than `max_bytes`.
 ///
 /// # Safety
 /// The caller must pass pointers as the conventions ask.
@@ -166,7 +167,7 @@ pub(super) fn layer<T>(layers: &[T], layer: u32) -> Result<&T> {
 /// The longest context, in tokens, that a session can have within `n_bytes` with otherwise these parameters: at most
 /// their `n_ctx`, and 0 if not even one token fits. Their `max_bytes` plays no part. `params` may be NULL: all defaults.
 ///
-/// Errors: `LG_ERR_INVALID`.
+/// Errors: `LG_ERR_INVALID`, also for a model that was opened with `vocab_only`.
 ///
 /// # Safety
 /// The caller must pass pointers as the conventions ask.

@@ -2,7 +2,7 @@
 //!
 //! That they point to what the header asks for is the callers' word, and the safety condition of everything here.
 
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, CString, c_char};
 use std::mem::MaybeUninit;
 use std::path::Path;
 
@@ -79,6 +79,12 @@ pub(super) unsafe fn string<'a>(pointer: *const c_char, name: &str) -> Result<&'
     // SAFETY: not NULL; the rest is the caller's word.
     let string = unsafe { CStr::from_ptr(pointer) };
     string.to_str().map_err(|error| Error::invalid(format!("{name} is no UTF-8: {error}")))
+}
+
+/// A text for C programs; a zero byte in it would end it there.
+pub(super) fn c_string(text: &str) -> CString {
+    let text = text.split('\0').next().unwrap_or_default();
+    CString::new(text).unwrap_or_default()
 }
 
 /// A path: bytes up to a zero byte, as the system's own calls take them.

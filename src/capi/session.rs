@@ -98,17 +98,19 @@ impl lg_session_params {
     }
 }
 
-/// Told after each chunk of a prompt how many of its tokens are done. Called in the thread of the running call, which
-/// goes on when it returns; to stop the call, set its cancel object. It must return: no exception and no longjmp may
-/// leave it. The session is in use meanwhile.
-pub type lg_progress = Option<unsafe extern "C" fn(user: *mut c_void, n_done: usize, n_tokens: usize)>;
+/// Told how much of a long call is done: tokens of a prompt after each of its chunks, bytes of a model's file.
+///
+/// Called in the thread of the running call, which goes on when it returns; to stop the call, set its cancel object. It
+/// must return: no exception and no longjmp may leave it. A session that is at work is in use meanwhile.
+pub type lg_progress = Option<unsafe extern "C" fn(user: *mut c_void, n_done: usize, n_total: usize)>;
 
 /// Opens an empty session. Allocates all memory that it will ever need: what `lg_model_plan` says.
 ///
 /// `params` may be NULL: all defaults. `*out` is the caller's and is freed by `lg_session_free`; the model may be freed
 /// before.
 ///
-/// Errors: `LG_ERR_INVALID`; `LG_ERR_OUT_OF_MEMORY`, also for more than `max_bytes`; `LG_ERR_DEVICE`.
+/// Errors: `LG_ERR_INVALID`, also for a model that was opened with `vocab_only`; `LG_ERR_OUT_OF_MEMORY`, also for more
+/// than `max_bytes`; `LG_ERR_DEVICE`.
 ///
 /// # Safety
 /// The caller must pass pointers as the conventions ask.

@@ -22,7 +22,7 @@ pub const MAX_VOCAB: u32 = MAX_DIM * 8;
 pub const ROPE_FREQS: &str = "rope_freqs.weight";
 
 /// Rotary position embedding.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Rope {
     /// Rotation per position of each pair, in radians; half as many as elements of a head that turn.
     pub inv_freq: Vec<f32>,
@@ -33,7 +33,7 @@ pub struct Rope {
 }
 
 /// Everything about a model but its weights and its vocabulary.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Config {
     /// Architecture that the file names: `longgen`, or `llama` for a plain GGUF.
     pub architecture: String,
@@ -70,6 +70,18 @@ pub struct Config {
 }
 
 impl Config {
+    /// What can be said of a model that is opened for its text alone: names. All numbers are 0.
+    ///
+    /// # Errors
+    /// `Format` for a file that does not say what it is.
+    pub(super) fn of_text(metadata: &Metadata<'_>) -> Result<Self> {
+        Ok(Self {
+            architecture: metadata.require_str(keys::GENERAL_ARCHITECTURE)?.to_owned(),
+            name: metadata.opt_str("general.name")?.map(str::to_owned),
+            ..Self::default()
+        })
+    }
+
     /// Reads the numbers of a LongGen file or of a plain `llama` GGUF.
     ///
     /// # Errors

@@ -6,9 +6,9 @@ use longgen_format::TensorInfo;
 
 use crate::backend::Backend;
 use crate::backend::args::Linear;
-use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::model::config::{Config, ROPE_FREQS};
+use crate::model::opening::Opening;
 use crate::weights::WeightFile;
 
 /// One layer. Matrices are (outputs, inputs).
@@ -50,23 +50,20 @@ pub struct Weights<B: Backend> {
 }
 
 impl<B: Backend> Weights<B> {
-    /// Finds every matrix of the model in its file, checks its shape, and takes it to the device; `progress` is told how
-    /// many bytes of how many are there.
+    /// Finds every matrix of the model in its file, checks its shape, and takes it to the device: one pass of `opening`.
     ///
     /// # Errors
     /// `Format` for a tensor that is missing or has another shape than the model's numbers say, `Unsupported` for an
     /// element type that this runtime does not know; `Cancelled`.
-    pub fn load(
+    pub(super) fn load(
         backend: &B,
         file: &WeightFile<'_>,
         config: &Config,
-        cancel: &Cancel,
-        progress: LoadProgress<'_>,
+        opening: &mut Opening<'_>,
     ) -> Result<Self> {
         let (d_model, n_vocab) = (config.d_model, config.n_vocab);
-        let n_bytes = file.n_bytes();
         let taken = HashSet::from([ROPE_FREQS.to_owned()]);
-        let mut loader = Loader { backend, file, cancel, progress, n_loaded: 0, n_bytes, taken };
+        let mut loader = Loader { backend, file, opening, n_loaded: 0, taken };
         let weights = Self {
             embedding: loader.matrix("token_embd.weight", n_vocab, d_model)?,
             layers: (0..config.n_layers).map(|i| loader.layer(i, config)).collect::<Result<_>>()?,
@@ -78,26 +75,22 @@ impl<B: Backend> Weights<B> {
             },
         };
         loader.check_all_taken()?;
+        opening.pass(file.bytes().len())?;
         Ok(weights)
     }
 }
 
-/// Told while a model is loaded: bytes that are there, bytes in all.
-pub type LoadProgress<'a> = &'a mut dyn FnMut(usize, usize);
-
 /// Takes tensors to the device, one by one.
-struct Loader<'a, 'f, B: Backend> {
+struct Loader<'a, 'f, 'o, B: Backend> {
     backend: &'a B,
     file: &'a WeightFile<'f>,
-    cancel: &'a Cancel,
-    progress: LoadProgress<'a>,
+    opening: &'a mut Opening<'o>,
     n_loaded: usize,
-    n_bytes: usize,
     /// Names of the tensors that the model is made of, so far.
     taken: HashSet<String>,
 }
 
-impl<B: Backend> Loader<'_, '_, B> {
+impl<B: Backend> Loader<'_, '_, '_, B> {
     fn layer(&mut self, i: usize, config: &Config) -> Result<LayerWeights<B>> {
         let (d_model, d_ff) = (config.d_model, config.d_ff);
         let (q_dim, kv_dim) = (config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
@@ -158,9 +151,7 @@ impl<B: Backend> Loader<'_, '_, B> {
     }
 
     fn told(&mut self, n_bytes: usize) -> Result<()> {
-        self.cancel.check()?;
         self.n_loaded += n_bytes;
-        (self.progress)(self.n_loaded.min(self.n_bytes), self.n_bytes);
-        Ok(())
+        self.opening.reach(self.n_loaded, self.file.bytes().len())
     }
 }

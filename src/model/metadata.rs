@@ -23,7 +23,7 @@ impl ModelMetadata {
         if !only_header {
             return Ok(Self { index, bytes: file.bytes.clone() });
         }
-        let bytes = (**file.bytes).as_ref();
+        let bytes = file.bytes();
         let n_bytes = usize::try_from(file.directory.data_offset()).unwrap_or(usize::MAX).min(bytes.len());
         let mut header = try_vec(n_bytes, 0u8)?;
         header.copy_from_slice(&bytes[..n_bytes]);

@@ -6,6 +6,7 @@ pub mod layer;
 pub mod llama;
 pub mod metadata;
 pub mod network;
+pub mod opening;
 pub mod scratch;
 mod sequence;
 
@@ -24,12 +25,12 @@ use crate::backend::{Backend, DeviceInfo};
 use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::config::Config;
-use crate::model::layer::LoadProgress;
 use crate::model::metadata::ModelMetadata;
 use crate::model::network::{Engine, Network, Sequence};
+use crate::model::opening::{LoadProgress, Log, LogLevel, Opening};
 use crate::session::{MemoryPlan, SessionParams};
 use crate::text::{ChatTemplate, Tokenizer};
-use crate::weights::{Load, WeightFile, open};
+use crate::weights::{Load, WeightFile, open_until};
 
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +59,15 @@ pub struct ModelParams {
     pub attention: Option<Vec<LayerAttention>>,
     /// Compare every tensor with its checksum, which reads the whole file.
     pub verify: bool,
+    /// Open metadata and text only. The file needs no tensors and may be of any architecture; there are no sessions.
+    pub vocab_only: bool,
+}
+
+impl ModelParams {
+    /// How often the bytes of a file are gone through once they are there.
+    fn n_passes(&self) -> usize {
+        usize::from(self.verify) + usize::from(!self.vocab_only)
+    }
 }
 
 /// An open model: immutable, and shared by its sessions.
@@ -66,7 +76,8 @@ pub struct Model {
     tokenizer: Tokenizer,
     chat_template: Option<ChatTemplate>,
     metadata: ModelMetadata,
-    engine: Box<dyn Engine>,
+    /// Nothing if only the text was opened.
+    engine: Option<Box<dyn Engine>>,
     weight_bytes: usize,
     tensor_bytes: usize,
     n_params: u64,
@@ -79,10 +90,10 @@ impl Model {
     /// # Errors
     /// `NotFound`, `Io`, `Format`, `Unsupported`, `OutOfMemory`, `Device`; the message says what and where.
     pub fn open(path: impl AsRef<Path>, params: &ModelParams) -> Result<Self> {
-        Self::open_with(path, params, &Cancel::default(), &mut |_, _| {})
+        Self::open_with(path, params, &Cancel::default(), &mut |_, _| {}, &mut |_, _| {})
     }
 
-    /// The same, telling how much of the model is there.
+    /// The same, telling how far it is and what it finds.
     ///
     /// # Errors
     /// Also `Cancelled`.
@@ -91,11 +102,21 @@ impl Model {
         params: &ModelParams,
         cancel: &Cancel,
         progress: LoadProgress<'_>,
+        log: Log<'_>,
     ) -> Result<Self> {
         let path = path.as_ref();
-        let bytes = open(path, params.load)?;
+        // The header is a small part of a file, and copied afterwards if it has to be.
+        let load = if params.vocab_only { Load::Map } else { params.load };
+        let n_copies = usize::from(load == Load::Read);
+        let mut opening = Opening::new(n_copies + params.n_passes(), cancel, progress, log);
         let in_file = |error: Error| Error::new(error.kind(), format!("{}: {error}", path.display()));
-        Self::from_bytes(bytes, params, cancel, progress).map_err(in_file)
+        opening.check().map_err(in_file)?;
+        let copied = &mut |n_read, n_bytes| opening.reach(n_read, n_bytes).map_err(in_file);
+        let bytes = open_until(path, load, copied)?;
+        if load == Load::Read {
+            opening.pass((*bytes).as_ref().len()).map_err(in_file)?;
+        }
+        Self::read(&bytes, params, &mut opening).map_err(in_file)
     }
 
     /// Opens a model file that is in memory already.
@@ -108,30 +129,47 @@ impl Model {
         params: &ModelParams,
         cancel: &Cancel,
         progress: LoadProgress<'_>,
+        log: Log<'_>,
     ) -> Result<Self> {
-        let directory = Directory::read((*bytes).as_ref())?;
-        if params.verify {
-            directory.verify(|_| {})?;
-        }
-        Self::from_file(&WeightFile { bytes: &bytes, directory: &directory }, params, cancel, progress)
+        Self::read(&bytes, params, &mut Opening::new(params.n_passes(), cancel, progress, log))
     }
 
-    fn from_file(
-        file: &WeightFile<'_>,
-        params: &ModelParams,
-        cancel: &Cancel,
-        progress: LoadProgress<'_>,
-    ) -> Result<Self> {
-        let mut config = Config::read(file)?;
+    fn read(bytes: &SharedBytes, params: &ModelParams, opening: &mut Opening<'_>) -> Result<Self> {
+        let directory = Directory::read((**bytes).as_ref())?;
+        let file = WeightFile { bytes, directory: &directory };
+        opening.check()?;
+        if params.verify {
+            verify(&file, opening)?;
+        }
+        let model = Self::from_file(&file, params, opening)?;
+        opening.end();
+        Ok(model)
+    }
+
+    fn from_file(file: &WeightFile<'_>, params: &ModelParams, opening: &mut Opening<'_>) -> Result<Self> {
+        let metadata = &file.directory.metadata;
+        let mut config = if params.vocab_only { Config::of_text(metadata)? } else { Config::read(file)? };
         if let Some(attention) = &params.attention {
             check_attention(&config, attention)?;
             config.attention = attention.clone();
         }
-        let config = Arc::new(config);
-        let tokenizer = Tokenizer::from_metadata(&file.directory.metadata)?;
+        let tokenizer = Tokenizer::from_metadata(metadata)?;
+        if params.vocab_only {
+            config.n_vocab = tokenizer.n_vocab();
+        }
         tokenizer.check_rows(config.n_vocab)?;
-        let chat_template = ChatTemplate::from_metadata(&file.directory.metadata)?;
-        let (engine, device_note) = engine(params, file, &config, cancel, progress)?;
+        let chat_template = ChatTemplate::from_metadata(metadata)?;
+        opening.check()?;
+        opening.log(LogLevel::Info, &summary(&config, file));
+        let config = Arc::new(config);
+        let (engine, device_note) = match params.vocab_only {
+            true => (None, None),
+            false => {
+                let (engine, note) = engine(params, file, &config, opening)?;
+                opening.log(LogLevel::Info, &format!("running on {}", engine.info().name));
+                (Some(engine), note)
+            }
+        };
         let has_output = file.has("output.weight");
         let is_read = |name: &str| !has_output || name != "token_embd.weight";
         let tensors = file.directory.tensors().iter().filter(|tensor| is_read(tensor.name()));
@@ -153,9 +191,15 @@ impl Model {
         })
     }
 
-    /// What the model runs on.
+    /// What the model runs on; nothing if only its text was opened.
     pub fn device(&self) -> DeviceInfo {
-        self.engine.info()
+        self.engine.as_ref().map(|engine| engine.info()).unwrap_or_default()
+    }
+
+    fn engine(&self) -> Result<&dyn Engine> {
+        let text_alone =
+            || Error::invalid("the model was opened for its text alone (vocab_only): it has no sessions");
+        self.engine.as_deref().ok_or_else(text_alone)
     }
 
     /// Why [`Device::Auto`] took the processor although this build can use a CUDA device.
@@ -186,7 +230,7 @@ impl Model {
     /// The exact memory of a session with these parameters; allocates nothing. Several sessions take it several times.
     ///
     /// # Errors
-    /// `Invalid` for parameters out of their range, `OutOfMemory` for a session that would take more than its
+    /// `Invalid` for parameters out of their range and for a model without weights, `OutOfMemory` for a session that would take more than its
     /// [`max_bytes`](SessionParams::max_bytes).
     pub fn plan(&self, params: &SessionParams) -> Result<MemoryPlan> {
         self.plan_for(params, &self.config.attention)
@@ -198,7 +242,8 @@ impl Model {
     /// Those of [`plan`](Self::plan); `Invalid` also for another number of layers.
     pub fn plan_for(&self, params: &SessionParams, attention: &[LayerAttention]) -> Result<MemoryPlan> {
         check_attention(&self.config, attention)?;
-        let plan = self.engine.plan(params, attention)?;
+        let engine = self.engine()?;
+        let plan = engine.plan(params, attention)?;
         let (needed, most) = (plan.total_bytes(), params.max_bytes);
         if most == 0 || needed <= most {
             return Ok(plan);
@@ -206,7 +251,7 @@ impl Model {
         let longest = self.longest_context_for(params, attention, most)?;
         match longest {
             Some(n_ctx) if params.n_ctx == 0 => {
-                self.engine.plan(&SessionParams { n_ctx, ..params.clone() }, attention)
+                engine.plan(&SessionParams { n_ctx, ..params.clone() }, attention)
             }
             _ => {
                 let n_ctx = plan.n_ctx;
@@ -247,7 +292,7 @@ impl Model {
 
     /// Bytes that this model's sessions occupy now, as they were allocated.
     pub fn session_bytes(&self) -> usize {
-        self.engine.session_bytes()
+        self.engine.as_ref().map_or(0, |engine| engine.session_bytes())
     }
 
     /// The longest context, in tokens and at most that of `params`, that a session can have within `n_bytes` with otherwise
@@ -265,10 +310,11 @@ impl Model {
         attention: &[LayerAttention],
         n_bytes: usize,
     ) -> Result<Option<u32>> {
-        let (mut fits, mut too_long) = (0, self.engine.plan(params, attention)?.n_ctx.saturating_add(1));
+        let engine = self.engine()?;
+        let (mut fits, mut too_long) = (0, engine.plan(params, attention)?.n_ctx.saturating_add(1));
         while too_long - fits > 1 {
             let n_ctx = fits + (too_long - fits) / 2;
-            let plan = self.engine.plan(&SessionParams { n_ctx, ..params.clone() }, attention)?;
+            let plan = engine.plan(&SessionParams { n_ctx, ..params.clone() }, attention)?;
             match plan.total_bytes() <= n_bytes {
                 true => fits = n_ctx,
                 false => too_long = n_ctx,
@@ -278,16 +324,16 @@ impl Model {
     }
 
     pub(crate) fn sequence(&self, params: &SessionParams) -> Result<Box<dyn Sequence>> {
-        let plan = self.plan(params)?;
+        let (engine, plan) = (self.engine()?, self.plan(params)?);
         // Where the limit decides how long the context is.
         let params = &SessionParams { n_ctx: plan.n_ctx, ..params.clone() };
-        let error = match self.engine.sequence(params) {
+        let error = match engine.sequence(params) {
             Err(error) if error.kind() == ErrorKind::OutOfMemory => error,
             result => return result,
         };
         let needed = plan.total_bytes();
         // Devices hand out memory in pages; a little is lost at every buffer's end.
-        let free = self.engine.free_bytes().map(|free| free - free / 64);
+        let free = engine.free_bytes().map(|free| free - free / 64);
         let longest = free.map(|free| self.longest_context(params, free)).transpose()?.flatten();
         // What is free now may have been freed since.
         let fits = would_fit(longest.filter(|&n_ctx| n_ctx < plan.n_ctx)).unwrap_or_default();
@@ -300,7 +346,7 @@ impl Model {
         tokens: &[u32],
         cancel: &Cancel,
     ) -> Result<()> {
-        self.engine.decode_batch(batch, tokens, cancel)
+        self.engine()?.decode_batch(batch, tokens, cancel)
     }
 }
 
@@ -309,48 +355,78 @@ fn would_fit(n_ctx: Option<u32>) -> Option<String> {
     n_ctx.map(|n_ctx| format!("; a context of {n_ctx} tokens would fit"))
 }
 
+/// What a model consists of, in a line.
+fn summary(config: &Config, file: &WeightFile<'_>) -> String {
+    let Config { architecture, n_vocab, n_layers, .. } = config;
+    let (n_params, n_bytes) = (file.n_elems(), file.n_bytes());
+    let of_kind = |kind| {
+        let n = config.attention.iter().filter(|layer| layer.kind() == kind).count();
+        (n > 0).then(|| format!("{n} {kind}"))
+    };
+    let kinds: Vec<String> = ["full", "window", "blocks"].into_iter().filter_map(of_kind).collect();
+    let layers = match n_layers {
+        0 => String::new(),
+        n => format!("{n} layers ({}), ", kinds.join(", ")),
+    };
+    format!(
+        "{architecture}: {layers}{n_vocab} tokens of vocabulary, {n_params} parameters in {n_bytes} bytes"
+    )
+}
+
+/// Compares a file with its checksums: one pass of `opening`.
+fn verify(file: &WeightFile<'_>, opening: &mut Opening<'_>) -> Result<()> {
+    let (mut n_bytes, file_bytes) = (0, file.bytes().len());
+    file.directory.verify_until(|i| {
+        n_bytes += usize::try_from(file.directory.tensors()[i].n_bytes()).unwrap_or(usize::MAX);
+        opening.reach(n_bytes, file_bytes)
+    })?;
+    opening.pass(file_bytes)
+}
+
 /// The model on a device, and why not on one that was preferred.
 fn engine(
     params: &ModelParams,
     file: &WeightFile<'_>,
     config: &Arc<Config>,
-    cancel: &Cancel,
-    progress: LoadProgress<'_>,
+    opening: &mut Opening<'_>,
 ) -> Result<(Box<dyn Engine>, Option<String>)> {
     fn on<B: Backend>(
         backend: B,
         file: &WeightFile<'_>,
         config: &Arc<Config>,
-        cancel: &Cancel,
-        progress: LoadProgress<'_>,
+        opening: &mut Opening<'_>,
     ) -> Result<Box<dyn Engine>> {
-        Ok(Box::new(Network::load(backend, file, config.clone(), cancel, progress)?))
+        Ok(Box::new(Network::load(backend, file, config.clone(), opening)?))
     }
     let n_threads = match params.n_threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,
     };
     let engine = match params.device {
-        Device::Cpu => on(CpuBackend::new(n_threads)?, file, config, cancel, progress)?,
-        Device::Reference => on(ReferenceBackend::default(), file, config, cancel, progress)?,
+        Device::Cpu => on(CpuBackend::new(n_threads)?, file, config, opening)?,
+        Device::Reference => on(ReferenceBackend::default(), file, config, opening)?,
         #[cfg(feature = "cuda")]
-        Device::Cuda(ordinal) => on(CudaBackend::new(ordinal)?, file, config, cancel, progress)?,
+        Device::Cuda(ordinal) => on(CudaBackend::new(ordinal)?, file, config, opening)?,
         #[cfg(not(feature = "cuda"))]
         Device::Cuda(_) => {
             let message = "this build cannot use CUDA devices: it was built without the feature `cuda`";
             return Err(Error::unsupported(message));
         }
         #[cfg(feature = "cuda")]
-        Device::Auto => match CudaBackend::new(0).and_then(|b| on(b, file, config, cancel, progress)) {
+        Device::Auto => match CudaBackend::new(0).and_then(|b| on(b, file, config, opening)) {
             Ok(engine) => engine,
             Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
             Err(error) => {
-                let engine = on(CpuBackend::new(n_threads)?, file, config, cancel, progress)?;
+                opening.log(LogLevel::Warning, &format!("cannot run on a CUDA device: {error}"));
+                let engine = on(CpuBackend::new(n_threads)?, file, config, opening)?;
                 return Ok((engine, Some(error.to_string())));
             }
         },
         #[cfg(not(feature = "cuda"))]
-        Device::Auto => on(CpuBackend::new(n_threads)?, file, config, cancel, progress)?,
+        Device::Auto => {
+            opening.log(LogLevel::Info, "this build cannot use CUDA devices");
+            on(CpuBackend::new(n_threads)?, file, config, opening)?
+        }
     };
     Ok((engine, None))
 }

@@ -14,7 +14,8 @@ use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::kv::cache::{LayerLayout, scratch_bytes};
 use crate::model::config::Config;
-use crate::model::layer::{LoadProgress, Weights};
+use crate::model::layer::Weights;
+use crate::model::opening::Opening;
 use crate::model::scratch::Activations;
 use crate::model::sequence::NetworkSequence;
 use crate::sampler::Candidate;
@@ -89,12 +90,11 @@ impl<B: Backend> Network<B> {
     ///
     /// # Errors
     /// Those of [`Weights::load`], and `Unsupported` for heads that the backend cannot compute.
-    pub fn load(
+    pub(super) fn load(
         backend: B,
         file: &WeightFile<'_>,
         config: Arc<Config>,
-        cancel: &Cancel,
-        progress: LoadProgress<'_>,
+        opening: &mut Opening<'_>,
     ) -> Result<Self> {
         let (has, max) = (config.head_dim, backend.max_head_dim());
         if has > max {
@@ -103,7 +103,7 @@ impl<B: Backend> Network<B> {
                 "attention heads of {has} elements: {device} can use at most {max}, the CPU any number"
             )));
         }
-        let weights = Weights::load(&backend, file, &config, cancel, progress)?;
+        let weights = Weights::load(&backend, file, &config, opening)?;
         let weight_bytes = backend.allocated_bytes();
         Ok(Self(Arc::new(Parts { backend, config, weights, weight_bytes, host: Meter::default() })))
     }

@@ -5,8 +5,8 @@
 #include <math.h>
 
 static lg_error error = {.struct_size = sizeof error};
-// sizeof(lg_sampler_params) in its first version.
-enum { SAMPLER_PARAMS_V1 = 32 };
+// Sizes of structs in their first versions.
+enum { MODEL_PARAMS_V1 = 24, SAMPLER_PARAMS_V1 = 32 };
 // What an output holds before a call that must not write it.
 static void *const UNTOUCHED = (void *)&error;
 
@@ -20,7 +20,7 @@ static void open_model(const char *path, const char *folder)
     REFUSED(LG_ERR_IO, lg_model_open, (folder, NULL, &model, &error));
     REFUSED(LG_ERR_FORMAT, lg_model_open, (__FILE__, NULL, &model, &error));
 
-    const size_t wrong_sizes[] = {0, 1, 8, sizeof params - 1, 4097, SIZE_MAX};
+    const size_t wrong_sizes[] = {0, 1, 8, MODEL_PARAMS_V1 - 1, 4097, SIZE_MAX};
     for (size_t i = 0; i < sizeof wrong_sizes / sizeof *wrong_sizes; i++) {
         params.struct_size = wrong_sizes[i];
         REFUSED(LG_ERR_INVALID, lg_model_open, (path, &params, &model, &error));
@@ -41,6 +41,21 @@ static void open_model(const char *path, const char *folder)
     params.device = LG_DEVICE_CPU;
     params.verify = 2;
     REFUSED(LG_ERR_INVALID, lg_model_open, (path, &params, &model, &error));
+    params.verify = 0;
+    params.vocab_only = 2;
+    REFUSED(LG_ERR_INVALID, lg_model_open, (path, &params, &model, &error));
+    params.vocab_only = 0;
+    params.reserved = 1;
+    REFUSED(LG_ERR_INVALID, lg_model_open, (path, &params, &model, &error));
+    params.reserved = 0;
+    params.cancel = (const lg_cancel *)((const char *)&params + 1);
+    REFUSED(LG_ERR_INVALID, lg_model_open, (path, &params, &model, &error));
+
+    // An older program's struct: what lies behind it is not read.
+    const lg_model_params older = {.struct_size = MODEL_PARAMS_V1, .vocab_only = 7, .cancel = UNTOUCHED};
+    CALL(lg_model_open, (path, &older, &model, &error));
+    lg_model_free(model);
+    model = UNTOUCHED;
 
     // A newer program's struct: fine as long as it does not use what this library does not know.
     struct {

@@ -5,8 +5,10 @@ int main(void)
 {
     CHECK(sizeof(lg_error) == 648);
     CHECK(offsetof(lg_error, code) == 8 && offsetof(lg_error, message) == 12 && offsetof(lg_error, where) == 524);
-    CHECK(sizeof(lg_model_params) == 24);
+    CHECK(sizeof(lg_model_params) == 72);
     CHECK(offsetof(lg_model_params, load) == 8 && offsetof(lg_model_params, verify) == 20);
+    CHECK(offsetof(lg_model_params, vocab_only) == 24 && offsetof(lg_model_params, progress) == 32);
+    CHECK(offsetof(lg_model_params, cancel) == 48 && offsetof(lg_model_params, log_user) == 64);
     CHECK(sizeof(lg_session_params) == 40);
     CHECK(offsetof(lg_session_params, n_ctx) == 8 && offsetof(lg_session_params, precision) == 20);
     CHECK(offsetof(lg_session_params, logits_rows) == 24 && offsetof(lg_session_params, max_bytes) == 32);

@@ -7,12 +7,15 @@ use longgen_format::{Directory, Metadata, OwnedValue, ValueType, Writer};
 
 use super::random::Random;
 
+/// A file that consists of these keys only.
+pub fn file(metadata: &[(&str, OwnedValue)]) -> Vec<u8> {
+    let metadata = metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+    Writer::new(Cursor::new(Vec::new()), metadata, Vec::new()).unwrap().finish().unwrap().into_inner()
+}
+
 /// Reads a file that consists of these keys only.
 pub fn with_metadata<T>(metadata: &[(&str, OwnedValue)], read: impl FnOnce(&Metadata<'_>) -> T) -> T {
-    let metadata = metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
-    let file = Writer::new(Cursor::new(Vec::new()), metadata, Vec::new()).unwrap().finish().unwrap();
-    let bytes = file.into_inner();
-    read(&Directory::read(&bytes).unwrap().metadata)
+    read(&Directory::read(&file(metadata)).unwrap().metadata)
 }
 
 /// A text of up to 11 characters of one to four bytes, or the zero byte.

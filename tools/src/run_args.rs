@@ -119,7 +119,9 @@ impl RunArgs {
     /// What is wrong with the file.
     pub fn open(&self, params: ModelParams) -> Result<Arc<Model>> {
         let path = self.path();
-        self.open_with(params, |params, load| Ok(Model::open_with(path, params, &Cancel::default(), load)?))
+        self.open_with(params, |params, load| {
+            Ok(Model::open_with(path, params, &Cancel::default(), load, &mut |_, _| {})?)
+        })
     }
 
     /// The numbers of the model, without opening it.

@@ -145,7 +145,7 @@ impl Shape {
             writer.write_tensor(&bytes[..n_bytes])?;
         }
         let file = Arc::new(writer.finish()?.into_inner());
-        Ok(Model::from_bytes(file, params, &Cancel::default(), progress)?)
+        Ok(Model::from_bytes(file, params, &Cancel::default(), progress, &mut |_, _| {})?)
     }
 
     fn metadata(self) -> Result<Vec<(String, OwnedValue)>> {

@@ -43,7 +43,13 @@ impl Door {
 
 fn open_model(file: &[u8]) -> Outcome {
     let params = ModelParams { device: Device::Reference, ..ModelParams::default() };
-    let model = Model::from_bytes(Arc::new(file.to_vec()), &params, &Cancel::default(), &mut |_, _| {});
+    let model = Model::from_bytes(
+        Arc::new(file.to_vec()),
+        &params,
+        &Cancel::default(),
+        &mut |_, _| {},
+        &mut |_, _| {},
+    );
     model.map(|_| ()).map_err(|error| error.to_string())
 }
 

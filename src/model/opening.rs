@@ -1,0 +1,83 @@
+//! How opening a model goes: what it tells, and when it stops.
+
+use std::time::Instant;
+
+use crate::cancel::Cancel;
+use crate::error::Result;
+
+/// Told while a model is opened: bytes that have been gone through, bytes in all. A file counts once for each time that it
+/// is gone through: to copy it into memory, to verify it, and to load its tensors.
+pub type LoadProgress<'a> = &'a mut dyn FnMut(usize, usize);
+
+/// How much a message matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    /// Good to know.
+    Info,
+    /// Not what was asked for, or not as good as it could be.
+    Warning,
+}
+
+/// Told what is worth knowing about a model while it is opened, line by line: what it consists of, what it runs on and
+/// why, how long it took.
+pub type Log<'a> = &'a mut dyn FnMut(LogLevel, &str);
+
+/// A model that is being opened.
+pub(crate) struct Opening<'a> {
+    cancel: &'a Cancel,
+    progress: LoadProgress<'a>,
+    log: Log<'a>,
+    begun: Instant,
+    /// How often the file will be gone through, and how often it has been.
+    n_passes: usize,
+    n_passed: usize,
+    /// What `progress` was told last.
+    n_done: usize,
+}
+
+impl<'a> Opening<'a> {
+    pub(super) fn new(n_passes: usize, cancel: &'a Cancel, progress: LoadProgress<'a>, log: Log<'a>) -> Self {
+        Self { cancel, progress, log, begun: Instant::now(), n_passes, n_passed: 0, n_done: 0 }
+    }
+
+    /// # Errors
+    /// `Cancelled`.
+    pub(super) fn check(&self) -> Result<()> {
+        self.cancel.check()
+    }
+
+    /// This pass has gone through `n_bytes` of the file's. What has been told is not taken back if a pass begins again, on
+    /// another device.
+    ///
+    /// # Errors
+    /// `Cancelled`.
+    pub(super) fn reach(&mut self, n_bytes: usize, file_bytes: usize) -> Result<()> {
+        self.check()?;
+        let n_done = self.n_passed * file_bytes + n_bytes.min(file_bytes);
+        if n_done > self.n_done {
+            self.n_done = n_done;
+            (self.progress)(n_done, self.n_passes * file_bytes);
+        }
+        Ok(())
+    }
+
+    /// The file has been gone through.
+    ///
+    /// # Errors
+    /// `Cancelled`.
+    pub(super) fn pass(&mut self, file_bytes: usize) -> Result<()> {
+        self.reach(file_bytes, file_bytes)?;
+        self.n_passed += 1;
+        Ok(())
+    }
+
+    pub(super) fn log(&mut self, level: LogLevel, message: &str) {
+        (self.log)(level, message);
+    }
+
+    /// The model is there.
+    pub(super) fn end(&mut self) {
+        let seconds = self.begun.elapsed().as_secs_f64();
+        self.log(LogLevel::Info, &format!("opened in {seconds:.3} s"));
+    }
+}

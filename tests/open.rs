@@ -1,0 +1,116 @@
+//! Opening a model: it can be stopped wherever it looks, tells every byte that it goes through, and a text alone is the
+//! text of the whole.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::path::Path;
+
+use longgen::weights::Load;
+use longgen::{Cancel, Device, ErrorKind, LogLevel, Model, ModelParams, Result};
+use longgen_format::{Directory, TensorType};
+use support::tiny_model;
+
+/// Every way to open a file.
+fn ways() -> Vec<ModelParams> {
+    let mut ways = Vec::new();
+    for load in [Load::Map, Load::Read] {
+        for verify in [false, true] {
+            for vocab_only in [false, true] {
+                for device in [Device::Auto, Device::Reference] {
+                    let params = ModelParams { load, device, verify, vocab_only, ..Default::default() };
+                    ways.push(params);
+                }
+            }
+        }
+    }
+    ways
+}
+
+fn open(path: &Path, params: &ModelParams, cancel: &Cancel) -> (Result<Model>, Vec<(usize, usize)>, usize) {
+    let (mut told, mut n_messages) = (Vec::new(), 0);
+    let progress = &mut |n_done, n_total| told.push((n_done, n_total));
+    let log = &mut |level, message: &str| {
+        assert!(level == LogLevel::Info || message.contains("CUDA"), "{message}");
+        n_messages += 1;
+    };
+    let model = Model::open_with(path, params, cancel, progress, log);
+    (model, told, n_messages)
+}
+
+#[test]
+fn an_open_can_be_stopped_wherever_it_looks() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let bytes = tiny_model::bytes(TensorType::Q4_0);
+    std::fs::write(file.path(), &bytes).unwrap();
+    let n_tensors = Directory::read(&bytes).unwrap().tensors().len();
+    for params in ways() {
+        let mut n_stopped = 0;
+        let (model, told) = loop {
+            match open(file.path(), &params, &Cancel::after(n_stopped)) {
+                (Ok(model), told, n_messages) => {
+                    assert!(n_messages >= 2);
+                    break (model, told);
+                }
+                (Err(error), _, _) => {
+                    assert_eq!(error.kind(), ErrorKind::Cancelled);
+                    assert!(error.to_string().contains(file.path().to_str().unwrap()), "{error}");
+                }
+            }
+            n_stopped += 1;
+        };
+        // From tensor to tensor in each of the passes over them, and before and after each other part.
+        let n_passes = u64::from(params.verify) + u64::from(!params.vocab_only);
+        assert!(n_stopped >= n_passes * n_tensors as u64 + 2, "{params:?}: {n_stopped}");
+
+        let n_copies = usize::from(params.load == Load::Read && !params.vocab_only);
+        let n_total = (n_copies + usize::try_from(n_passes).unwrap()) * bytes.len();
+        assert!(told.is_sorted_by(|a, b| a.0 < b.0), "{params:?}: {told:?}");
+        assert!(told.iter().all(|&(_, of)| of == n_total), "{params:?}: {told:?}");
+        assert_eq!(told.last().map_or(0, |&(n_done, _)| n_done), n_total, "{params:?}");
+        assert_eq!(model.config().n_layers, if params.vocab_only { 0 } else { 4 });
+        assert_eq!(model.metadata().text("general.name", 0).unwrap(), "tiny");
+    }
+}
+
+#[test]
+fn what_verification_finds_stops_an_open() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut bytes = tiny_model::bytes(TensorType::F16);
+    let last = Directory::read(&bytes).unwrap().tensors().last().map(|tensor| tensor.offset()).unwrap();
+    bytes[usize::try_from(last).unwrap()] ^= 1;
+    std::fs::write(file.path(), &bytes).unwrap();
+    for params in ways() {
+        let (model, told, _) = open(file.path(), &params, &Cancel::default());
+        match model {
+            Ok(_) => assert!(!params.verify),
+            Err(error) => {
+                assert!(params.verify && error.kind() == ErrorKind::Format, "{error}");
+                assert!(error.to_string().contains("output_norm.weight"), "{error}");
+                assert!(told.iter().all(|(n_done, n_total)| n_done < n_total));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_text_alone_is_of_any_architecture_but_must_be_a_text() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), tiny_model::text_bytes()).unwrap();
+    let params = ModelParams { vocab_only: true, ..Default::default() };
+    let model = Model::open(file.path(), &params).unwrap();
+    assert_eq!(model.config().architecture, "unheard-of");
+    assert_eq!(model.tokenizer().encode("<|eos|>", true, true).unwrap(), [tiny_model::BOS, tiny_model::EOS]);
+    assert_eq!(model.session_bytes(), 0);
+
+    let whole = Model::open(file.path(), &ModelParams::default()).err().unwrap();
+    assert_eq!(whole.kind(), ErrorKind::Unsupported);
+    let without_tokens = support::metadata::file(&[(
+        "general.architecture",
+        longgen_format::OwnedValue::Str("longgen".into()),
+    )]);
+    std::fs::write(file.path(), without_tokens).unwrap();
+    let error = Model::open(file.path(), &params).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Format);
+    assert!(error.to_string().contains("tokenizer.ggml.model"), "{error}");
+}
