@@ -292,8 +292,8 @@ typedef struct lg_model_params {
     // 1 compares every tensor with the checksum in the file, which reads the whole file; 0 does not.
     uint32_t verify;
     // 1 opens metadata and text only: the file needs no tensors, and may be of any architecture whose tokenizer is known.
-    // There are no sessions of such a model; its vocabulary is that of its tokens, and other numbers are 0. 0 opens
-    // everything.
+    // There are no sessions of such a model; its vocabulary is that of its tokens, and all numbers of what it would be
+    // computed with are 0. 0 opens everything.
     uint32_t vocab_only;
     // 0.
     uint32_t reserved;
@@ -448,6 +448,10 @@ uint32_t lg_version(void);
 // The same as text, for example "1.2.3": a string that lives for ever.
 const char *lg_version_str(void);
 
+// What the library is that the program runs with, in a line: version, target, backends, and the processor's instructions
+// that it uses on this machine. For logs and reports of bugs; a string that lives for ever.
+const char *lg_build_info(void);
+
 // `LG_ABI_VERSION` of the library that the program runs with.
 uint32_t lg_abi_version(void);
 
@@ -482,6 +486,13 @@ void lg_model_free(struct lg_model *model);
 // # Safety
 // The caller must not free the model before this returns, and must not use the string after that.
 const char *lg_model_architecture(const struct lg_model *model);
+
+// What the model runs on, for people: a string that lives as long as the model. Empty for one that was opened with
+// `vocab_only`; NULL for NULL.
+//
+// # Safety
+// The caller must not free the model before this returns, and must not use the string after that.
+const char *lg_model_device(const struct lg_model *model);
 
 // Number of tokens in the vocabulary, which is the number of logits. Token ids are below it. 0 for NULL.
 //

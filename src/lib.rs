@@ -12,6 +12,7 @@ pub mod model;
 pub mod sampler;
 pub mod session;
 pub mod text;
+mod version;
 pub mod weights;
 
 pub use backend::args::{KvType, Precision};
@@ -21,3 +22,4 @@ pub use model::opening::{LoadProgress, Log, LogLevel};
 pub use model::{Device, Model, ModelParams};
 pub use sampler::{Candidate, Sampler, SamplerParams};
 pub use session::{MemoryPlan, Session, SessionParams};
+pub use version::build_info;

@@ -22,6 +22,9 @@ pub struct DeviceInfo {
     pub bandwidth: Option<f64>,
 }
 
+/// What this build can run models with.
+pub const NAMES: &[&str] = if cfg!(feature = "cuda") { &["cpu", "cuda"] } else { &["cpu"] };
+
 /// Tokens of a step by default.
 pub const CHUNK_TOKENS: u32 = 2048;
 

@@ -1,6 +1,6 @@
 //! What a model is: its numbers and its special tokens.
 
-use std::ffi::c_char;
+use std::ffi::{CString, c_char};
 
 use super::guard::guard_or;
 use super::model::{LG_TOKEN_NONE, get, lg_model};
@@ -40,6 +40,15 @@ pub const LG_SPECIAL_FIM_REPOSITORY: u32 = 13;
 /// `lg_model_special_token`: fill in the middle: stands between files.
 pub const LG_SPECIAL_FIM_SEPARATOR: u32 = 14;
 
+/// One of a model's strings, or NULL for NULL.
+///
+/// # Safety
+/// As for [`reference`].
+unsafe fn string(model: *const lg_model, body: impl FnOnce(&lg_model) -> &CString) -> *const c_char {
+    // SAFETY: the caller's word.
+    guard_or(std::ptr::null(), || unsafe { reference(model, "model") }.map(|model| body(model).as_ptr()))
+}
+
 /// The architecture that the file names: "longgen", or "llama" for a plain GGUF. A string that lives as long as the
 /// model; NULL for NULL.
 ///
@@ -47,11 +56,19 @@ pub const LG_SPECIAL_FIM_SEPARATOR: u32 = 14;
 /// The caller must not free the model before this returns, and must not use the string after that.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lg_model_architecture(model: *const lg_model) -> *const c_char {
-    let architecture = || {
-        // SAFETY: the caller's word.
-        unsafe { reference(model, "model") }.map(|model| model.architecture.as_ptr())
-    };
-    guard_or(std::ptr::null(), architecture)
+    // SAFETY: the caller's word.
+    unsafe { string(model, |model| &model.architecture) }
+}
+
+/// What the model runs on, for people: a string that lives as long as the model. Empty for one that was opened with
+/// `vocab_only`; NULL for NULL.
+///
+/// # Safety
+/// The caller must not free the model before this returns, and must not use the string after that.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lg_model_device(model: *const lg_model) -> *const c_char {
+    // SAFETY: the caller's word.
+    unsafe { string(model, |model| &model.device) }
 }
 
 /// Number of tokens in the vocabulary, which is the number of logits. Token ids are below it. 0 for NULL.

@@ -22,6 +22,8 @@ pub struct lg_model {
     pub(super) model: Arc<Model>,
     /// [`Config::architecture`](crate::model::config::Config::architecture), as C programs read it.
     pub(super) architecture: CString,
+    /// [`Model::device`], as C programs read it.
+    pub(super) device: CString,
 }
 
 /// `lg_model_params.load`: the file is mapped, so that pages are read when they are needed and shared with other
@@ -71,8 +73,8 @@ pub struct lg_model_params {
     /// 1 compares every tensor with the checksum in the file, which reads the whole file; 0 does not.
     pub verify: u32,
     /// 1 opens metadata and text only: the file needs no tensors, and may be of any architecture whose tokenizer is known.
-    /// There are no sessions of such a model; its vocabulary is that of its tokens, and other numbers are 0. 0 opens
-    /// everything.
+    /// There are no sessions of such a model; its vocabulary is that of its tokens, and all numbers of what it would be
+    /// computed with are 0. 0 opens everything.
     pub vocab_only: u32,
     /// 0.
     pub reserved: u32,
@@ -157,7 +159,8 @@ pub unsafe extern "C" fn lg_model_open(
         };
         let model = Model::open_with(path, &params.checked()?, &cancel, &mut progress, &mut log)?;
         let architecture = c_string(&model.config().architecture);
-        out.write(into_handle(lg_model { model: Arc::new(model), architecture }));
+        let device = c_string(&model.device().name);
+        out.write(into_handle(lg_model { model: Arc::new(model), architecture, device }));
         Ok(())
     };
     // SAFETY: the caller's word.

@@ -1,6 +1,11 @@
 //! Versions.
 
-use std::ffi::c_char;
+use std::ffi::{CString, c_char};
+use std::sync::OnceLock;
+
+use super::guard::guard_or;
+use super::pointer::c_string;
+use crate::version::build_info;
 
 /// Version of the binary interface, which is the number in the shared library's soname. A program works with every
 /// later library that has the same number.
@@ -28,6 +33,14 @@ pub extern "C" fn lg_version() -> u32 {
 #[unsafe(no_mangle)]
 pub extern "C" fn lg_version_str() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
+}
+
+/// What the library is that the program runs with, in a line: version, target, backends, and the processor's instructions
+/// that it uses on this machine. For logs and reports of bugs; a string that lives for ever.
+#[unsafe(no_mangle)]
+pub extern "C" fn lg_build_info() -> *const c_char {
+    static LINE: OnceLock<CString> = OnceLock::new();
+    guard_or(c"".as_ptr(), || Ok(LINE.get_or_init(|| c_string(&build_info())).as_ptr()))
 }
 
 /// `LG_ABI_VERSION` of the library that the program runs with.

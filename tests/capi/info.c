@@ -8,7 +8,7 @@ static lg_error error = {.struct_size = sizeof error};
 
 static void numbers(const lg_model *model)
 {
-    printf("%s\n", lg_model_architecture(model));
+    printf("%s\n%s\n", lg_model_architecture(model), lg_model_device(model));
     printf("%" PRIu32 " layers, %" PRIu32 " heads, %" PRIu32 " kv heads of %" PRIu32 ", width %" PRIu32 "\n",
            lg_model_n_layers(model), lg_model_n_heads(model), lg_model_n_kv_heads(model), lg_model_head_dim(model),
            lg_model_d_model(model));
@@ -89,7 +89,8 @@ static void hostile(const lg_model *model)
     REFUSED(LG_ERR_INVALID, lg_model_layer_phases, (model, 0, phases, 8, NULL, &error));
     CHECK(layer.kind == 99 && phases[0] == 99 && n == 99);
 
-    CHECK(lg_model_architecture(NULL) == NULL && lg_model_n_params(NULL) == 0 && lg_model_n_bytes(NULL) == 0);
+    CHECK(lg_model_architecture(NULL) == NULL && lg_model_device(NULL) == NULL);
+    CHECK(lg_model_n_params(NULL) == 0 && lg_model_n_bytes(NULL) == 0);
     CHECK(lg_model_n_heads(NULL) == 0 && lg_model_n_kv_heads(NULL) == 0);
     CHECK(lg_model_head_dim(NULL) == 0 && lg_model_d_model(NULL) == 0);
     CHECK(lg_model_special_token(NULL, LG_SPECIAL_BOS) == LG_TOKEN_NONE && !lg_model_is_special(NULL, 0));
@@ -99,7 +100,8 @@ int main(int argc, char **argv)
 {
     CHECK(argc == 2);
     lg_model *model = NULL;
-    CALL(lg_model_open, (argv[1], NULL, &model, &error));
+    const lg_model_params params = {.struct_size = sizeof params, .device = LG_DEVICE_CPU};
+    CALL(lg_model_open, (argv[1], &params, &model, &error));
     numbers(model);
     tokens(model);
     layers(model);

@@ -1,7 +1,8 @@
-// The structs lie in memory as tests/abi.rs says, and versions agree.
+// The structs lie in memory as tests/abi.rs says, and versions agree. Prints what the library is if asked to.
+// usage: layout [build]
 #include "check.h"
 
-int main(void)
+int main(int argc, char **argv)
 {
     CHECK(sizeof(lg_error) == 648);
     CHECK(offsetof(lg_error, code) == 8 && offsetof(lg_error, message) == 12 && offsetof(lg_error, where) == 524);
@@ -33,5 +34,10 @@ int main(void)
     snprintf(text, sizeof text, "%d.%d.%d", LG_VERSION_MAJOR, LG_VERSION_MINOR, LG_VERSION_PATCH);
     CHECK(strcmp(text, LG_VERSION_STR) == 0);
     CHECK(LG_VERSION == LG_VERSION_MAJOR * 1000000 + LG_VERSION_MINOR * 1000 + LG_VERSION_PATCH);
+
+    const char *info = lg_build_info();
+    CHECK(strstr(info, LG_VERSION_STR) != NULL && strchr(info, '\n') == NULL && lg_build_info() == info);
+    if (argc == 2 && strcmp(argv[1], "build") == 0)
+        printf("%s", info);
     return 0;
 }

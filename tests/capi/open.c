@@ -201,6 +201,7 @@ static void a_text_alone_has_no_sessions(const char *path)
     uint32_t n_ctx = 99;
     size_t n_phases = 99;
     CALL(lg_model_open, (path, &params, &model, &error));
+    CHECK(strcmp(lg_model_device(model), "") == 0);
     CHECK(lg_model_n_layers(model) == 0 && lg_model_n_ctx_train(model) == 0 && lg_model_n_heads(model) == 0);
     REFUSED(LG_ERR_INVALID, lg_session_new, (model, NULL, &session, &error));
     REFUSED(LG_ERR_INVALID, lg_model_plan, (model, NULL, &plan, &error));

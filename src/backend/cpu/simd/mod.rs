@@ -13,6 +13,8 @@ mod avx2;
 mod avx512;
 mod portable;
 
+use std::fmt;
+
 /// Number of lanes.
 pub(super) const LANES: usize = 16;
 
@@ -150,6 +152,21 @@ impl SimdLevel {
     /// The levels that this processor has, the best one last.
     pub fn available() -> Vec<Self> {
         Self::ALL.into_iter().filter(|&level| Simd::new(level).is_some()).collect()
+    }
+
+    /// The one that is used where none is asked for.
+    pub fn best() -> Self {
+        Self::available().pop().unwrap_or(Self::Portable)
+    }
+}
+
+impl fmt::Display for SimdLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "AVX2",
+            Self::Avx512 => "AVX-512",
+        })
     }
 }
 
