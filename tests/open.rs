@@ -7,7 +7,7 @@ mod support;
 use std::path::Path;
 
 use longgen::weights::Load;
-use longgen::{Cancel, Device, ErrorKind, LogLevel, Model, ModelParams, Result};
+use longgen::{Cancel, Device, ErrorKind, KvType, LogLevel, Model, ModelParams, Result};
 use longgen_format::{Directory, TensorType};
 use support::tiny_model;
 
@@ -101,7 +101,7 @@ fn a_text_alone_is_of_any_architecture_but_must_be_a_text() {
     let model = Model::open(file.path(), &params).unwrap();
     assert_eq!(model.config().architecture, "unheard-of");
     assert_eq!(model.tokenizer().encode("<|eos|>", true, true).unwrap(), [tiny_model::BOS, tiny_model::EOS]);
-    assert_eq!(model.session_bytes(), 0);
+    assert_eq!([model.session_bytes(), model.kv_read_bytes(7, KvType::F16)], [0, 0]);
 
     let whole = Model::open(file.path(), &ModelParams::default()).err().unwrap();
     assert_eq!(whole.kind(), ErrorKind::Unsupported);

@@ -49,8 +49,8 @@ unsafe fn string(model: *const lg_model, body: impl FnOnce(&lg_model) -> &CStrin
     guard_or(std::ptr::null(), || unsafe { reference(model, "model") }.map(|model| body(model).as_ptr()))
 }
 
-/// The architecture that the file names: "longgen", or "llama" for a plain GGUF. A string that lives as long as the
-/// model; NULL for NULL.
+/// The architecture that the file names: "longgen", "llama" for a plain GGUF, or any for a model that was opened with
+/// `vocab_only`. A string that lives as long as the model; NULL for NULL.
 ///
 /// # Safety
 /// The caller must not free the model before this returns, and must not use the string after that.

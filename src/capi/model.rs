@@ -83,7 +83,8 @@ pub struct lg_model_params {
     pub progress: lg_progress,
     /// Handed to `progress`.
     pub progress_user: *mut c_void,
-    /// Stops the call, which returns `LG_ERR_CANCELLED`; may be NULL. It is looked at from tensor to tensor.
+    /// Stops the call, which returns `LG_ERR_CANCELLED`; may be NULL. It is looked at from tensor to tensor, and every
+    /// 16 MiB where a file is copied, but not while the vocabulary is read, which takes less than a second.
     pub cancel: *const lg_cancel,
     /// Told what is worth knowing; NULL for silence.
     pub log: lg_log,

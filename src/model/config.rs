@@ -35,7 +35,7 @@ pub struct Rope {
 /// Everything about a model but its weights and its vocabulary.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
-    /// Architecture that the file names: `longgen`, or `llama` for a plain GGUF.
+    /// Architecture that the file names: `longgen`, `llama` for a plain GGUF, or any if only the text was opened.
     pub architecture: String,
     /// Name of the model, if its file gives one.
     pub name: Option<String>,

@@ -139,7 +139,7 @@ impl Model {
         let file = WeightFile { bytes, directory: &directory };
         opening.check()?;
         if params.verify {
-            verify(&file, opening)?;
+            opening.verify(&file)?;
         }
         let model = Self::from_file(&file, params, opening)?;
         opening.end();
@@ -160,7 +160,7 @@ impl Model {
         tokenizer.check_rows(config.n_vocab)?;
         let chat_template = ChatTemplate::from_metadata(metadata)?;
         opening.check()?;
-        opening.log(LogLevel::Info, &summary(&config, file));
+        opening.found(&config, file);
         let config = Arc::new(config);
         let (engine, device_note) = match params.vocab_only {
             true => (None, None),
@@ -230,8 +230,8 @@ impl Model {
     /// The exact memory of a session with these parameters; allocates nothing. Several sessions take it several times.
     ///
     /// # Errors
-    /// `Invalid` for parameters out of their range and for a model without weights, `OutOfMemory` for a session that would take more than its
-    /// [`max_bytes`](SessionParams::max_bytes).
+    /// `Invalid` for parameters out of their range and for a model that was opened for its text alone, `OutOfMemory` for a
+    /// session that would take more than its [`max_bytes`](SessionParams::max_bytes).
     pub fn plan(&self, params: &SessionParams) -> Result<MemoryPlan> {
         self.plan_for(params, &self.config.attention)
     }
@@ -281,8 +281,8 @@ impl Model {
     /// Bytes of keys and values that a token at this position reads.
     pub fn kv_read_bytes(&self, position: u32, kv_type: KvType) -> usize {
         let Config { n_kv_heads, n_heads, head_dim, .. } = *self.config;
-        let group = n_heads / n_kv_heads;
         let of_layer = |layer: &LayerAttention| {
+            let group = n_heads / n_kv_heads;
             let blocks = |phase: &u32| layer.mask.visible_blocks(position, position, *phase).count();
             let blocks: usize = layer.phases.iter().step_by(group).map(blocks).sum();
             blocks * layer.mask.block_size() as usize * 2 * kv_type.row_bytes(head_dim)
@@ -299,7 +299,7 @@ impl Model {
     /// these parameters, whatever their `max_bytes`; `None` if not even one token fits.
     ///
     /// # Errors
-    /// `Invalid` for parameters out of their range.
+    /// `Invalid` for parameters out of their range and for a model that was opened for its text alone.
     pub fn longest_context(&self, params: &SessionParams, n_bytes: usize) -> Result<Option<u32>> {
         self.longest_context_for(params, &self.config.attention, n_bytes)
     }
@@ -353,34 +353,6 @@ impl Model {
 /// What would help where a context is too long.
 fn would_fit(n_ctx: Option<u32>) -> Option<String> {
     n_ctx.map(|n_ctx| format!("; a context of {n_ctx} tokens would fit"))
-}
-
-/// What a model consists of, in a line.
-fn summary(config: &Config, file: &WeightFile<'_>) -> String {
-    let Config { architecture, n_vocab, n_layers, .. } = config;
-    let (n_params, n_bytes) = (file.n_elems(), file.n_bytes());
-    let of_kind = |kind| {
-        let n = config.attention.iter().filter(|layer| layer.kind() == kind).count();
-        (n > 0).then(|| format!("{n} {kind}"))
-    };
-    let kinds: Vec<String> = ["full", "window", "blocks"].into_iter().filter_map(of_kind).collect();
-    let layers = match n_layers {
-        0 => String::new(),
-        n => format!("{n} layers ({}), ", kinds.join(", ")),
-    };
-    format!(
-        "{architecture}: {layers}{n_vocab} tokens of vocabulary, {n_params} parameters in {n_bytes} bytes"
-    )
-}
-
-/// Compares a file with its checksums: one pass of `opening`.
-fn verify(file: &WeightFile<'_>, opening: &mut Opening<'_>) -> Result<()> {
-    let (mut n_bytes, file_bytes) = (0, file.bytes().len());
-    file.directory.verify_until(|i| {
-        n_bytes += usize::try_from(file.directory.tensors()[i].n_bytes()).unwrap_or(usize::MAX);
-        opening.reach(n_bytes, file_bytes)
-    })?;
-    opening.pass(file_bytes)
 }
 
 /// The model on a device, and why not on one that was preferred.

@@ -4,6 +4,8 @@ use std::time::Instant;
 
 use crate::cancel::Cancel;
 use crate::error::Result;
+use crate::model::config::Config;
+use crate::weights::WeightFile;
 
 /// Told while a model is opened: bytes that have been gone through, bytes in all. A file counts once for each time that it
 /// is gone through: to copy it into memory, to verify it, and to load its tensors.
@@ -71,8 +73,40 @@ impl<'a> Opening<'a> {
         Ok(())
     }
 
+    /// Compares a file with its checksums, in one pass.
+    ///
+    /// # Errors
+    /// `Format` naming what has changed, `Cancelled`.
+    pub(super) fn verify(&mut self, file: &WeightFile<'_>) -> Result<()> {
+        let (mut n_bytes, file_bytes) = (0, file.bytes().len());
+        file.directory.verify_until(|i| {
+            n_bytes += usize::try_from(file.directory.tensors()[i].n_bytes()).unwrap_or(usize::MAX);
+            self.reach(n_bytes, file_bytes)
+        })?;
+        self.pass(file_bytes)
+    }
+
     pub(super) fn log(&mut self, level: LogLevel, message: &str) {
         (self.log)(level, message);
+    }
+
+    /// What the model consists of is known.
+    pub(super) fn found(&mut self, config: &Config, file: &WeightFile<'_>) {
+        let Config { architecture, n_layers, n_vocab, attention, .. } = config;
+        let of_kind = |kind| match attention.iter().filter(|layer| layer.kind() == kind).count() {
+            0 => None,
+            n => Some(format!("{n} {kind}")),
+        };
+        let kinds: Vec<String> = ["full", "window", "blocks"].into_iter().filter_map(of_kind).collect();
+        let layers = match n_layers {
+            0 => String::new(),
+            n => format!("{n} layers ({}), ", kinds.join(", ")),
+        };
+        let (n_params, n_bytes) = (file.n_elems(), file.n_bytes());
+        let text =
+            format!("{layers}{n_vocab} tokens of vocabulary, {n_params} parameters in {n_bytes} bytes");
+        // Whatever a file says, it is one line.
+        self.log(LogLevel::Info, &format!("{}: {text}", architecture.escape_debug()));
     }
 
     /// The model is there.
