@@ -92,6 +92,56 @@ static void progress_is_told_and_stops_the_call(const char *path, bool has_tenso
     }
 }
 
+// The first tensor is there; the other thread has set the cancel object.
+typedef struct {
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+    bool has_started, is_set;
+    lg_cancel *cancel;
+} Stop;
+
+static void *stop(void *user)
+{
+    Stop *state = user;
+    pthread_mutex_lock(&state->mutex);
+    while (!state->has_started)
+        pthread_cond_wait(&state->changed, &state->mutex);
+    lg_cancel_set(state->cancel);
+    state->is_set = true;
+    pthread_cond_signal(&state->changed);
+    pthread_mutex_unlock(&state->mutex);
+    return NULL;
+}
+
+static void until_stopped(void *user, size_t n_done, size_t n_total)
+{
+    Stop *state = user;
+    CHECK(!state->has_started && n_done < n_total);
+    pthread_mutex_lock(&state->mutex);
+    state->has_started = true;
+    pthread_cond_signal(&state->changed);
+    while (!state->is_set)
+        pthread_cond_wait(&state->changed, &state->mutex);
+    pthread_mutex_unlock(&state->mutex);
+}
+
+static void another_thread_stops_the_call(const char *path)
+{
+    Stop state = {.mutex = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+    CALL(lg_cancel_new, (&state.cancel, &error));
+    const lg_model_params params = {.struct_size = sizeof params,
+                                    .progress = until_stopped,
+                                    .progress_user = &state,
+                                    .cancel = state.cancel};
+    lg_model *model = NULL;
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, stop, &state) == 0);
+    REFUSED(LG_ERR_CANCELLED, lg_model_open, (path, &params, &model, &error));
+    CHECK(pthread_join(thread, NULL) == 0);
+    CHECK(model == NULL);
+    lg_cancel_free(state.cancel);
+}
+
 static void what_is_found_is_logged(const char *path, const char *text_alone)
 {
     Watch watch = {.thread = pthread_self()};
@@ -218,6 +268,7 @@ int main(int argc, char **argv)
     CHECK(argc == 3);
     progress_is_told_and_stops_the_call(argv[1], true);
     progress_is_told_and_stops_the_call(argv[2], false);
+    another_thread_stops_the_call(argv[1]);
     what_is_found_is_logged(argv[1], argv[2]);
     without_a_device_of_choice_there_is_a_reason(argv[1]);
     a_text_alone_has_no_sessions(argv[1]);
