@@ -19,5 +19,5 @@ pub use cancel::Cancel;
 pub use error::{Error, ErrorKind, Result};
 pub use model::layer::LoadProgress;
 pub use model::{Device, Model, ModelParams};
-pub use sampler::{Candidate, Sampler, SamplerParams};
+pub use sampler::{Candidate, Choice, Sampler, SamplerParams};
 pub use session::{MemoryPlan, Session, SessionParams};

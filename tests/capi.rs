@@ -100,6 +100,12 @@ fn sessions_keep_their_promises() {
 }
 
 #[test]
+fn samplers_leave_what_the_definitions_leave() {
+    let workshop = Workshop::new();
+    workshop.run(&workshop.build(&C99, "tests/capi/sampler.c", &["-lm"]), &[workshop.model()]);
+}
+
+#[test]
 fn threads_share_a_model_and_stop_each_other() {
     let workshop = Workshop::new();
     workshop.check("tests/capi/threads.c", &[workshop.model()]);

@@ -110,13 +110,18 @@ impl<'a, T: Copy> Buffer<'a, T> {
     /// # Errors
     /// `Invalid`, with nothing written, if they do not fit.
     pub(super) fn fill(self, values: &[T]) -> Result<()> {
+        self.fill_with(values.iter().copied())
+    }
+
+    /// The same for values that are made on the way.
+    pub(super) fn fill_with(self, values: impl ExactSizeIterator<Item = T>) -> Result<()> {
         let n = values.len();
         if let Some(elements) = self.elements {
             let cap = elements.len();
             let Some(room) = elements.get_mut(..n) else {
                 return Err(Error::invalid(format!("{n} elements do not fit in a buffer for {cap}")));
             };
-            room.iter_mut().zip(values).for_each(|(to, value)| _ = to.write(*value));
+            room.iter_mut().zip(values).for_each(|(to, value)| _ = to.write(value));
         }
         self.n.write(n);
         Ok(())

@@ -104,7 +104,16 @@ impl Cli {
                 repeat penalty {repeat_penalty} over {repeat_last_n} tokens, seed {seed}"
             );
         }
-        let params = SamplerParams { temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed };
+        let params = SamplerParams {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repeat_penalty,
+            repeat_last_n,
+            seed,
+            ..Default::default()
+        };
         Ok(Sampler::new(&params)?)
     }
 
