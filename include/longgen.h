@@ -214,15 +214,17 @@ typedef struct lg_session_params {
 // leave it. The session is in use meanwhile.
 typedef void (*lg_progress)(void *user, size_t n_done, size_t n_tokens);
 
-// How the next token is chosen. All zero takes the likeliest one. What is set works in this order: repetition penalty,
-// temperature, top-k, top-p, min-p.
+// How the next token is chosen. All zero takes the likeliest one. What is set works in this order: the mask of
+// `lg_sampler_sample_masked`, the biases of `lg_sampler_set_bias`, repetition penalty, frequency and presence penalty,
+// DRY, temperature, top-k, typical, top-p, min-p. From typical on, the probabilities of the tokens that are left count as
+// if there were no others. Tokens whose logit is NaN or minus infinity are never chosen.
 typedef struct lg_sampler_params {
     // `sizeof(lg_sampler_params)`.
     size_t struct_size;
     // Start of the random numbers: the same seed gives the same choices, on every machine.
     uint64_t seed;
-    // Divides the logits; not negative. 0 takes the likeliest token, and only the repetition penalty has
-    // an effect, too.
+    // Divides the logits; not negative. 0 takes the likeliest token, and only masks, biases,
+    // penalties and DRY have an effect, too.
     float temperature;
     // Only the `top_k` likeliest tokens remain; 0 means all.
     uint32_t top_k;
@@ -237,7 +239,47 @@ typedef struct lg_sampler_params {
     // How many of the session's last tokens are recent, those of the prompt among them; more than there are
     // mean all. 0 means 64.
     uint32_t repeat_last_n;
+    // Only the tokens remain whose surprise, minus the logarithm of their probability, is closest to the
+    // average, so many that their probabilities reach `typical_p` together; at most 1. 0 and 1 mean all.
+    // (Meister et al., "Locally Typical Sampling", 2022.)
+    float typical_p;
+    // Taken from the logit of a recent token as often as it occurs. Negative numbers make repetitions
+    // likelier.
+    float frequency_penalty;
+    // Taken from the logit of a recent token once. Negative numbers make repetitions likelier.
+    float presence_penalty;
+    // DRY, "don't repeat yourself": a token that followed before what the text ends with, `n` tokens long,
+    // loses `dry_multiplier * dry_base ^ (n - dry_allowed_length)` of its logit; not negative. 0 means none
+    // does.
+    float dry_multiplier;
+    // How much faster repetitions lose with each token of their length; at least 1. 0 means 1.75.
+    float dry_base;
+    // Repetitions shorter than this cost nothing. 0 means 2.
+    uint32_t dry_allowed_length;
+    // How many of the session's last tokens DRY looks at, those of the prompt among them; more than there
+    // are mean all, and so does 0.
+    uint32_t dry_last_n;
+    // 0.
+    uint32_t reserved;
 } lg_sampler_params;
+
+// A token, and what is added to its logit.
+typedef struct lg_logit_bias {
+    // Its id.
+    uint32_t token;
+    // A finite number, or minus infinity, which forbids the token.
+    float bias;
+} lg_logit_bias;
+
+// A token that a sampler had left to choose.
+typedef struct lg_choice {
+    // Its id.
+    uint32_t token;
+    // Its logit after bias and penalties, before the temperature.
+    float logit;
+    // Its probability among all that were left.
+    float p;
+} lg_choice;
 
 #ifdef __cplusplus
 extern "C" {
@@ -468,10 +510,36 @@ lg_status lg_sampler_new(const struct lg_sampler_params *params,
                          struct lg_sampler **out,
                          struct lg_error *error);
 
+// What is added to the logits of some tokens: `n` pairs of token and bias, which replace those that were set before.
+// Tokens that a model does not have change nothing.
+//
+// Errors: `LG_ERR_INVALID` for a bias that is NaN or infinity, or a token with two, `LG_ERR_OUT_OF_MEMORY`,
+// `LG_ERR_POISONED`.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_sampler_set_bias(struct lg_sampler *sampler,
+                              const struct lg_logit_bias *bias,
+                              size_t n,
+                              struct lg_error *error);
+
+// Tokens that repetitions do not reach across, as DRY sees them, such as line ends or quotes: they replace those that were
+// set before. DRY never lowers a breaker itself.
+//
+// Errors: `LG_ERR_INVALID`, `LG_ERR_OUT_OF_MEMORY`, `LG_ERR_POISONED`.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_sampler_set_dry_breakers(struct lg_sampler *sampler,
+                                      const uint32_t *tokens,
+                                      size_t n_tokens,
+                                      struct lg_error *error);
+
 // Chooses the token that follows the last one of `session`; appending it is the caller's, with `lg_session_decode`. Of
 // equally likely tokens the lowest id is taken.
 //
-// Errors: `LG_ERR_INVALID` if the session has no logits, `LG_ERR_OUT_OF_MEMORY`, `LG_ERR_DEVICE`, `LG_ERR_POISONED`.
+// Errors: `LG_ERR_INVALID` if the session has no logits, or nothing is left to choose; `LG_ERR_OUT_OF_MEMORY`,
+// `LG_ERR_DEVICE`, `LG_ERR_POISONED`.
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.
@@ -479,6 +547,43 @@ lg_status lg_sampler_sample(struct lg_sampler *sampler,
                             const struct lg_session *session,
                             uint32_t *token,
                             struct lg_error *error);
+
+// The same among the tokens that a mask allows: those whose bit is set, bit `token % 32` of word `token / 32`, as grammar
+// engines such as llguidance and XGrammar fill masks. Tokens behind the last word are not allowed.
+//
+// Errors: those of `lg_sampler_sample`.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_sampler_sample_masked(struct lg_sampler *sampler,
+                                   const struct lg_session *session,
+                                   const uint32_t *mask,
+                                   size_t n_words,
+                                   uint32_t *token,
+                                   struct lg_error *error);
+
+// What the last token was chosen from, likeliest first: one token without a temperature, none after a call that failed.
+//
+// `choices` has room for `cap` of them; `*n_choices` is how many there are. NULL with 0 asks only for that; a buffer that
+// is too small is `LG_ERR_INVALID` and nothing is written.
+//
+// Errors: `LG_ERR_INVALID`, `LG_ERR_POISONED`.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_sampler_choices(const struct lg_sampler *sampler,
+                             struct lg_choice *choices,
+                             size_t cap,
+                             size_t *n_choices,
+                             struct lg_error *error);
+
+// Begins the random numbers again, so that the same calls choose the same tokens. Biases and breakers stay.
+//
+// Errors: `LG_ERR_INVALID`, `LG_ERR_POISONED`.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_sampler_reset(struct lg_sampler *sampler, struct lg_error *error);
 
 // Frees a sampler. NULL does nothing.
 //

@@ -173,6 +173,15 @@ static void sessions(const lg_model *model)
     CHECK(token == 99);
     CALL(lg_sampler_sample, (sampler, session, &token, &error));
     CHECK(token < lg_model_n_vocab(model));
+    const uint32_t mask[1] = {1};
+    token = 99;
+    REFUSED(LG_ERR_INVALID, lg_sampler_sample_masked, (NULL, session, mask, 1, &token, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_sample_masked, (sampler, NULL, mask, 1, &token, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_sample_masked, (sampler, session, NULL, 1, &token, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_sample_masked, (sampler, session, mask, SIZE_MAX, &token, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_sample_masked, (sampler, session, NULL, 0, &token, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_sample_masked, (sampler, session, mask, 1, NULL, &error));
+    CHECK(token == 99);
     REFUSED(LG_ERR_INVALID, lg_session_logits, (session, NULL, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_session_logits, (session, &logits, NULL, &error));
     lg_sampler_free(sampler);
@@ -188,6 +197,11 @@ static void samplers(void)
         {.struct_size = sizeof *wrong, .min_p = 1.5f},        {.struct_size = sizeof *wrong, .min_p = -0.5f},
         {.struct_size = sizeof *wrong, .min_p = NAN},         {.struct_size = sizeof *wrong, .repeat_penalty = -1.0f},
         {.struct_size = sizeof *wrong, .repeat_penalty = NAN}, {.struct_size = sizeof *wrong, .repeat_penalty = INFINITY},
+        {.struct_size = sizeof *wrong, .typical_p = 1.5f},    {.struct_size = sizeof *wrong, .typical_p = NAN},
+        {.struct_size = sizeof *wrong, .dry_multiplier = -1}, {.struct_size = sizeof *wrong, .dry_base = 0.5f},
+        {.struct_size = sizeof *wrong, .frequency_penalty = NAN},
+        {.struct_size = sizeof *wrong, .presence_penalty = -INFINITY},
+        {.struct_size = sizeof *wrong, .reserved = 1},
         {.struct_size = SAMPLER_PARAMS_V1 - 8},
     };
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
@@ -204,6 +218,31 @@ static void samplers(void)
     // An older program's struct: what lies behind it is not read.
     const lg_sampler_params older = {.struct_size = SAMPLER_PARAMS_V1, .repeat_penalty = NAN};
     CALL(lg_sampler_new, (&older, &sampler, &error));
+
+    const lg_logit_bias not_a_number[] = {{1, 0}, {2, NAN}}, infinite[] = {{1, INFINITY}}, twice[] = {{7, 1}, {7, 2}};
+    const uint32_t breaker = 1;
+    lg_choice choice = {.token = 99};
+    size_t n = 99;
+    REFUSED(LG_ERR_INVALID, lg_sampler_set_bias, (NULL, twice, 1, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_set_bias, (sampler, NULL, 1, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_set_bias, (sampler, twice, SIZE_MAX, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_set_bias, (sampler, twice, 2, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_set_bias, (sampler, not_a_number, 2, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_set_bias, (sampler, infinite, 1, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_set_dry_breakers, (NULL, &breaker, 1, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_set_dry_breakers, (sampler, NULL, 1, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_set_dry_breakers, (sampler, &breaker, SIZE_MAX, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_choices, (NULL, &choice, 1, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_choices, (sampler, NULL, 1, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_choices, (sampler, &choice, SIZE_MAX, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_choices, (sampler, &choice, 1, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_reset, (NULL, &error));
+    CHECK(n == 99 && choice.token == 99);
+    CALL(lg_sampler_choices, (sampler, NULL, 0, &n, &error));
+    CHECK(n == 0);
+    CALL(lg_sampler_set_bias, (sampler, NULL, 0, &error));
+    CALL(lg_sampler_set_dry_breakers, (sampler, NULL, 0, &error));
+    CALL(lg_sampler_reset, (sampler, &error));
     lg_sampler_free(sampler);
 }
 

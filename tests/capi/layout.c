@@ -9,9 +9,12 @@ int main(void)
     CHECK(offsetof(lg_model_params, load) == 8 && offsetof(lg_model_params, verify) == 20);
     CHECK(sizeof(lg_session_params) == 24);
     CHECK(offsetof(lg_session_params, n_ctx) == 8 && offsetof(lg_session_params, precision) == 20);
-    CHECK(sizeof(lg_sampler_params) == 40);
+    CHECK(sizeof(lg_sampler_params) == 72);
     CHECK(offsetof(lg_sampler_params, seed) == 8 && offsetof(lg_sampler_params, min_p) == 28);
     CHECK(offsetof(lg_sampler_params, repeat_penalty) == 32 && offsetof(lg_sampler_params, repeat_last_n) == 36);
+    CHECK(offsetof(lg_sampler_params, typical_p) == 40 && offsetof(lg_sampler_params, reserved) == 68);
+    CHECK(sizeof(lg_logit_bias) == 8 && offsetof(lg_logit_bias, bias) == 4);
+    CHECK(sizeof(lg_choice) == 12 && offsetof(lg_choice, p) == 8);
     CHECK(sizeof(lg_status) == 4);
 
     CHECK(lg_version() == LG_VERSION);
