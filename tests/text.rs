@@ -225,7 +225,11 @@ fn chat_templates_render_as_jinja2_does() {
         let messages: Vec<_> = case["messages"].as_array().unwrap().iter().map(message).collect();
         let tokens = [("bos_token", "<s>"), ("eos_token", "</s>")];
         let template = ChatTemplate::new(case["template"].as_str().unwrap(), &tokens).unwrap();
-        let rendered = template.render(&messages, case["add_generation_prompt"].as_bool().unwrap());
+        let add_generation_prompt = case["add_generation_prompt"].as_bool().unwrap();
+        let rendered = match &case["variables"] {
+            Value::Null => template.render(&messages, add_generation_prompt),
+            variables => template.render_with(&messages, &variables.to_string(), add_generation_prompt),
+        };
         match (case["text"].as_str(), rendered) {
             (Some(expected), Ok(rendered)) => assert_eq!(rendered, expected, "{}", case["name"]),
             (None, Err(error)) => {
@@ -504,6 +508,28 @@ fn a_stream_holds_back_only_what_may_become_a_stop() {
 fn render(template: &str) -> longgen::Result<String> {
     let messages = [Message { role: "user".into(), content: "hello".into() }];
     ChatTemplate::new(template, &[])?.render(&messages, true)
+}
+
+#[test]
+fn variables_that_make_no_sense_are_refused() {
+    let template = ChatTemplate::new("{{ messages | length }}{{ x }}", &[]).unwrap();
+    let message = [Message { role: "user".into(), content: "hello".into() }];
+    assert_eq!(template.render_with(&message, "", false).unwrap(), "1");
+    assert_eq!(template.render_with(&message, r#"{"x": "!"}"#, false).unwrap(), "1!");
+    assert_eq!(template.render_with(&[], r#"{"messages": [1, 2], "x": 7}"#, false).unwrap(), "27");
+    let deep = format!("{{\"x\": {}{}}}", "[".repeat(100_000), "]".repeat(100_000));
+    for (messages, variables, part) in [
+        (&message[..], r#"{"messages": []}"#, "messages are given twice"),
+        (&message, " ", "EOF"),
+        (&message, "[]", "expected a map"),
+        (&message, "null", "expected a map"),
+        (&message, r#"{"x": 1"#, "line 1 column 7"),
+        (&message, r#"{"x": NaN}"#, "no JSON object"),
+        (&message, &deep, "recursion limit"),
+    ] {
+        let error = template.render_with(messages, variables, false).unwrap_err();
+        assert!(error.kind() == ErrorKind::Invalid && error.to_string().contains(part), "{error}");
+    }
 }
 
 #[test]
