@@ -19,10 +19,11 @@ pub const N_HEADS: usize = 4;
 /// KV heads.
 pub const N_KV_HEADS: usize = 2;
 
-const HEAD_DIM: usize = 32;
+/// Elements of a head.
+pub const HEAD_DIM: usize = 32;
 
 /// Widths of the residual stream and of the perceptron.
-const WIDTHS: [usize; 2] = [64, 96];
+pub const WIDTHS: [usize; 2] = [64, 96];
 
 /// Full, window with sinks, blocks with a sink, blocks with a stride and a phase per query head.
 pub fn plan() -> Vec<LayerAttention> {
@@ -47,15 +48,25 @@ pub fn bytes(ty: TensorType) -> Vec<u8> {
 
 /// The same with another plan.
 pub fn bytes_with(ty: TensorType, plan: &[LayerAttention]) -> Vec<u8> {
-    bytes_of(ty, plan, WIDTHS)
+    bytes_of(ty, plan, WIDTHS, &[])
 }
 
 /// The same with the first two layers, but rows so wide that every warp of a device has several parts of them.
 pub fn wide_bytes(ty: TensorType) -> Vec<u8> {
-    bytes_of(ty, &plan()[..2], [1056, 8288])
+    bytes_of(ty, &plan()[..2], [1056, 8288], &[])
 }
 
-fn bytes_of(ty: TensorType, plan: &[LayerAttention], widths: [usize; 2]) -> Vec<u8> {
+/// The same with more keys.
+pub fn bytes_with_metadata(ty: TensorType, more: &[(String, OwnedValue)]) -> Vec<u8> {
+    bytes_of(ty, &plan(), WIDTHS, more)
+}
+
+fn bytes_of(
+    ty: TensorType,
+    plan: &[LayerAttention],
+    widths: [usize; 2],
+    more: &[(String, OwnedValue)],
+) -> Vec<u8> {
     let [d_model, d_ff] = widths;
     let (q_dim, kv_dim) = (N_HEADS * HEAD_DIM, N_KV_HEADS * HEAD_DIM);
     let mut tensors = vec![("token_embd.weight".to_owned(), vec![d_model, N_VOCAB])];
@@ -83,7 +94,8 @@ fn bytes_of(ty: TensorType, plan: &[LayerAttention], widths: [usize; 2]) -> Vec<
         ty: if shape.len() == 1 { TensorType::F32 } else { ty },
     };
     let decls: Vec<_> = tensors.iter().map(decl).collect();
-    let mut writer = Writer::new(Cursor::new(Vec::new()), metadata(plan, widths), decls.clone()).unwrap();
+    let metadata = [metadata(plan, widths), more.to_vec()].concat();
+    let mut writer = Writer::new(Cursor::new(Vec::new()), metadata, decls.clone()).unwrap();
     let mut random = Random::new(1);
     for (decl, (name, shape)) in decls.iter().zip(&tensors) {
         let n: usize = shape.iter().product();
