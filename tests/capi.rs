@@ -8,7 +8,8 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use longgen::{Cancel, Model, ModelParams, Sampler, SamplerParams, Session, SessionParams};
-use longgen_format::TensorType;
+use longgen_format::{OwnedValue, TensorType};
+use serde_json::Value;
 use support::{library, tiny_model};
 
 const C99: [&str; 6] = ["cc", "-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror"];
@@ -103,6 +104,60 @@ fn sessions_keep_their_promises() {
 fn samplers_leave_what_the_definitions_leave() {
     let workshop = Workshop::new();
     workshop.run(&workshop.build(&C99, "tests/capi/sampler.c", &["-lm"]), &[workshop.model()]);
+}
+
+#[test]
+fn a_text_stream_gives_the_whole_text() {
+    let workshop = Workshop::new();
+    workshop.check("tests/capi/stream.c", &[workshop.model()]);
+}
+
+/// What Jinja2 makes of the same, from tests/data/text.
+#[test]
+fn chat_templates_render_as_jinja2_does() {
+    let workshop = Workshop::new();
+    let program = workshop.build(&C99, "tests/capi/chat.c", &[]);
+    let mut cases: Vec<Value> = serde_json::from_str(include_str!("data/text/chat.json")).unwrap();
+    // A few; tests/text.rs has them all.
+    cases.retain(|case| case["variables"].is_object() || case["name"].as_str().unwrap().starts_with("turns"));
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    // One run for each template.
+    for cases in cases.chunk_by(|a, b| a["template"] == b["template"]) {
+        let mut arguments = vec![workshop.model().to_owned()];
+        for case in cases {
+            let mut variables = case["variables"].as_object().cloned().unwrap_or_default();
+            for (name, token) in [("bos_token", "<s>"), ("eos_token", "</s>")] {
+                variables.entry(name).or_insert(token.into());
+            }
+            let flags = u32::from(case["add_generation_prompt"] == true);
+            let messages = case["messages"].as_array().unwrap();
+            arguments.extend([
+                Value::from(variables).to_string(),
+                flags.to_string(),
+                messages.len().to_string(),
+            ]);
+            arguments.extend(
+                messages.iter().flat_map(|message| ["role", "content"].map(|key| text(&message[key]))),
+            );
+        }
+        let template = ("tokenizer.chat_template".to_owned(), OwnedValue::Str(text(&cases[0]["template"])));
+        std::fs::write(&workshop.model, tiny_model::bytes_with_metadata(TensorType::Q8_0, &[template]))
+            .unwrap();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let written = String::from_utf8(workshop.run(&program, &arguments)).unwrap();
+        let written: Vec<&str> = written.split_terminator('\0').collect();
+        assert_eq!(written.len(), cases.len());
+        for (case, written) in cases.iter().zip(written) {
+            match case["text"].as_str() {
+                Some(expected) => assert_eq!(written, expected, "{}", case["name"]),
+                None => {
+                    for part in ["invalid argument: chat template, line ", case["error"].as_str().unwrap()] {
+                        assert!(written.contains(part), "{}: {written:?}", case["name"]);
+                    }
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@
 #![allow(non_camel_case_types, reason = "types are spelt as C programs spell them")]
 
 pub mod cancel;
+pub mod chat;
 mod exclusive;
 mod guard;
 pub mod model;
@@ -15,6 +16,7 @@ mod pointer;
 pub mod sampler;
 pub mod session;
 pub mod status;
+pub mod stream;
 pub mod tokenize;
 pub mod version;
 

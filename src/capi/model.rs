@@ -128,7 +128,7 @@ pub unsafe extern "C" fn lg_model_free(model: *mut lg_model) {
 ///
 /// # Safety
 /// As for [`reference`].
-unsafe fn get<T: Copy>(model: *const lg_model, fallback: T, body: impl FnOnce(&Model) -> T) -> T {
+pub(super) unsafe fn get<T: Copy>(model: *const lg_model, fallback: T, body: impl FnOnce(&Model) -> T) -> T {
     // SAFETY: the caller's word.
     guard_or(fallback, || unsafe { reference(model, "model") }.map(|model| body(&model.model)))
 }

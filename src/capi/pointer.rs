@@ -70,6 +70,31 @@ pub(super) unsafe fn text<'a>(pointer: *const c_char, n_bytes: usize, name: &str
     std::str::from_utf8(bytes).map_err(|error| Error::invalid(format!("{name} is no UTF-8: {error}")))
 }
 
+/// UTF-8 up to a zero byte.
+///
+/// # Safety
+/// If not NULL, `pointer` points to a string with a zero byte at its end that lives and does not change for `'a`.
+pub(super) unsafe fn string<'a>(pointer: *const c_char, name: &str) -> Result<&'a str> {
+    check(pointer, name)?;
+    // SAFETY: not NULL; the rest is the caller's word.
+    let string = unsafe { CStr::from_ptr(pointer) };
+    string.to_str().map_err(|error| Error::invalid(format!("{name} is no UTF-8: {error}")))
+}
+
+/// `n` strings, each as [`string`] takes it.
+///
+/// # Safety
+/// As for [`slice`], and for [`string`] of each element.
+pub(super) unsafe fn strings(pointer: *const *const c_char, n: usize, name: &str) -> Result<Vec<String>> {
+    // SAFETY: as the caller says.
+    let pointers = unsafe { slice(pointer, n, name) }?;
+    let string = |(i, &pointer): (usize, &*const c_char)| {
+        // SAFETY: as the caller says.
+        unsafe { self::string(pointer, &format!("{name}[{i}]")) }.map(str::to_owned)
+    };
+    pointers.iter().enumerate().map(string).collect()
+}
+
 /// A path: bytes up to a zero byte, as the system's own calls take them.
 ///
 /// # Safety
