@@ -82,6 +82,12 @@
 // `lg_model_tokenize`: the beginning-of-text token comes first, if the model wants one and the text does not spell it.
 #define LG_TOKENIZE_ADD_BOS 2
 
+// The number of something that is not there.
+#define LG_INDEX_NONE UINT32_MAX
+
+// `lg_model_apply_chat_template`: the text ends where the assistant's answer begins.
+#define LG_CHAT_ADD_GENERATION_PROMPT 1
+
 // `lg_session_params.kv_type`: 16-bit floats, as IEEE 754 has them.
 #define LG_KV_TYPE_F16 0
 
@@ -163,6 +169,17 @@ typedef struct lg_sampler lg_sampler;
 // at the same time. After `LG_ERR_INTERNAL` every call returns `LG_ERR_POISONED`.
 typedef struct lg_session lg_session;
 
+// Turns the bytes of one token after the other into text: complete characters only, and an end at the first stop string.
+//
+// What comes out in all is the text of all bytes at once up to the first stop string, however they were cut into tokens;
+// what is no UTF-8 becomes U+FFFD. Text is held back only while it could still become part of a character or of a stop
+// string. If several stop strings occur, the one that is complete first counts; of those that end at the same byte, the
+// longest. The stop string and everything behind it is dropped.
+//
+// Threads: one caller at a time; a second one gets `LG_ERR_INVALID`. After `LG_ERR_INTERNAL` every call returns
+// `LG_ERR_POISONED`.
+typedef struct lg_text_stream lg_text_stream;
+
 // How to open a model.
 typedef struct lg_model_params {
     // `sizeof(lg_model_params)`.
@@ -208,6 +225,18 @@ typedef struct lg_session_params {
     // How precisely matrix products are computed: one of `LG_PRECISION_*`.
     uint32_t precision;
 } lg_session_params;
+
+// One message of a conversation.
+typedef struct lg_message {
+    // Who speaks: "system", "user", "assistant", or what else the template knows. UTF-8 without a zero byte at its end.
+    const char *role;
+    // Length of `role`.
+    size_t role_bytes;
+    // What is said. UTF-8 without a zero byte at its end.
+    const char *content;
+    // Length of `content`.
+    size_t content_bytes;
+} lg_message;
 
 // Told after each chunk of a prompt how many of its tokens are done. Called in the thread of the running call, which
 // goes on when it returns; to stop the call, set its cancel object. It must return: no exception and no longjmp may
@@ -404,6 +433,107 @@ lg_status lg_model_token_bytes(const struct lg_model *model,
                                size_t cap,
                                size_t *n_bytes,
                                struct lg_error *error);
+
+// Makes a text stream that ends at the first of `n_stops` strings; each ends with a zero byte. Empty ones are ignored.
+// `*out` is the caller's and is freed by `lg_text_stream_free`.
+//
+// Errors: `LG_ERR_INVALID`, also for a stop string that is no UTF-8.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_text_stream_new(const char *const *stops,
+                             size_t n_stops,
+                             struct lg_text_stream **out,
+                             struct lg_error *error);
+
+// Takes the next bytes and gives the text that is certain now, which may be empty.
+//
+// It is not copied: `*text` points to `*n_text` bytes in the stream, without a zero byte behind them, and is valid until
+// the stream is next pushed to, finished or freed.
+//
+// Errors: `LG_ERR_INVALID`, `LG_ERR_OUT_OF_MEMORY`, `LG_ERR_POISONED`. The bytes are not taken then.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_text_stream_push(struct lg_text_stream *stream,
+                              const uint8_t *bytes,
+                              size_t n_bytes,
+                              const char **text,
+                              size_t *n_text,
+                              struct lg_error *error);
+
+// The same for a token of `model`. Special tokens are no text and add nothing; to see them, push what
+// `lg_model_token_bytes` gives.
+//
+// Errors: those of `lg_text_stream_push`, and `LG_ERR_INVALID` for a token beyond the vocabulary.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_text_stream_push_token(struct lg_text_stream *stream,
+                                    const struct lg_model *model,
+                                    uint32_t token,
+                                    const char **text,
+                                    size_t *n_text,
+                                    struct lg_error *error);
+
+// Ends the stream and gives the text that was held back, as `lg_text_stream_push` does; an unfinished character becomes
+// U+FFFD. The stream is empty afterwards and can be used for another text, unless it has stopped.
+//
+// Errors: `LG_ERR_INVALID`, `LG_ERR_OUT_OF_MEMORY`, `LG_ERR_POISONED`. The stream has not ended then.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_text_stream_finish(struct lg_text_stream *stream,
+                                const char **text,
+                                size_t *n_text,
+                                struct lg_error *error);
+
+// The number of the stop string that ended the text, after which nothing comes out of the stream any more.
+// `LG_INDEX_NONE` if none did, for NULL, and while another call runs in the stream.
+//
+// # Safety
+// The caller must not free the stream before this returns.
+uint32_t lg_text_stream_stopped(const struct lg_text_stream *stream);
+
+// Frees a text stream. NULL does nothing.
+//
+// # Safety
+// The caller must not use the stream or its text any more, in no thread and in no running call.
+void lg_text_stream_free(struct lg_text_stream *stream);
+
+// Whether the model's file has a chat template. False for NULL.
+//
+// # Safety
+// The caller must not free the model before this returns.
+bool lg_model_has_chat_template(const struct lg_model *model);
+
+// The text that a conversation is to the model, by the chat template of its file. Tokenize it with `LG_TOKENIZE_SPECIAL`
+// and `LG_TOKENIZE_ADD_BOS`: the template writes special tokens, and may write the first.
+//
+// Templates are those of Hugging Face, in Jinja. One sees `messages`, `add_generation_prompt`, the model's special tokens,
+// and the members of the JSON object `variables`: `tools`, `documents`, `enable_thinking`, or what else it asks for; they
+// come before what it would see by these names otherwise. `variables` is `variables_bytes` of UTF-8; NULL with 0 is none.
+// Messages that have more than a role and a text, such as calls of tools or content in parts, come as the member `messages`;
+// `n_messages` must be 0 then. `flags` is `LG_CHAT_ADD_GENERATION_PROMPT` or 0.
+//
+// `text` has room for `cap` bytes; `*n_bytes` is how many the text has, without a zero byte. NULL with 0 asks only for that;
+// a buffer that is too small is `LG_ERR_INVALID` and nothing is written.
+//
+// Errors: `LG_ERR_NOT_FOUND` if the model has no chat template; `LG_ERR_INVALID`, also if the template refuses the messages,
+// fails, or takes too many steps: with its line and what it says.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_model_apply_chat_template(const struct lg_model *model,
+                                       const struct lg_message *messages,
+                                       size_t n_messages,
+                                       const char *variables,
+                                       size_t variables_bytes,
+                                       uint32_t flags,
+                                       char *text,
+                                       size_t cap,
+                                       size_t *n_bytes,
+                                       struct lg_error *error);
 
 // Opens an empty session. Allocates all memory that it will ever need: what `lg_model_plan_bytes` says.
 //

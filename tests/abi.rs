@@ -7,6 +7,7 @@ mod support;
 use std::mem::{offset_of, size_of};
 use std::process::Command;
 
+use longgen::capi::chat::lg_message;
 use longgen::capi::model::lg_model_params;
 use longgen::capi::sampler::{lg_choice, lg_logit_bias, lg_sampler_params};
 use longgen::capi::session::lg_session_params;
@@ -67,6 +68,9 @@ fn structs_lie_in_memory_as_they_always_did() {
         [offset_of!(lg_sampler_params, dry_last_n), offset_of!(lg_sampler_params, reserved)],
         [64, 68]
     );
+
+    assert_eq!([size_of::<lg_message>(), offset_of!(lg_message, role_bytes)], [32, 8]);
+    assert_eq!([offset_of!(lg_message, content), offset_of!(lg_message, content_bytes)], [16, 24]);
 
     assert_eq!([size_of::<lg_logit_bias>(), offset_of!(lg_logit_bias, bias)], [8, 4]);
     assert_eq!([size_of::<lg_choice>(), offset_of!(lg_choice, logit), offset_of!(lg_choice, p)], [12, 4, 8]);

@@ -108,6 +108,64 @@ static void tokenize(const lg_model *model)
     CHECK(n == 1 && bytes[0] == 'A' && bytes[1] == 99);
 }
 
+static void text_streams(const lg_model *model)
+{
+    lg_text_stream *stream = UNTOUCHED;
+    const char *text = UNTOUCHED;
+    const char *const stops[] = {"x", NULL}, *const not_utf8[] = {"\xff"};
+    const uint8_t byte = 'a';
+    size_t n = 99;
+    REFUSED(LG_ERR_INVALID, lg_text_stream_new, (NULL, 0, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_new, (NULL, 1, &stream, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_new, (stops, 2, &stream, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_new, (not_utf8, 1, &stream, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_new, (stops, SIZE_MAX, &stream, &error));
+    CHECK(stream == UNTOUCHED);
+    CALL(lg_text_stream_new, (stops, 1, &stream, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_push, (NULL, &byte, 1, &text, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_push, (stream, NULL, 1, &text, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_push, (stream, &byte, SIZE_MAX, &text, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_push, (stream, &byte, 1, NULL, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_push, (stream, &byte, 1, &text, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_push_token, (NULL, model, 65, &text, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_push_token, (stream, NULL, 65, &text, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_push_token, (stream, model, lg_model_n_vocab(model), &text, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_push_token, (stream, model, LG_TOKEN_NONE, &text, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_push_token, (stream, model, 65, NULL, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_push_token, (stream, model, 65, &text, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_finish, (NULL, &text, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_finish, (stream, NULL, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_finish, (stream, &text, NULL, &error));
+    CHECK(text == UNTOUCHED && n == 99);
+    // None of that has left anything in it.
+    CALL(lg_text_stream_push, (stream, NULL, 0, &text, &n, &error));
+    CHECK(n == 0);
+    CALL(lg_text_stream_finish, (stream, &text, &n, &error));
+    CHECK(n == 0 && lg_text_stream_stopped(stream) == LG_INDEX_NONE);
+    lg_text_stream_free(stream);
+}
+
+// This model has no chat template; tests/capi/chat.c is for those that have one.
+static void chat_templates(const lg_model *model)
+{
+    const lg_message messages[] = {{"user", 4, "Hi", 2}, {NULL, 1, "Hi", 2}, {"user", 4, "\xff", 1}};
+    char text[4] = "abc";
+    size_t n = 99;
+    CHECK(!lg_model_has_chat_template(model));
+    REFUSED(LG_ERR_NOT_FOUND, lg_model_apply_chat_template, (model, messages, 1, NULL, 0, 1, text, 4, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_apply_chat_template, (NULL, messages, 1, NULL, 0, 0, text, 4, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_apply_chat_template, (model, NULL, 1, NULL, 0, 0, text, 4, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_apply_chat_template, (model, messages, 2, NULL, 0, 0, text, 4, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_apply_chat_template, (model, messages + 2, 1, NULL, 0, 0, text, 4, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_apply_chat_template, (model, messages, SIZE_MAX, NULL, 0, 0, text, 4, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_apply_chat_template, (model, messages, 1, NULL, 9, 0, text, 4, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_apply_chat_template, (model, messages, 1, "\xff", 1, 0, text, 4, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_apply_chat_template, (model, messages, 1, NULL, 0, 2, text, 4, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_apply_chat_template, (model, messages, 1, NULL, 0, 0, NULL, 4, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_apply_chat_template, (model, messages, 1, NULL, 0, 0, text, 4, NULL, &error));
+    CHECK(n == 99 && text[0] == 'a');
+}
+
 static void sessions(const lg_model *model)
 {
     lg_session *session = UNTOUCHED;
@@ -251,6 +309,8 @@ static void nothing(void)
     lg_model_free(NULL);
     lg_session_free(NULL);
     lg_sampler_free(NULL);
+    lg_text_stream_free(NULL);
+    CHECK(lg_text_stream_stopped(NULL) == LG_INDEX_NONE && !lg_model_has_chat_template(NULL));
     lg_cancel_free(NULL);
     lg_cancel_set(NULL);
     lg_cancel_reset(NULL);
@@ -272,6 +332,8 @@ int main(int argc, char **argv)
     CHECK(lg_model_is_end_of_generation(model, lg_model_eos_token(model)));
     CHECK(!lg_model_is_end_of_generation(model, 65) && !lg_model_is_end_of_generation(model, LG_TOKEN_NONE));
     tokenize(model);
+    text_streams(model);
+    chat_templates(model);
     sessions(model);
     lg_model_free(model);
     return 0;
