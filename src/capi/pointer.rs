@@ -153,7 +153,7 @@ impl<'a, T: Copy> Buffer<'a, T> {
     }
 }
 
-fn check<T>(pointer: *const T, name: &str) -> Result<()> {
+pub(super) fn check<T>(pointer: *const T, name: &str) -> Result<()> {
     if pointer.is_null() {
         return Err(Error::invalid(format!("{name} is NULL")));
     }
