@@ -60,7 +60,8 @@ impl Session {
     ///
     /// # Errors
     /// Those of [`prefill`](Self::prefill), [`sample`](Self::sample) and [`decode`](Self::decode), but for `ContextFull` once
-    /// the answer has begun. The session then holds all tokens that were told, but for the last.
+    /// the answer has begun. Text that was held back is told before; the session holds all tokens that were told, but for the
+    /// last, or what [`prefill`](Self::prefill) leaves of a prompt.
     pub fn generate(
         &mut self,
         sampler: &mut Sampler,

@@ -161,6 +161,12 @@ fn chat_templates_render_as_jinja2_does() {
 }
 
 #[test]
+fn an_answer_is_what_its_steps_give() {
+    let workshop = Workshop::new();
+    workshop.check("tests/capi/generate.c", &[workshop.model()]);
+}
+
+#[test]
 fn threads_share_a_model_and_stop_each_other() {
     let workshop = Workshop::new();
     workshop.check("tests/capi/threads.c", &[workshop.model()]);

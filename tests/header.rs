@@ -5,8 +5,8 @@ use std::fs;
 use std::path::Path;
 
 /// In the order in which the header presents them.
-const SOURCES: [&str; 9] =
-    ["version", "status", "model", "tokenize", "stream", "chat", "session", "sampler", "cancel"];
+const SOURCES: [&str; 10] =
+    ["version", "status", "model", "tokenize", "stream", "chat", "session", "sampler", "generate", "cancel"];
 
 /// The version of the package, for the preprocessor.
 fn version_macros() -> String {

@@ -9,6 +9,7 @@
 pub mod cancel;
 pub mod chat;
 mod exclusive;
+pub mod generate;
 mod guard;
 pub mod model;
 mod params;

@@ -2,7 +2,7 @@
 
 use super::exclusive::Exclusive;
 use super::guard::guard;
-use super::params::{self, Params, unknown};
+use super::params::{self, Params, reserved};
 use super::pointer::{Buffer, free, into_handle, output, reference, slice};
 use super::session::lg_session;
 use super::status::{lg_error, lg_status};
@@ -86,9 +86,7 @@ impl lg_sampler_params {
         let default = SamplerParams::default();
         let or = |value: f32, default| if value == 0.0 { default } else { value };
         let or_n = |value: u32, default| if value == 0 { default } else { value };
-        if self.reserved != 0 {
-            return Err(unknown("reserved", self.reserved));
-        }
+        reserved(self.reserved)?;
         Ok(SamplerParams {
             temperature: self.temperature,
             top_k: self.top_k,
