@@ -4,7 +4,9 @@
 //
 // A model (lg_model) is opened from a file and shared by its sessions. A session (lg_session) is one sequence of tokens
 // with its memory: lg_session_prefill appends a prompt, lg_session_decode one more token, lg_session_rewind goes back. A
-// sampler (lg_sampler) chooses the next token. examples/c/generate.c is a whole program.
+// sampler (lg_sampler) chooses the next token. lg_session_generate does all of that until an answer ends. A text stream
+// (lg_text_stream) makes text of tokens, lg_model_apply_chat_template makes it of a conversation. examples/c/generate.c is
+// a whole program.
 //
 // Conventions, which hold wherever a function does not say otherwise:
 //
@@ -21,15 +23,16 @@
 // - Arrays are a pointer and a count; NULL with 0 is an empty one. Input arrays and structs are only read, and only
 //   during the call.
 // - Enumerations come in as uint32_t. A number without a meaning is LG_ERR_INVALID.
-// - Text is UTF-8 with a length. Only paths, and strings that the library returns, end with a zero byte instead.
+// - Text is UTF-8 with a length. Only paths, stop strings, and strings that the library returns, end with a zero byte
+//   instead.
 // - A handle, an array or an output that is NULL where it must not be, or not aligned to its type, is LG_ERR_INVALID.
 //   Whether other pointers point to what they should cannot be checked: that is the caller's promise, and what "Safety"
 //   means below.
 // - Threads. Each type says who may use it when. No state belongs to a thread: a call may be made from any.
 // - The library never prints, exits, changes signal handlers or reads environment variables. A bug in it is
-//   LG_ERR_INTERNAL, and poisons the session or sampler at hand: that can only be freed; models and other objects go on.
-//   Memory that the system refuses is LG_ERR_OUT_OF_MEMORY, unless not even a few hundred bytes can be had: then the
-//   process ends.
+//   LG_ERR_INTERNAL, and poisons the session, sampler or text stream at hand: that can only be freed; models and other
+//   objects go on. Memory that the system refuses is LG_ERR_OUT_OF_MEMORY, unless not even a few hundred bytes can be
+//   had: then the process ends.
 
 
 #ifndef LONGGEN_H
@@ -106,6 +109,21 @@
 
 // `lg_session_params.precision`: activations and sums are 32-bit floats.
 #define LG_PRECISION_EXACT 1
+
+// `lg_generate_result.reason`: the model ended the answer.
+#define LG_STOP_END 0
+
+// `lg_generate_result.reason`: the answer has as many tokens as were asked for.
+#define LG_STOP_LENGTH 1
+
+// `lg_generate_result.reason`: a stop string came.
+#define LG_STOP_STRING 2
+
+// `lg_generate_result.reason`: the callback asked to stop.
+#define LG_STOP_CALLBACK 3
+
+// `lg_generate_result.reason`: the context has no room for more.
+#define LG_STOP_CONTEXT_FULL 4
 
 // Outcome of a call. Numbers never change; later versions may add some.
 enum lg_status
@@ -309,6 +327,46 @@ typedef struct lg_choice {
     // Its probability among all that were left.
     float p;
 } lg_choice;
+
+// When an answer ends. All zero: where the model ends it, or the context is full.
+typedef struct lg_generate_params {
+    // `sizeof(lg_generate_params)`.
+    size_t struct_size;
+    // Most tokens of the answer; 0 means any number.
+    uint32_t max_tokens;
+    // 1 takes tokens that end an answer as tokens like any other, which are no text; 0 does not.
+    uint32_t ignore_eos;
+    // Strings that end the answer, as `lg_text_stream` finds them; each ends with a zero byte. They are no
+    // part of the answer.
+    const char *const *stops;
+    // How many there are.
+    size_t n_stops;
+} lg_generate_params;
+
+// Told about each token of an answer, with the text that is certain since: `n_bytes` of UTF-8, which may be none, without a
+// zero byte behind them, and valid until it returns. The text that was held back until the end, if there is any, comes with
+// `LG_TOKEN_NONE`. False ends the answer.
+//
+// Called in the thread of the running call. It must return: no exception and no longjmp may leave it. The session and the
+// sampler are in use meanwhile.
+typedef bool (*lg_on_text)(void *user, uint32_t token, const char *text, size_t n_bytes);
+
+// What `lg_session_generate` has done.
+typedef struct lg_generate_result {
+    // Set by the caller: `sizeof(lg_generate_result)`.
+    size_t struct_size;
+    // Tokens of the answer.
+    size_t n_tokens;
+    // Why it ended: one of `LG_STOP_*`.
+    uint32_t reason;
+    // The number of the stop string that ended it, or `LG_INDEX_NONE`.
+    uint32_t stop_index;
+    // The last token of the answer, if the session does not hold it yet, since nothing was computed behind it; to go on,
+    // generate behind it. `LG_TOKEN_NONE` if the session holds all.
+    uint32_t pending_token;
+    // 0.
+    uint32_t reserved;
+} lg_generate_result;
 
 #ifdef __cplusplus
 extern "C" {
@@ -720,6 +778,28 @@ lg_status lg_sampler_reset(struct lg_sampler *sampler, struct lg_error *error);
 // # Safety
 // The caller must not use the sampler any more, in no thread and in no running call.
 void lg_sampler_free(struct lg_sampler *sampler);
+
+// Appends `n_tokens` tokens and generates an answer to all that the session then holds; without tokens, to what it holds.
+// Special tokens of the answer are told, but are no text.
+//
+// `params` may be NULL: all defaults. `on_text` may be NULL; `user` is handed to it. `cancel` may be NULL.
+//
+// Errors: those of `lg_session_prefill`, `lg_sampler_sample` and `lg_session_decode`, but for `LG_ERR_CONTEXT_FULL` once the
+// answer has begun. Text that was held back is told before; the session holds all tokens that were told, but for the last,
+// or what `lg_session_prefill` leaves of a prompt.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask, and an `on_text` that keeps its promises.
+lg_status lg_session_generate(struct lg_session *session,
+                              struct lg_sampler *sampler,
+                              const uint32_t *tokens,
+                              size_t n_tokens,
+                              const struct lg_generate_params *params,
+                              lg_on_text on_text,
+                              void *user,
+                              const struct lg_cancel *cancel,
+                              struct lg_generate_result *result,
+                              struct lg_error *error);
 
 // Makes a cancel object that is not set. `lg_cancel_free` frees it.
 //

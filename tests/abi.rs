@@ -8,6 +8,7 @@ use std::mem::{offset_of, size_of};
 use std::process::Command;
 
 use longgen::capi::chat::lg_message;
+use longgen::capi::generate::{lg_generate_params, lg_generate_result};
 use longgen::capi::model::lg_model_params;
 use longgen::capi::sampler::{lg_choice, lg_logit_bias, lg_sampler_params};
 use longgen::capi::session::lg_session_params;
@@ -68,6 +69,17 @@ fn structs_lie_in_memory_as_they_always_did() {
         [offset_of!(lg_sampler_params, dry_last_n), offset_of!(lg_sampler_params, reserved)],
         [64, 68]
     );
+
+    assert_eq!(size_of::<lg_generate_params>(), 32);
+    assert_eq!(
+        [offset_of!(lg_generate_params, max_tokens), offset_of!(lg_generate_params, ignore_eos)],
+        [8, 12]
+    );
+    assert_eq!([offset_of!(lg_generate_params, stops), offset_of!(lg_generate_params, n_stops)], [16, 24]);
+    assert_eq!(size_of::<lg_generate_result>(), 32);
+    assert_eq!([offset_of!(lg_generate_result, n_tokens), offset_of!(lg_generate_result, reason)], [8, 16]);
+    assert_eq!(offset_of!(lg_generate_result, stop_index), 20);
+    assert_eq!(offset_of!(lg_generate_result, pending_token), 24);
 
     assert_eq!([size_of::<lg_message>(), offset_of!(lg_message, role_bytes)], [32, 8]);
     assert_eq!([offset_of!(lg_message, content), offset_of!(lg_message, content_bytes)], [16, 24]);

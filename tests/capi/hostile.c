@@ -242,6 +242,35 @@ static void sessions(const lg_model *model)
     CHECK(token == 99);
     REFUSED(LG_ERR_INVALID, lg_session_logits, (session, NULL, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_session_logits, (session, &logits, NULL, &error));
+
+    lg_generate_result result = {.struct_size = sizeof result, .n_tokens = 99};
+    const char *const stops[] = {NULL};
+    const lg_generate_params wrong[] = {
+        {.struct_size = sizeof *wrong, .ignore_eos = 2},
+        {.struct_size = sizeof *wrong, .n_stops = 1},
+        {.struct_size = sizeof *wrong, .stops = stops, .n_stops = 1},
+        {.struct_size = sizeof *wrong - 1},
+    };
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+        REFUSED(LG_ERR_INVALID, lg_session_generate,
+                (session, sampler, mask, 1, &wrong[i], NULL, NULL, NULL, &result, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_generate, (NULL, sampler, mask, 1, NULL, NULL, NULL, NULL, &result, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_generate, (session, NULL, mask, 1, NULL, NULL, NULL, NULL, &result, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_generate, (session, sampler, NULL, 1, NULL, NULL, NULL, NULL, &result, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_generate, (session, sampler, mask, 1, NULL, NULL, NULL, NULL, NULL, &error));
+    const uint32_t beyond = lg_model_n_vocab(model);
+    REFUSED(LG_ERR_INVALID, lg_session_generate, (session, sampler, &beyond, 1, NULL, NULL, NULL, NULL, &result, &error));
+    const uint32_t long_prompt[9] = {0};
+    REFUSED(LG_ERR_CONTEXT_FULL, lg_session_generate,
+            (session, sampler, long_prompt, 9, NULL, NULL, NULL, NULL, &result, &error));
+    size_t n_kept;
+    const size_t position = lg_session_position(session);
+    CALL(lg_session_rewind, (session, 0, &n_kept, &error));
+    CHECK(position > 0);
+    REFUSED(LG_ERR_INVALID, lg_session_generate, (session, sampler, NULL, 0, NULL, NULL, NULL, NULL, &result, &error));
+    result.struct_size = 8;
+    REFUSED(LG_ERR_INVALID, lg_session_generate, (session, sampler, mask, 1, NULL, NULL, NULL, NULL, &result, &error));
+    CHECK(result.n_tokens == 99 && lg_session_position(session) == 0);
     lg_sampler_free(sampler);
     lg_session_free(session);
 }
