@@ -181,7 +181,7 @@ fn the_header_serves_cpp_and_c_in_one_program() {
 }
 
 /// What the example must write, from the Rust API.
-fn continuation(model: &str, prompt: &str, n_new: usize) -> Vec<u8> {
+fn continuation(model: &str, prompt: &str, n_new: usize) -> String {
     let model = Arc::new(Model::open(model, &ModelParams::default()).unwrap());
     let mut session = Session::new(&model, &SessionParams::default()).unwrap();
     let mut sampler = Sampler::new(&SamplerParams::default()).unwrap();
@@ -196,7 +196,7 @@ fn continuation(model: &str, prompt: &str, n_new: usize) -> Vec<u8> {
         text.extend_from_slice(tokenizer.token_bytes(token).unwrap());
         session.decode(token, &cancel).unwrap();
     }
-    text
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn the_example_continues_a_prompt() {
     let workshop = Workshop::new();
     let program = workshop.build(&C99, "examples/c/generate.c", &[]);
     let prompt = "The quick brown fox jumps over the lazy dög";
-    let text = workshop.run(&program, &[workshop.model(), prompt, "40"]);
+    let text = String::from_utf8(workshop.run(&program, &[workshop.model(), prompt, "40"])).unwrap();
     assert!(!text.is_empty());
     assert_eq!(text, continuation(workshop.model(), prompt, 40));
 }
