@@ -4,7 +4,9 @@
 //
 // A model (lg_model) is opened from a file and shared by its sessions. A session (lg_session) is one sequence of tokens
 // with its memory: lg_session_prefill appends a prompt, lg_session_decode one more token, lg_session_rewind goes back. A
-// sampler (lg_sampler) chooses the next token. examples/c/generate.c is a whole program.
+// sampler (lg_sampler) chooses the next token. lg_session_generate does all of that until an answer ends. A text stream
+// (lg_text_stream) makes text of tokens, lg_model_apply_chat_template makes it of a conversation. examples/c/generate.c is
+// a whole program.
 //
 // Conventions, which hold wherever a function does not say otherwise:
 //
@@ -26,15 +28,16 @@
 // - Callbacks are a function, which may be NULL, and a `user` pointer that is handed to it as the first argument. They are
 //   called in the thread of the running call and must return: no exception and no longjmp may leave them.
 // - Enumerations come in as uint32_t. A number without a meaning is LG_ERR_INVALID.
-// - Text is UTF-8 with a length. Only paths, and strings that the library returns, end with a zero byte instead.
+// - Text is UTF-8 with a length. Only paths, stop strings, and strings that the library returns, end with a zero byte
+//   instead.
 // - A handle, an array or an output that is NULL where it must not be, or not aligned to its type, is LG_ERR_INVALID.
 //   Whether other pointers point to what they should cannot be checked: that is the caller's promise, and what "Safety"
 //   means below.
 // - Threads. Each type says who may use it when. No state belongs to a thread: a call may be made from any.
 // - The library never prints, exits, changes signal handlers or reads environment variables. A bug in it is
-//   LG_ERR_INTERNAL, and poisons the session or sampler at hand: that can only be freed; models and other objects go on.
-//   Memory that the system refuses is LG_ERR_OUT_OF_MEMORY, unless not even a few hundred bytes can be had: then the
-//   process ends.
+//   LG_ERR_INTERNAL, and poisons the session, sampler or text stream at hand: that can only be freed; models and other
+//   objects go on. Memory that the system refuses is LG_ERR_OUT_OF_MEMORY, unless not even a few hundred bytes can be
+//   had: then the process ends.
 
 
 #ifndef LONGGEN_H
@@ -185,6 +188,12 @@
 // `lg_model_tokenize`: the beginning-of-text token comes first, if the model wants one and the text does not spell it.
 #define LG_TOKENIZE_ADD_BOS 2
 
+// The number of something that is not there.
+#define LG_INDEX_NONE UINT32_MAX
+
+// `lg_model_apply_chat_template`: the text ends where the assistant's answer begins.
+#define LG_CHAT_ADD_GENERATION_PROMPT 1
+
 // `lg_session_params.kv_type`: 16-bit floats, as IEEE 754 has them.
 #define LG_KV_TYPE_F16 0
 
@@ -203,6 +212,21 @@
 
 // `lg_session_params.precision`: activations and sums are 32-bit floats.
 #define LG_PRECISION_EXACT 1
+
+// `lg_generate_result.reason`: the model ended the answer.
+#define LG_STOP_END 0
+
+// `lg_generate_result.reason`: the answer has as many tokens as were asked for.
+#define LG_STOP_LENGTH 1
+
+// `lg_generate_result.reason`: a stop string came.
+#define LG_STOP_STRING 2
+
+// `lg_generate_result.reason`: the callback asked to stop.
+#define LG_STOP_CALLBACK 3
+
+// `lg_generate_result.reason`: the context has no room for more.
+#define LG_STOP_CONTEXT_FULL 4
 
 // Outcome of a call. Numbers never change; later versions may add some.
 enum lg_status
@@ -265,6 +289,17 @@ typedef struct lg_sampler lg_sampler;
 // Threads: one caller at a time, in any thread; a second one gets `LG_ERR_INVALID`. Sessions of one model may be used
 // at the same time. After `LG_ERR_INTERNAL` every call returns `LG_ERR_POISONED`.
 typedef struct lg_session lg_session;
+
+// Turns the bytes of one token after the other into text: complete characters only, and an end at the first stop string.
+//
+// What comes out in all is the text of all bytes at once up to the first stop string, however they were cut into tokens;
+// what is no UTF-8 becomes U+FFFD. Text is held back only while it could still become part of a character or of a stop
+// string. If several stop strings occur, the one that is complete first counts; of those that end at the same byte, the
+// longest. The stop string and everything behind it is dropped.
+//
+// Threads: one caller at a time; a second one gets `LG_ERR_INVALID`. After `LG_ERR_INTERNAL` every call returns
+// `LG_ERR_POISONED`.
+typedef struct lg_text_stream lg_text_stream;
 
 // Told how much of a long call is done: tokens of a prompt after each of its chunks, bytes of a model's file.
 //
@@ -413,15 +448,29 @@ typedef struct lg_layer_plan {
     uint64_t staging_bytes;
 } lg_layer_plan;
 
-// How the next token is chosen. All zero takes the likeliest one. What is set works in this order: repetition penalty,
-// temperature, top-k, top-p, min-p.
+// One message of a conversation.
+typedef struct lg_message {
+    // Who speaks: "system", "user", "assistant", or what else the template knows. UTF-8 without a zero byte at its end.
+    const char *role;
+    // Length of `role`.
+    size_t role_bytes;
+    // What is said. UTF-8 without a zero byte at its end.
+    const char *content;
+    // Length of `content`.
+    size_t content_bytes;
+} lg_message;
+
+// How the next token is chosen. All zero takes the likeliest one. What is set works in this order: the mask of
+// `lg_sampler_sample_masked`, the biases of `lg_sampler_set_bias`, repetition penalty, frequency and presence penalty,
+// DRY, temperature, top-k, typical, top-p, min-p. From typical on, the probabilities of the tokens that are left count as
+// if there were no others. Tokens whose logit is NaN or minus infinity are never chosen.
 typedef struct lg_sampler_params {
     // `sizeof(lg_sampler_params)`.
     size_t struct_size;
     // Start of the random numbers: the same seed gives the same choices, on every machine.
     uint64_t seed;
-    // Divides the logits; not negative. 0 takes the likeliest token, and only the repetition penalty has
-    // an effect, too.
+    // Divides the logits; not negative. 0 takes the likeliest token, and only masks, biases,
+    // penalties and DRY have an effect, too.
     float temperature;
     // Only the `top_k` likeliest tokens remain; 0 means all.
     uint32_t top_k;
@@ -436,7 +485,87 @@ typedef struct lg_sampler_params {
     // How many of the session's last tokens are recent, those of the prompt among them; more than there are
     // mean all. 0 means 64.
     uint32_t repeat_last_n;
+    // Only the tokens remain whose surprise, minus the logarithm of their probability, is closest to the
+    // average, so many that their probabilities reach `typical_p` together; at most 1. 0 and 1 mean all.
+    // (Meister et al., "Locally Typical Sampling", 2022.)
+    float typical_p;
+    // Taken from the logit of a recent token as often as it occurs. Negative numbers make repetitions
+    // likelier.
+    float frequency_penalty;
+    // Taken from the logit of a recent token once. Negative numbers make repetitions likelier.
+    float presence_penalty;
+    // DRY, "don't repeat yourself": a token that followed before what the text ends with, `n` tokens long,
+    // loses `dry_multiplier * dry_base ^ (n - dry_allowed_length)` of its logit; not negative. 0 means none
+    // does.
+    float dry_multiplier;
+    // How much faster repetitions lose with each token of their length; at least 1. 0 means 1.75.
+    float dry_base;
+    // Repetitions shorter than this cost nothing. 0 means 2.
+    uint32_t dry_allowed_length;
+    // How many of the session's last tokens DRY looks at, those of the prompt among them; more than there
+    // are mean all, and so does 0.
+    uint32_t dry_last_n;
+    // 0.
+    uint32_t reserved;
 } lg_sampler_params;
+
+// A token, and what is added to its logit.
+typedef struct lg_logit_bias {
+    // Its id.
+    uint32_t token;
+    // A finite number, or minus infinity, which forbids the token.
+    float bias;
+} lg_logit_bias;
+
+// A token that a sampler had left to choose.
+typedef struct lg_choice {
+    // Its id.
+    uint32_t token;
+    // Its logit after bias and penalties, before the temperature.
+    float logit;
+    // Its probability among all that were left.
+    float p;
+} lg_choice;
+
+// When an answer ends. All zero: where the model ends it, or the context is full.
+typedef struct lg_generate_params {
+    // `sizeof(lg_generate_params)`.
+    size_t struct_size;
+    // Most tokens of the answer; 0 means any number.
+    uint32_t max_tokens;
+    // 1 takes tokens that end an answer as tokens like any other, which are no text; 0 does not.
+    uint32_t ignore_eos;
+    // Strings that end the answer, as `lg_text_stream` finds them; each ends with a zero byte. They are no
+    // part of the answer.
+    const char *const *stops;
+    // How many there are.
+    size_t n_stops;
+} lg_generate_params;
+
+// Told about each token of an answer, with the text that is certain since: `n_bytes` of UTF-8, which may be none, without a
+// zero byte behind them, and valid until it returns. The text that was held back until the end, if there is any, comes with
+// `LG_TOKEN_NONE`. False ends the answer.
+//
+// Called in the thread of the running call. It must return: no exception and no longjmp may leave it. The session and the
+// sampler are in use meanwhile.
+typedef bool (*lg_on_text)(void *user, uint32_t token, const char *text, size_t n_bytes);
+
+// What `lg_session_generate` has done.
+typedef struct lg_generate_result {
+    // Set by the caller: `sizeof(lg_generate_result)`.
+    size_t struct_size;
+    // Tokens of the answer.
+    size_t n_tokens;
+    // Why it ended: one of `LG_STOP_*`.
+    uint32_t reason;
+    // The number of the stop string that ended it, or `LG_INDEX_NONE`.
+    uint32_t stop_index;
+    // The last token of the answer, if the session does not hold it yet, since nothing was computed behind it; to go on,
+    // generate behind it. `LG_TOKEN_NONE` if the session holds all.
+    uint32_t pending_token;
+    // 0.
+    uint32_t reserved;
+} lg_generate_result;
 
 #ifdef __cplusplus
 extern "C" {
@@ -777,6 +906,107 @@ lg_status lg_model_token_bytes(const struct lg_model *model,
                                size_t *n_bytes,
                                struct lg_error *error);
 
+// Makes a text stream that ends at the first of `n_stops` strings; each ends with a zero byte. Empty ones are ignored.
+// `*out` is the caller's and is freed by `lg_text_stream_free`.
+//
+// Errors: `LG_ERR_INVALID`, also for a stop string that is no UTF-8.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_text_stream_new(const char *const *stops,
+                             size_t n_stops,
+                             struct lg_text_stream **out,
+                             struct lg_error *error);
+
+// Takes the next bytes and gives the text that is certain now, which may be empty.
+//
+// It is not copied: `*text` points to `*n_text` bytes in the stream, without a zero byte behind them, and is valid until
+// the stream is next pushed to, finished or freed.
+//
+// Errors: `LG_ERR_INVALID`, `LG_ERR_OUT_OF_MEMORY`, `LG_ERR_POISONED`. The bytes are not taken then.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_text_stream_push(struct lg_text_stream *stream,
+                              const uint8_t *bytes,
+                              size_t n_bytes,
+                              const char **text,
+                              size_t *n_text,
+                              struct lg_error *error);
+
+// The same for a token of `model`. Special tokens are no text and add nothing; to see them, push what
+// `lg_model_token_bytes` gives.
+//
+// Errors: those of `lg_text_stream_push`, and `LG_ERR_INVALID` for a token beyond the vocabulary.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_text_stream_push_token(struct lg_text_stream *stream,
+                                    const struct lg_model *model,
+                                    uint32_t token,
+                                    const char **text,
+                                    size_t *n_text,
+                                    struct lg_error *error);
+
+// Ends the stream and gives the text that was held back, as `lg_text_stream_push` does; an unfinished character becomes
+// U+FFFD. The stream is empty afterwards and can be used for another text, unless it has stopped.
+//
+// Errors: `LG_ERR_INVALID`, `LG_ERR_OUT_OF_MEMORY`, `LG_ERR_POISONED`. The stream has not ended then.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_text_stream_finish(struct lg_text_stream *stream,
+                                const char **text,
+                                size_t *n_text,
+                                struct lg_error *error);
+
+// The number of the stop string that ended the text, after which nothing comes out of the stream any more.
+// `LG_INDEX_NONE` if none did, for NULL, and while another call runs in the stream.
+//
+// # Safety
+// The caller must not free the stream before this returns.
+uint32_t lg_text_stream_stopped(const struct lg_text_stream *stream);
+
+// Frees a text stream. NULL does nothing.
+//
+// # Safety
+// The caller must not use the stream or its text any more, in no thread and in no running call.
+void lg_text_stream_free(struct lg_text_stream *stream);
+
+// Whether the model's file has a chat template. False for NULL.
+//
+// # Safety
+// The caller must not free the model before this returns.
+bool lg_model_has_chat_template(const struct lg_model *model);
+
+// The text that a conversation is to the model, by the chat template of its file. Tokenize it with `LG_TOKENIZE_SPECIAL`
+// and `LG_TOKENIZE_ADD_BOS`: the template writes special tokens, and may write the first.
+//
+// Templates are those of Hugging Face, in Jinja. One sees `messages`, `add_generation_prompt`, the model's special tokens,
+// and the members of the JSON object `variables`: `tools`, `documents`, `enable_thinking`, or what else it asks for; they
+// come before what it would see by these names otherwise. `variables` is `variables_bytes` of UTF-8; NULL with 0 is none.
+// Messages that have more than a role and a text, such as calls of tools or content in parts, come as the member `messages`;
+// `n_messages` must be 0 then. `flags` is `LG_CHAT_ADD_GENERATION_PROMPT` or 0.
+//
+// `text` has room for `cap` bytes; `*n_bytes` is how many the text has, without a zero byte. NULL with 0 asks only for that;
+// a buffer that is too small is `LG_ERR_INVALID` and nothing is written.
+//
+// Errors: `LG_ERR_NOT_FOUND` if the model has no chat template; `LG_ERR_INVALID`, also if the template refuses the messages,
+// fails, or takes too many steps: with its line and what it says.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_model_apply_chat_template(const struct lg_model *model,
+                                       const struct lg_message *messages,
+                                       size_t n_messages,
+                                       const char *variables,
+                                       size_t variables_bytes,
+                                       uint32_t flags,
+                                       char *text,
+                                       size_t cap,
+                                       size_t *n_bytes,
+                                       struct lg_error *error);
+
 // Opens an empty session. Allocates all memory that it will ever need: what `lg_model_plan` says.
 //
 // `params` may be NULL: all defaults. `*out` is the caller's and is freed by `lg_session_free`; the model may be freed
@@ -883,10 +1113,36 @@ lg_status lg_sampler_new(const struct lg_sampler_params *params,
                          struct lg_sampler **out,
                          struct lg_error *error);
 
+// What is added to the logits of some tokens: `n` pairs of token and bias, which replace those that were set before.
+// Tokens that a model does not have change nothing.
+//
+// Errors: `LG_ERR_INVALID` for a bias that is NaN or infinity, or a token with two, `LG_ERR_OUT_OF_MEMORY`,
+// `LG_ERR_POISONED`.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_sampler_set_bias(struct lg_sampler *sampler,
+                              const struct lg_logit_bias *bias,
+                              size_t n,
+                              struct lg_error *error);
+
+// Tokens that repetitions do not reach across, as DRY sees them, such as line ends or quotes: they replace those that were
+// set before. DRY never lowers a breaker itself.
+//
+// Errors: `LG_ERR_INVALID`, `LG_ERR_OUT_OF_MEMORY`, `LG_ERR_POISONED`.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_sampler_set_dry_breakers(struct lg_sampler *sampler,
+                                      const uint32_t *tokens,
+                                      size_t n_tokens,
+                                      struct lg_error *error);
+
 // Chooses the token that follows the last one of `session`; appending it is the caller's, with `lg_session_decode`. Of
 // equally likely tokens the lowest id is taken.
 //
-// Errors: `LG_ERR_INVALID` if the session has no logits, `LG_ERR_OUT_OF_MEMORY`, `LG_ERR_DEVICE`, `LG_ERR_POISONED`.
+// Errors: `LG_ERR_INVALID` if the session has no logits, or nothing is left to choose; `LG_ERR_OUT_OF_MEMORY`,
+// `LG_ERR_DEVICE`, `LG_ERR_POISONED`.
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.
@@ -895,11 +1151,70 @@ lg_status lg_sampler_sample(struct lg_sampler *sampler,
                             uint32_t *token,
                             struct lg_error *error);
 
+// The same among the tokens that a mask allows: those whose bit is set, bit `token % 32` of word `token / 32`, as grammar
+// engines such as llguidance and XGrammar fill masks. Tokens behind the last word are not allowed.
+//
+// Errors: those of `lg_sampler_sample`.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_sampler_sample_masked(struct lg_sampler *sampler,
+                                   const struct lg_session *session,
+                                   const uint32_t *mask,
+                                   size_t n_words,
+                                   uint32_t *token,
+                                   struct lg_error *error);
+
+// What the last token was chosen from, likeliest first: one token without a temperature, none after a call that failed.
+//
+// `choices` has room for `cap` of them; `*n_choices` is how many there are. NULL with 0 asks only for that; a buffer that
+// is too small is `LG_ERR_INVALID` and nothing is written.
+//
+// Errors: `LG_ERR_INVALID`, `LG_ERR_POISONED`.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_sampler_choices(const struct lg_sampler *sampler,
+                             struct lg_choice *choices,
+                             size_t cap,
+                             size_t *n_choices,
+                             struct lg_error *error);
+
+// Begins the random numbers again, so that the same calls choose the same tokens. Biases and breakers stay.
+//
+// Errors: `LG_ERR_INVALID`, `LG_ERR_POISONED`.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_sampler_reset(struct lg_sampler *sampler, struct lg_error *error);
+
 // Frees a sampler. NULL does nothing.
 //
 // # Safety
 // The caller must not use the sampler any more, in no thread and in no running call.
 void lg_sampler_free(struct lg_sampler *sampler);
+
+// Appends `n_tokens` tokens and generates an answer to all that the session then holds; without tokens, to what it holds.
+// Special tokens of the answer are told, but are no text.
+//
+// `params` may be NULL: all defaults. `on_text` may be NULL; `user` is handed to it. `cancel` may be NULL.
+//
+// Errors: those of `lg_session_prefill`, `lg_sampler_sample` and `lg_session_decode`, but for `LG_ERR_CONTEXT_FULL` once the
+// answer has begun. Text that was held back is told before; the session holds all tokens that were told, but for the last,
+// or what `lg_session_prefill` leaves of a prompt.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask, and an `on_text` that keeps its promises.
+lg_status lg_session_generate(struct lg_session *session,
+                              struct lg_sampler *sampler,
+                              const uint32_t *tokens,
+                              size_t n_tokens,
+                              const struct lg_generate_params *params,
+                              lg_on_text on_text,
+                              void *user,
+                              const struct lg_cancel *cancel,
+                              struct lg_generate_result *result,
+                              struct lg_error *error);
 
 // Makes a cancel object that is not set. `lg_cancel_free` frees it.
 //

@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::Model;
 use crate::model::config::Config;
 use crate::model::network::{Sequence, Want};
-use crate::sampler::{Candidate, Sampler};
+use crate::sampler::{Candidate, Place, Sampler};
 
 /// Chunks of a long context, where the backend gains by long ones: their activations take a few percent of what a cache of
 /// 16 bits takes in full layers.
@@ -276,17 +276,32 @@ impl Session {
     }
 
     /// Chooses the token that comes next, from no more logits than the sampler looks at. The tokens that the session holds
-    /// are what its repetition penalty looks back at.
+    /// are what its penalties look back at.
     ///
     /// # Errors
     /// Those of [`logits`](Self::logits) and of [`Sampler::sample`].
     pub fn sample(&mut self, sampler: &mut Sampler) -> Result<u32> {
+        let place = sampler.behind(&self.tokens)?;
+        self.sample_at(place)
+    }
+
+    /// The same among the tokens that a mask allows: those whose bit is set, bit `token % 32` of word `token / 32`, as
+    /// grammar engines fill masks. Tokens behind the last word are not allowed.
+    ///
+    /// # Errors
+    /// Those of [`sample`](Self::sample).
+    pub fn sample_masked(&mut self, sampler: &mut Sampler, mask: &[u32]) -> Result<u32> {
+        let place = sampler.behind(&self.tokens)?.masked(mask);
+        self.sample_at(place)
+    }
+
+    fn sample_at(&mut self, place: Place<'_>) -> Result<u32> {
         let most = MAX_TOP.min(self.model.config().n_vocab);
-        match sampler.n_candidates(&self.tokens).filter(|&n| n <= most) {
-            Some(n) => sampler.sample_from(&self.top(n)?, &self.tokens),
+        match place.n_candidates().filter(|&n| n <= most) {
+            Some(n) => place.sample_from(&self.top(n)?),
             None => {
                 self.check_logits()?;
-                sampler.sample(self.sequence.logits()?, &self.tokens)
+                place.sample(self.sequence.logits()?)
             }
         }
     }

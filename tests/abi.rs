@@ -8,9 +8,11 @@ use std::mem::{offset_of, size_of};
 use std::process::Command;
 
 use longgen::capi::attention::lg_layer_attention;
+use longgen::capi::chat::lg_message;
+use longgen::capi::generate::{lg_generate_params, lg_generate_result};
 use longgen::capi::model::lg_model_params;
 use longgen::capi::plan::{lg_layer_plan, lg_memory_plan};
-use longgen::capi::sampler::lg_sampler_params;
+use longgen::capi::sampler::{lg_choice, lg_logit_bias, lg_sampler_params};
 use longgen::capi::session::lg_session_params;
 use longgen::capi::status::lg_error;
 use support::library;
@@ -93,11 +95,38 @@ fn structs_lie_in_memory_as_they_always_did() {
     assert_eq!([offset_of!(lg_layer_plan, n_slots), offset_of!(lg_layer_plan, block_tokens)], [8, 12]);
     assert_eq!([offset_of!(lg_layer_plan, kv_bytes), offset_of!(lg_layer_plan, staging_bytes)], [16, 24]);
 
-    assert_eq!(size_of::<lg_sampler_params>(), 40);
+    assert_eq!(size_of::<lg_sampler_params>(), 72);
     assert_eq!([offset_of!(lg_sampler_params, seed), offset_of!(lg_sampler_params, temperature)], [8, 16]);
     assert_eq!([offset_of!(lg_sampler_params, top_k), offset_of!(lg_sampler_params, top_p)], [20, 24]);
     assert_eq!(offset_of!(lg_sampler_params, min_p), 28);
     // Behind the first version.
     assert_eq!(offset_of!(lg_sampler_params, repeat_penalty), 32);
     assert_eq!(offset_of!(lg_sampler_params, repeat_last_n), 36);
+    assert_eq!(offset_of!(lg_sampler_params, typical_p), 40);
+    assert_eq!(offset_of!(lg_sampler_params, frequency_penalty), 44);
+    assert_eq!(offset_of!(lg_sampler_params, presence_penalty), 48);
+    assert_eq!(offset_of!(lg_sampler_params, dry_multiplier), 52);
+    assert_eq!(offset_of!(lg_sampler_params, dry_base), 56);
+    assert_eq!(offset_of!(lg_sampler_params, dry_allowed_length), 60);
+    assert_eq!(
+        [offset_of!(lg_sampler_params, dry_last_n), offset_of!(lg_sampler_params, reserved)],
+        [64, 68]
+    );
+
+    assert_eq!(size_of::<lg_generate_params>(), 32);
+    assert_eq!(
+        [offset_of!(lg_generate_params, max_tokens), offset_of!(lg_generate_params, ignore_eos)],
+        [8, 12]
+    );
+    assert_eq!([offset_of!(lg_generate_params, stops), offset_of!(lg_generate_params, n_stops)], [16, 24]);
+    assert_eq!(size_of::<lg_generate_result>(), 32);
+    assert_eq!([offset_of!(lg_generate_result, n_tokens), offset_of!(lg_generate_result, reason)], [8, 16]);
+    assert_eq!(offset_of!(lg_generate_result, stop_index), 20);
+    assert_eq!(offset_of!(lg_generate_result, pending_token), 24);
+
+    assert_eq!([size_of::<lg_message>(), offset_of!(lg_message, role_bytes)], [32, 8]);
+    assert_eq!([offset_of!(lg_message, content), offset_of!(lg_message, content_bytes)], [16, 24]);
+
+    assert_eq!([size_of::<lg_logit_bias>(), offset_of!(lg_logit_bias, bias)], [8, 4]);
+    assert_eq!([size_of::<lg_choice>(), offset_of!(lg_choice, logit), offset_of!(lg_choice, p)], [12, 4, 8]);
 }

@@ -13,6 +13,7 @@ use longgen::{
     Cancel, KvType, Model, ModelParams, Precision, Sampler, SamplerParams, Session, SessionParams,
 };
 use longgen_format::{Directory, OwnedValue, TensorType};
+use serde_json::Value;
 use support::random::Random;
 use support::{library, metadata, tiny_model};
 
@@ -310,6 +311,72 @@ fn plans_are_what_is_allocated_and_limits_are_kept() {
 }
 
 #[test]
+fn samplers_leave_what_the_definitions_leave() {
+    let workshop = Workshop::new();
+    workshop.run(&workshop.build(&C99, "tests/capi/sampler.c", &["-lm"]), &[workshop.model()]);
+}
+
+#[test]
+fn a_text_stream_gives_the_whole_text() {
+    let workshop = Workshop::new();
+    workshop.check("tests/capi/stream.c", &[workshop.model()]);
+}
+
+/// What Jinja2 makes of the same, from tests/data/text.
+#[test]
+fn chat_templates_render_as_jinja2_does() {
+    let workshop = Workshop::new();
+    let program = workshop.build(&C99, "tests/capi/chat.c", &[]);
+    let mut cases: Vec<Value> = serde_json::from_str(include_str!("data/text/chat.json")).unwrap();
+    // A few; tests/text.rs has them all.
+    cases.retain(|case| case["variables"].is_object() || case["name"].as_str().unwrap().starts_with("turns"));
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    // One run for each template.
+    for cases in cases.chunk_by(|a, b| a["template"] == b["template"]) {
+        let mut arguments = vec![workshop.model().to_owned()];
+        for case in cases {
+            let mut variables = case["variables"].as_object().cloned().unwrap_or_default();
+            for (name, token) in [("bos_token", "<s>"), ("eos_token", "</s>")] {
+                variables.entry(name).or_insert(token.into());
+            }
+            let flags = u32::from(case["add_generation_prompt"] == true);
+            let messages = case["messages"].as_array().unwrap();
+            arguments.extend([
+                Value::from(variables).to_string(),
+                flags.to_string(),
+                messages.len().to_string(),
+            ]);
+            arguments.extend(
+                messages.iter().flat_map(|message| ["role", "content"].map(|key| text(&message[key]))),
+            );
+        }
+        let template = ("tokenizer.chat_template".to_owned(), OwnedValue::Str(text(&cases[0]["template"])));
+        std::fs::write(&workshop.model, tiny_model::bytes_with_metadata(TensorType::Q8_0, &[template]))
+            .unwrap();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let written = String::from_utf8(workshop.run(&program, &arguments)).unwrap();
+        let written: Vec<&str> = written.split_terminator('\0').collect();
+        assert_eq!(written.len(), cases.len());
+        for (case, written) in cases.iter().zip(written) {
+            match case["text"].as_str() {
+                Some(expected) => assert_eq!(written, expected, "{}", case["name"]),
+                None => {
+                    for part in ["invalid argument: chat template, line ", case["error"].as_str().unwrap()] {
+                        assert!(written.contains(part), "{}: {written:?}", case["name"]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_answer_is_what_its_steps_give() {
+    let workshop = Workshop::new();
+    workshop.check("tests/capi/generate.c", &[workshop.model()]);
+}
+
+#[test]
 fn threads_share_a_model_and_stop_each_other() {
     let workshop = Workshop::new();
     workshop.check("tests/capi/threads.c", &[workshop.model()]);
@@ -324,7 +391,7 @@ fn the_header_serves_cpp_and_c_in_one_program() {
 }
 
 /// What the example must write, from the Rust API.
-fn continuation(model: &str, prompt: &str, n_new: usize) -> Vec<u8> {
+fn continuation(model: &str, prompt: &str, n_new: usize) -> String {
     let model = Arc::new(Model::open(model, &ModelParams::default()).unwrap());
     let mut session = Session::new(&model, &SessionParams::default()).unwrap();
     let mut sampler = Sampler::new(&SamplerParams::default()).unwrap();
@@ -339,7 +406,7 @@ fn continuation(model: &str, prompt: &str, n_new: usize) -> Vec<u8> {
         text.extend_from_slice(tokenizer.token_bytes(token).unwrap());
         session.decode(token, &cancel).unwrap();
     }
-    text
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 #[test]
@@ -347,7 +414,7 @@ fn the_example_continues_a_prompt() {
     let workshop = Workshop::new();
     let program = workshop.build(&C99, "examples/c/generate.c", &[]);
     let prompt = "The quick brown fox jumps over the lazy dög";
-    let text = workshop.run(&program, &[workshop.model(), prompt, "40"]);
+    let text = String::from_utf8(workshop.run(&program, &[workshop.model(), prompt, "40"])).unwrap();
     assert!(!text.is_empty());
     assert_eq!(text, continuation(workshop.model(), prompt, 40));
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// In the order in which the header presents them.
-const SOURCES: [&str; 11] = [
+const SOURCES: [&str; 14] = [
     "version",
     "status",
     "model",
@@ -14,8 +14,11 @@ const SOURCES: [&str; 11] = [
     "metadata",
     "plan",
     "tokenize",
+    "stream",
+    "chat",
     "session",
     "sampler",
+    "generate",
     "cancel",
 ];
 

@@ -360,6 +360,10 @@ fn the_likeliest_tokens_are_those_of_the_logits() {
                 seed: 7,
                 ..Default::default()
             },
+            SamplerParams { frequency_penalty: 0.4, presence_penalty: 0.9, ..Default::default() },
+            SamplerParams { presence_penalty: -0.5, temperature: 0.7, top_k: 9, ..Default::default() },
+            SamplerParams { dry_multiplier: 3.0, dry_allowed_length: 1, ..Default::default() },
+            SamplerParams { typical_p: 0.6, temperature: 0.9, top_k: 40, seed: 8, ..Default::default() },
         ]
         .map(|params| [Sampler::new(&params).unwrap(), Sampler::new(&params).unwrap()]);
         let text = tokens(30, 60);
@@ -370,6 +374,11 @@ fn the_likeliest_tokens_are_those_of_the_logits() {
             for [few, all] in &mut samplers {
                 let chosen = session.sample(few).unwrap();
                 assert_eq!(chosen, all.sample(session.logits().unwrap(), &text[..=i]).unwrap());
+                let mask: Vec<u32> = (0..9).map(|word| !token.rotate_left(word * 3)).collect();
+                let chosen = session.sample_masked(few, &mask).unwrap();
+                let place = all.behind(&text[..=i]).unwrap().masked(&mask);
+                assert_eq!(chosen, place.sample(session.logits().unwrap()).unwrap());
+                assert_eq!(few.choices(), all.choices());
             }
             let mut expected: Vec<_> = (0..).zip(session.logits().unwrap().iter().copied()).collect();
             expected.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));

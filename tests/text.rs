@@ -229,7 +229,11 @@ fn chat_templates_render_as_jinja2_does() {
         let messages: Vec<_> = case["messages"].as_array().unwrap().iter().map(message).collect();
         let tokens = [("bos_token", "<s>"), ("eos_token", "</s>")];
         let template = ChatTemplate::new(case["template"].as_str().unwrap(), &tokens).unwrap();
-        let rendered = template.render(&messages, case["add_generation_prompt"].as_bool().unwrap());
+        let add_generation_prompt = case["add_generation_prompt"].as_bool().unwrap();
+        let rendered = match &case["variables"] {
+            Value::Null => template.render(&messages, add_generation_prompt),
+            variables => template.render_with(&messages, &variables.to_string(), add_generation_prompt),
+        };
         match (case["text"].as_str(), rendered) {
             (Some(expected), Ok(rendered)) => assert_eq!(rendered, expected, "{}", case["name"]),
             (None, Err(error)) => {
@@ -249,8 +253,8 @@ fn check_any_text(tokenizer: &Tokenizer, text: &str) {
     assert_eq!(tokenizer.decode(&ids, false), text);
     let mut stream = TextStream::new::<&str>([]);
     let mut streamed: String =
-        ids.iter().map(|&id| stream.push(tokenizer.token_bytes(id).unwrap()).to_owned()).collect();
-    streamed += stream.finish();
+        ids.iter().map(|&id| stream.push_token(tokenizer, id).unwrap().to_owned()).collect();
+    streamed += stream.finish().unwrap();
     assert_eq!(streamed, text);
 }
 
@@ -445,14 +449,15 @@ fn collect_pointers(value: &Value, pointer: String, pointers: &mut Vec<String>) 
     pointers.push(pointer);
 }
 
-/// What a stream must give in all: the lossy text up to the stop string that is complete first.
-fn streamed_text(bytes: &[u8], stops: &[String]) -> (String, Option<String>) {
+/// What a stream must give in all: the lossy text up to the stop string that is complete first, and the number of that.
+fn streamed_text(bytes: &[u8], stops: &[String]) -> (String, Option<usize>) {
     let text = String::from_utf8_lossy(bytes).into_owned();
     for end in 0..=text.len() {
         let ends_here =
             |stop: &&String| !stop.is_empty() && text.as_bytes()[..end].ends_with(stop.as_bytes());
         if let Some(stop) = stops.iter().filter(ends_here).max_by_key(|stop| stop.len()) {
-            return (text[..end - stop.len()].to_owned(), Some(stop.clone()));
+            let first = stops.iter().position(|other| other == stop);
+            return (text[..end - stop.len()].to_owned(), first);
         }
     }
     (text, None)
@@ -476,15 +481,15 @@ proptest! {
         let mut stream = TextStream::new(stops.clone());
         let (mut text, mut start) = (String::new(), 0);
         for cut in cuts.into_iter().chain([bytes.len()]) {
-            text += stream.push(&bytes[start..cut]);
+            text += stream.push(&bytes[start..cut]).unwrap();
             start = cut;
         }
-        text += stream.finish();
+        text += stream.finish().unwrap();
         let (expected, stopped) = streamed_text(&bytes, &stops);
         prop_assert_eq!(text, expected);
-        prop_assert_eq!(stream.stopped().map(str::to_owned), stopped);
+        prop_assert_eq!(stream.stopped(), stopped);
         if stream.stopped().is_some() {
-            prop_assert_eq!(stream.push(b"x"), "");
+            prop_assert_eq!(stream.push(b"x").unwrap(), "");
         }
     }
 }
@@ -492,21 +497,43 @@ proptest! {
 #[test]
 fn a_stream_holds_back_only_what_may_become_a_stop() {
     let mut stream = TextStream::new(["<|user|>", "\n\n"]);
-    assert_eq!(stream.push(b"one"), "one");
-    assert_eq!(stream.push(b" <"), " ");
-    assert_eq!(stream.push(b"|us"), "");
-    assert_eq!(stream.push(b"ing|>"), "<|using|>");
-    assert_eq!(stream.push(b"\n"), "");
-    assert_eq!(stream.push(b"two\n"), "\ntwo");
-    assert_eq!(stream.finish(), "\n");
-    assert_eq!(stream.push(b"x<|user|>y"), "x");
-    assert_eq!(stream.finish(), "");
-    assert_eq!(stream.stopped(), Some("<|user|>"));
+    assert_eq!(stream.push(b"one").unwrap(), "one");
+    assert_eq!(stream.push(b" <").unwrap(), " ");
+    assert_eq!(stream.push(b"|us").unwrap(), "");
+    assert_eq!(stream.push(b"ing|>").unwrap(), "<|using|>");
+    assert_eq!(stream.push(b"\n").unwrap(), "");
+    assert_eq!(stream.push(b"two\n").unwrap(), "\ntwo");
+    assert_eq!(stream.finish().unwrap(), "\n");
+    assert_eq!(stream.push(b"x<|user|>y").unwrap(), "x");
+    assert_eq!(stream.finish().unwrap(), "");
+    assert_eq!(stream.stopped(), Some(0));
 }
 
 fn render(template: &str) -> longgen::Result<String> {
     let messages = [Message { role: "user".into(), content: "hello".into() }];
     ChatTemplate::new(template, &[])?.render(&messages, true)
+}
+
+#[test]
+fn variables_that_make_no_sense_are_refused() {
+    let template = ChatTemplate::new("{{ messages | length }}{{ x }}", &[]).unwrap();
+    let message = [Message { role: "user".into(), content: "hello".into() }];
+    assert_eq!(template.render_with(&message, "", false).unwrap(), "1");
+    assert_eq!(template.render_with(&message, r#"{"x": "!"}"#, false).unwrap(), "1!");
+    assert_eq!(template.render_with(&[], r#"{"messages": [1, 2], "x": 7}"#, false).unwrap(), "27");
+    let deep = format!("{{\"x\": {}{}}}", "[".repeat(100_000), "]".repeat(100_000));
+    for (messages, variables, part) in [
+        (&message[..], r#"{"messages": []}"#, "messages are given twice"),
+        (&message, " ", "EOF"),
+        (&message, "[]", "expected a map"),
+        (&message, "null", "expected a map"),
+        (&message, r#"{"x": 1"#, "line 1 column 7"),
+        (&message, r#"{"x": NaN}"#, "no JSON object"),
+        (&message, &deep, "recursion limit"),
+    ] {
+        let error = template.render_with(messages, variables, false).unwrap_err();
+        assert!(error.kind() == ErrorKind::Invalid && error.to_string().contains(part), "{error}");
+    }
 }
 
 #[test]

@@ -11,21 +11,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-// Writes the text of a token to the standard output. A token may end within a character; the next one completes it.
-static lg_status print_token(const lg_model *model, uint32_t token, lg_error *error)
+// Writes what has come of the text to the standard output.
+static bool print_text(void *user, uint32_t token, const char *text, size_t n_bytes)
 {
-    uint8_t bytes[512];
-    size_t n_bytes;
-    lg_status status = lg_model_token_bytes(model, token, bytes, sizeof bytes, &n_bytes, error);
-    if (status == LG_OK) {
-        fwrite(bytes, 1, n_bytes, stdout);
-        fflush(stdout);
-    }
-    return status;
+    (void)user, (void)token;
+    fwrite(text, 1, n_bytes, stdout);
+    fflush(stdout);
+    return true;
 }
 
-// Appends the prompt to the session.
-static lg_status read_prompt(const lg_model *model, lg_session *session, const char *prompt, lg_error *error)
+// Appends the prompt to the session and generates at most `n_new` tokens behind it.
+static lg_status answer(const lg_model *model, lg_session *session, lg_sampler *sampler, const char *prompt,
+                        uint32_t n_new, lg_error *error)
 {
     const uint32_t flags = LG_TOKENIZE_ADD_BOS;
     size_t n_tokens;
@@ -35,9 +32,11 @@ static lg_status read_prompt(const lg_model *model, lg_session *session, const c
     uint32_t *tokens = calloc(n_tokens + 1, sizeof *tokens);
     if (tokens == NULL)
         return LG_ERR_OUT_OF_MEMORY;
+    const lg_generate_params params = {.struct_size = sizeof params, .max_tokens = n_new};
+    lg_generate_result result = {.struct_size = sizeof result};
     status = lg_model_tokenize(model, prompt, strlen(prompt), flags, tokens, n_tokens, &n_tokens, error);
     if (status == LG_OK)
-        status = lg_session_prefill(session, tokens, n_tokens, NULL, NULL, NULL, error);
+        status = lg_session_generate(session, sampler, tokens, n_tokens, &params, print_text, NULL, NULL, &result, error);
     free(tokens);
     return status;
 }
@@ -48,7 +47,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: %s MODEL PROMPT [TOKENS]\n", argv[0]);
         return 2;
     }
-    const long n_new = argc > 3 ? strtol(argv[3], NULL, 10) : 64;
+    const uint32_t n_new = argc > 3 ? (uint32_t)strtoul(argv[3], NULL, 10) : 64;
 
     lg_error error = {.struct_size = sizeof error};
     lg_model *model = NULL;
@@ -66,17 +65,7 @@ int main(int argc, char **argv)
     if (status == LG_OK)
         status = lg_sampler_new(NULL, &sampler, &error);
     if (status == LG_OK)
-        status = read_prompt(model, session, argv[2], &error);
-
-    for (long i = 0; status == LG_OK && i < n_new; i++) {
-        uint32_t token;
-        status = lg_sampler_sample(sampler, session, &token, &error);
-        if (status != LG_OK || lg_model_is_end_of_generation(model, token))
-            break;
-        status = print_token(model, token, &error);
-        if (status == LG_OK && i + 1 < n_new)
-            status = lg_session_decode(session, token, NULL, &error);
-    }
+        status = answer(model, session, sampler, argv[2], n_new, &error);
     if (status != LG_OK)
         fprintf(stderr, "%s: %s (%s)\n", lg_status_str(status), error.message, error.where);
 

@@ -8,7 +8,9 @@
 
 pub mod attention;
 pub mod cancel;
+pub mod chat;
 mod exclusive;
+pub mod generate;
 mod guard;
 pub mod info;
 pub mod metadata;
@@ -19,6 +21,7 @@ mod pointer;
 pub mod sampler;
 pub mod session;
 pub mod status;
+pub mod stream;
 pub mod tokenize;
 pub mod version;
 

@@ -87,6 +87,20 @@ pub(super) fn c_string(text: &str) -> CString {
     CString::new(text).unwrap_or_default()
 }
 
+/// `n` strings, each as [`string`] takes it.
+///
+/// # Safety
+/// As for [`slice`], and for [`string`] of each element.
+pub(super) unsafe fn strings(pointer: *const *const c_char, n: usize, name: &str) -> Result<Vec<String>> {
+    // SAFETY: as the caller says.
+    let pointers = unsafe { slice(pointer, n, name) }?;
+    let string = |(i, &pointer): (usize, &*const c_char)| {
+        // SAFETY: as the caller says.
+        unsafe { self::string(pointer, &format!("{name}[{i}]")) }.map(str::to_owned)
+    };
+    pointers.iter().enumerate().map(string).collect()
+}
+
 /// A path: bytes up to a zero byte, as the system's own calls take them.
 ///
 /// # Safety
@@ -127,13 +141,18 @@ impl<'a, T: Copy> Buffer<'a, T> {
     /// # Errors
     /// `Invalid`, with nothing written, if they do not fit.
     pub(super) fn fill(self, values: &[T]) -> Result<()> {
+        self.fill_with(values.iter().copied())
+    }
+
+    /// The same for values that are made on the way.
+    pub(super) fn fill_with(self, values: impl ExactSizeIterator<Item = T>) -> Result<()> {
         let n = values.len();
         if let Some(elements) = self.elements {
             let cap = elements.len();
             let Some(room) = elements.get_mut(..n) else {
                 return Err(Error::invalid(format!("{n} elements do not fit in a buffer for {cap}")));
             };
-            room.iter_mut().zip(values).for_each(|(to, value)| _ = to.write(*value));
+            room.iter_mut().zip(values).for_each(|(to, value)| _ = to.write(value));
         }
         self.n.write(n);
         Ok(())

@@ -86,7 +86,7 @@ pub unsafe extern "C" fn lg_model_token_bytes(
 }
 
 /// A model's output may have more rows than its vocabulary has tokens; those stand for no text.
-fn token_bytes(model: &Model, token: u32) -> Result<&[u8]> {
+pub(super) fn token_bytes(model: &Model, token: u32) -> Result<&[u8]> {
     let n_vocab = model.config().n_vocab;
     match token as usize >= n_vocab {
         true => Err(Error::invalid(format!("token {token} of a vocabulary of {n_vocab}"))),

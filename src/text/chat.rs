@@ -1,9 +1,10 @@
 //! Chat templates: from messages to the text that a model was trained to continue.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Value;
+use minijinja::value::{Serde, Value};
 use minijinja::{AutoEscape, Environment, UndefinedBehavior};
 
 use super::{date, python, tojson};
@@ -89,21 +90,50 @@ impl ChatTemplate {
     /// # Errors
     /// [`ErrorKind::Invalid`] with line and cause if the template refuses the messages, fails, or takes too many steps.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        self.render_with(messages, "", add_generation_prompt)
+    }
+
+    /// The same, where the template sees the members of the JSON object `variables`, too: `tools`, `documents`,
+    /// `enable_thinking`, or what else it asks for. They come before what it would see by these names otherwise. The empty
+    /// text is no variables.
+    ///
+    /// Messages that have more than a role and a text, such as calls of tools or content in parts, come as the member
+    /// `messages`; there must be no others then.
+    ///
+    /// # Errors
+    /// Those of [`render`](Self::render), and [`ErrorKind::Invalid`] if `variables` is no JSON object.
+    pub fn render_with(
+        &self,
+        messages: &[Message],
+        variables: &str,
+        add_generation_prompt: bool,
+    ) -> Result<String> {
         let bytes: usize = messages.iter().map(|message| message.role.len() + message.content.len()).sum();
         // The engine takes one unit of fuel for 64 bytes that it copies: each message may be copied 64 times.
         let mut environment = self.environment.clone();
-        environment.set_fuel(Some(BASE_FUEL.saturating_add(bytes as u64)));
+        let fuel = BASE_FUEL.saturating_add(bytes as u64).saturating_add(variables.len() as u64);
+        environment.set_fuel(Some(fuel));
 
+        let wrong = |error| Error::invalid(format!("{NAME} variables are no JSON object: {error}"));
+        let variables = if variables.is_empty() { "{}" } else { variables };
+        let variables: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(variables).map_err(wrong)?;
+        if variables.contains_key("messages") && !messages.is_empty() {
+            return Err(Error::invalid(format!(
+                "{NAME}: messages are given twice, by themselves and as a variable"
+            )));
+        }
         let message = |message: &Message| {
             Value::from_pairs([("role", message.role.as_str()), ("content", message.content.as_str())])
         };
-        let context = [
-            ("messages", messages.iter().map(message).collect()),
-            ("add_generation_prompt", Value::from(add_generation_prompt)),
-            ("tools", Value::from(())),
-            ("documents", Value::from(())),
-        ];
-        let render = || environment.get_template(NAME)?.render(Value::from_pairs(context));
+        let mut context = BTreeMap::from([
+            ("messages".to_owned(), messages.iter().map(message).collect()),
+            ("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)),
+            ("tools".to_owned(), Value::from(())),
+            ("documents".to_owned(), Value::from(())),
+        ]);
+        context.extend(variables.into_iter().map(|(name, value)| (name, Value::from(Serde(value)))));
+        let render = || environment.get_template(NAME)?.render(Value::from(context));
         // Files bring templates, and the engine panics on some: on a break out of a block that is inside of a loop.
         let text = catch_unwind(AssertUnwindSafe(render));
         let text = text.map_err(|_| Error::invalid(format!("{NAME}: the engine cannot run it")))?;

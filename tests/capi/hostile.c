@@ -123,6 +123,64 @@ static void tokenize(const lg_model *model)
     CHECK(n == 1 && bytes[0] == 'A' && bytes[1] == 99);
 }
 
+static void text_streams(const lg_model *model)
+{
+    lg_text_stream *stream = UNTOUCHED;
+    const char *text = UNTOUCHED;
+    const char *const stops[] = {"x", NULL}, *const not_utf8[] = {"\xff"};
+    const uint8_t byte = 'a';
+    size_t n = 99;
+    REFUSED(LG_ERR_INVALID, lg_text_stream_new, (NULL, 0, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_new, (NULL, 1, &stream, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_new, (stops, 2, &stream, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_new, (not_utf8, 1, &stream, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_new, (stops, SIZE_MAX, &stream, &error));
+    CHECK(stream == UNTOUCHED);
+    CALL(lg_text_stream_new, (stops, 1, &stream, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_push, (NULL, &byte, 1, &text, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_push, (stream, NULL, 1, &text, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_push, (stream, &byte, SIZE_MAX, &text, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_push, (stream, &byte, 1, NULL, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_push, (stream, &byte, 1, &text, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_push_token, (NULL, model, 65, &text, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_push_token, (stream, NULL, 65, &text, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_push_token, (stream, model, lg_model_n_vocab(model), &text, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_push_token, (stream, model, LG_TOKEN_NONE, &text, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_push_token, (stream, model, 65, NULL, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_push_token, (stream, model, 65, &text, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_finish, (NULL, &text, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_finish, (stream, NULL, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_text_stream_finish, (stream, &text, NULL, &error));
+    CHECK(text == UNTOUCHED && n == 99);
+    // None of that has left anything in it.
+    CALL(lg_text_stream_push, (stream, NULL, 0, &text, &n, &error));
+    CHECK(n == 0);
+    CALL(lg_text_stream_finish, (stream, &text, &n, &error));
+    CHECK(n == 0 && lg_text_stream_stopped(stream) == LG_INDEX_NONE);
+    lg_text_stream_free(stream);
+}
+
+// This model has no chat template; tests/capi/chat.c is for those that have one.
+static void chat_templates(const lg_model *model)
+{
+    const lg_message messages[] = {{"user", 4, "Hi", 2}, {NULL, 1, "Hi", 2}, {"user", 4, "\xff", 1}};
+    char text[4] = "abc";
+    size_t n = 99;
+    CHECK(!lg_model_has_chat_template(model));
+    REFUSED(LG_ERR_NOT_FOUND, lg_model_apply_chat_template, (model, messages, 1, NULL, 0, 1, text, 4, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_apply_chat_template, (NULL, messages, 1, NULL, 0, 0, text, 4, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_apply_chat_template, (model, NULL, 1, NULL, 0, 0, text, 4, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_apply_chat_template, (model, messages, 2, NULL, 0, 0, text, 4, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_apply_chat_template, (model, messages + 2, 1, NULL, 0, 0, text, 4, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_apply_chat_template, (model, messages, SIZE_MAX, NULL, 0, 0, text, 4, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_apply_chat_template, (model, messages, 1, NULL, 9, 0, text, 4, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_apply_chat_template, (model, messages, 1, "\xff", 1, 0, text, 4, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_apply_chat_template, (model, messages, 1, NULL, 0, 2, text, 4, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_apply_chat_template, (model, messages, 1, NULL, 0, 0, NULL, 4, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_model_apply_chat_template, (model, messages, 1, NULL, 0, 0, text, 4, NULL, &error));
+    CHECK(n == 99 && text[0] == 'a');
+}
+
 static void sessions(const lg_model *model)
 {
     lg_session *session = UNTOUCHED;
@@ -186,8 +244,46 @@ static void sessions(const lg_model *model)
     CHECK(token == 99);
     CALL(lg_sampler_sample, (sampler, session, &token, &error));
     CHECK(token < lg_model_n_vocab(model));
+    const uint32_t mask[1] = {1};
+    token = 99;
+    REFUSED(LG_ERR_INVALID, lg_sampler_sample_masked, (NULL, session, mask, 1, &token, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_sample_masked, (sampler, NULL, mask, 1, &token, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_sample_masked, (sampler, session, NULL, 1, &token, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_sample_masked, (sampler, session, mask, SIZE_MAX, &token, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_sample_masked, (sampler, session, NULL, 0, &token, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_sample_masked, (sampler, session, mask, 1, NULL, &error));
+    CHECK(token == 99);
     REFUSED(LG_ERR_INVALID, lg_session_logits, (session, NULL, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_session_logits, (session, &logits, NULL, &error));
+
+    lg_generate_result result = {.struct_size = sizeof result, .n_tokens = 99};
+    const char *const stops[] = {NULL};
+    const lg_generate_params wrong[] = {
+        {.struct_size = sizeof *wrong, .ignore_eos = 2},
+        {.struct_size = sizeof *wrong, .n_stops = 1},
+        {.struct_size = sizeof *wrong, .stops = stops, .n_stops = 1},
+        {.struct_size = sizeof *wrong - 1},
+    };
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+        REFUSED(LG_ERR_INVALID, lg_session_generate,
+                (session, sampler, mask, 1, &wrong[i], NULL, NULL, NULL, &result, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_generate, (NULL, sampler, mask, 1, NULL, NULL, NULL, NULL, &result, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_generate, (session, NULL, mask, 1, NULL, NULL, NULL, NULL, &result, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_generate, (session, sampler, NULL, 1, NULL, NULL, NULL, NULL, &result, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_generate, (session, sampler, mask, 1, NULL, NULL, NULL, NULL, NULL, &error));
+    const uint32_t beyond = lg_model_n_vocab(model);
+    REFUSED(LG_ERR_INVALID, lg_session_generate, (session, sampler, &beyond, 1, NULL, NULL, NULL, NULL, &result, &error));
+    const uint32_t long_prompt[9] = {0};
+    REFUSED(LG_ERR_CONTEXT_FULL, lg_session_generate,
+            (session, sampler, long_prompt, 9, NULL, NULL, NULL, NULL, &result, &error));
+    size_t n_kept;
+    const size_t position = lg_session_position(session);
+    CALL(lg_session_rewind, (session, 0, &n_kept, &error));
+    CHECK(position > 0);
+    REFUSED(LG_ERR_INVALID, lg_session_generate, (session, sampler, NULL, 0, NULL, NULL, NULL, NULL, &result, &error));
+    result.struct_size = 8;
+    REFUSED(LG_ERR_INVALID, lg_session_generate, (session, sampler, mask, 1, NULL, NULL, NULL, NULL, &result, &error));
+    CHECK(result.n_tokens == 99 && lg_session_position(session) == 0);
     lg_sampler_free(sampler);
     lg_session_free(session);
 }
@@ -201,6 +297,11 @@ static void samplers(void)
         {.struct_size = sizeof *wrong, .min_p = 1.5f},        {.struct_size = sizeof *wrong, .min_p = -0.5f},
         {.struct_size = sizeof *wrong, .min_p = NAN},         {.struct_size = sizeof *wrong, .repeat_penalty = -1.0f},
         {.struct_size = sizeof *wrong, .repeat_penalty = NAN}, {.struct_size = sizeof *wrong, .repeat_penalty = INFINITY},
+        {.struct_size = sizeof *wrong, .typical_p = 1.5f},    {.struct_size = sizeof *wrong, .typical_p = NAN},
+        {.struct_size = sizeof *wrong, .dry_multiplier = -1}, {.struct_size = sizeof *wrong, .dry_base = 0.5f},
+        {.struct_size = sizeof *wrong, .frequency_penalty = NAN},
+        {.struct_size = sizeof *wrong, .presence_penalty = -INFINITY},
+        {.struct_size = sizeof *wrong, .reserved = 1},
         {.struct_size = SAMPLER_PARAMS_V1 - 8},
     };
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
@@ -217,6 +318,31 @@ static void samplers(void)
     // An older program's struct: what lies behind it is not read.
     const lg_sampler_params older = {.struct_size = SAMPLER_PARAMS_V1, .repeat_penalty = NAN};
     CALL(lg_sampler_new, (&older, &sampler, &error));
+
+    const lg_logit_bias not_a_number[] = {{1, 0}, {2, NAN}}, infinite[] = {{1, INFINITY}}, twice[] = {{7, 1}, {7, 2}};
+    const uint32_t breaker = 1;
+    lg_choice choice = {.token = 99};
+    size_t n = 99;
+    REFUSED(LG_ERR_INVALID, lg_sampler_set_bias, (NULL, twice, 1, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_set_bias, (sampler, NULL, 1, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_set_bias, (sampler, twice, SIZE_MAX, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_set_bias, (sampler, twice, 2, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_set_bias, (sampler, not_a_number, 2, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_set_bias, (sampler, infinite, 1, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_set_dry_breakers, (NULL, &breaker, 1, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_set_dry_breakers, (sampler, NULL, 1, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_set_dry_breakers, (sampler, &breaker, SIZE_MAX, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_choices, (NULL, &choice, 1, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_choices, (sampler, NULL, 1, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_choices, (sampler, &choice, SIZE_MAX, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_choices, (sampler, &choice, 1, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_sampler_reset, (NULL, &error));
+    CHECK(n == 99 && choice.token == 99);
+    CALL(lg_sampler_choices, (sampler, NULL, 0, &n, &error));
+    CHECK(n == 0);
+    CALL(lg_sampler_set_bias, (sampler, NULL, 0, &error));
+    CALL(lg_sampler_set_dry_breakers, (sampler, NULL, 0, &error));
+    CALL(lg_sampler_reset, (sampler, &error));
     lg_sampler_free(sampler);
 }
 
@@ -225,6 +351,8 @@ static void nothing(void)
     lg_model_free(NULL);
     lg_session_free(NULL);
     lg_sampler_free(NULL);
+    lg_text_stream_free(NULL);
+    CHECK(lg_text_stream_stopped(NULL) == LG_INDEX_NONE && !lg_model_has_chat_template(NULL));
     lg_cancel_free(NULL);
     lg_cancel_set(NULL);
     lg_cancel_reset(NULL);
@@ -245,6 +373,8 @@ int main(int argc, char **argv)
     CHECK(lg_model_is_end_of_generation(model, lg_model_special_token(model, LG_SPECIAL_EOS)));
     CHECK(!lg_model_is_end_of_generation(model, 65) && !lg_model_is_end_of_generation(model, LG_TOKEN_NONE));
     tokenize(model);
+    text_streams(model);
+    chat_templates(model);
     sessions(model);
     lg_model_free(model);
     return 0;

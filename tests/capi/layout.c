@@ -22,9 +22,15 @@ int main(int argc, char **argv)
     CHECK(sizeof(lg_layer_plan) == 32);
     CHECK(offsetof(lg_layer_plan, n_slots) == 8 && offsetof(lg_layer_plan, block_tokens) == 12);
     CHECK(offsetof(lg_layer_plan, kv_bytes) == 16 && offsetof(lg_layer_plan, staging_bytes) == 24);
-    CHECK(sizeof(lg_sampler_params) == 40);
+    CHECK(sizeof(lg_sampler_params) == 72);
     CHECK(offsetof(lg_sampler_params, seed) == 8 && offsetof(lg_sampler_params, min_p) == 28);
     CHECK(offsetof(lg_sampler_params, repeat_penalty) == 32 && offsetof(lg_sampler_params, repeat_last_n) == 36);
+    CHECK(offsetof(lg_sampler_params, typical_p) == 40 && offsetof(lg_sampler_params, reserved) == 68);
+    CHECK(sizeof(lg_logit_bias) == 8 && offsetof(lg_logit_bias, bias) == 4);
+    CHECK(sizeof(lg_generate_params) == 32 && offsetof(lg_generate_params, stops) == 16);
+    CHECK(sizeof(lg_generate_result) == 32 && offsetof(lg_generate_result, reserved) == 28);
+    CHECK(sizeof(lg_message) == 32 && offsetof(lg_message, content) == 16 && offsetof(lg_message, content_bytes) == 24);
+    CHECK(sizeof(lg_choice) == 12 && offsetof(lg_choice, p) == 8);
     CHECK(sizeof(lg_status) == 4);
 
     CHECK(lg_version() == LG_VERSION);

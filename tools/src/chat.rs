@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use longgen::text::{ChatTemplate, Message};
-use longgen::{Cancel, Model, Sampler, Session};
+use longgen::{Cancel, Model, Sampler, Session, StopReason};
 
-use crate::generate::{self, Progress, Stats, Stop};
+use crate::generate::{self, Progress, Stats};
 
 /// Messages, and the session that knows them.
 pub struct Conversation {
@@ -81,7 +81,7 @@ impl Conversation {
             generate::answer(&mut self.session, &prompt, &mut self.sampler, limit, cancel, progress, print)
         });
         match &result {
-            Ok(stats) if stats.n_generated > 0 || stats.stop == Stop::EndOfText => {
+            Ok(stats) if stats.n_generated > 0 || stats.stop == Some(StopReason::End) => {
                 self.messages.push(message("assistant", &answer));
                 self.last = Some(*stats);
             }

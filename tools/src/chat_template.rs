@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
-use longgen::text::{ChatTemplate, Message};
+use longgen::text::ChatTemplate;
 use serde_json::{Value, json};
 
 /// Templates, and what they are to render.
@@ -13,7 +13,8 @@ pub struct ChatTemplateArgs {
     /// The templates, in Jinja
     #[arg(short, long = "template", value_name = "JINJA", required = true, num_args = 1..)]
     templates: Vec<PathBuf>,
-    /// The conversations: a JSON list of objects with "messages" and, if the answer is to begin, "add_generation_prompt"
+    /// The conversations: a JSON list of objects with "messages", "add_generation_prompt" if the answer is to begin, and
+    /// what else templates see, such as "tools"
     #[arg(short, long, value_name = "JSON")]
     file: PathBuf,
     /// A special token, as templates name it: bos_token, eos_token, ...
@@ -30,11 +31,6 @@ fn token(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), token.to_owned()))
 }
 
-struct Conversation {
-    messages: Vec<Message>,
-    add_generation_prompt: bool,
-}
-
 impl ChatTemplateArgs {
     /// Renders every conversation with the first template, then with the next.
     ///
@@ -45,9 +41,8 @@ impl ChatTemplateArgs {
         for path in &self.templates {
             let template = self.open(&read(path)?);
             for conversation in &conversations {
-                let Conversation { messages, add_generation_prompt } = conversation;
                 let text = template.as_ref().map_err(ToString::to_string).and_then(|template| {
-                    template.render(messages, *add_generation_prompt).map_err(|error| error.to_string())
+                    template.render_with(&[], conversation, false).map_err(|error| error.to_string())
                 });
                 print(&text.map_or_else(|error| json!({"error": error}), |text| json!({"text": text})));
             }
@@ -69,18 +64,11 @@ fn read(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).with_context(|| path.display().to_string())
 }
 
-fn conversations(path: &Path) -> Result<Vec<Conversation>> {
+/// Each is what a template sees.
+fn conversations(path: &Path) -> Result<Vec<String>> {
     let list: Vec<Value> = serde_json::from_str(&read(path)?).with_context(|| path.display().to_string())?;
-    let conversation = |value: &Value| {
-        let messages = value["messages"].as_array()?.iter().map(message);
-        let add_generation_prompt = value["add_generation_prompt"].as_bool().unwrap_or(false);
-        Some(Conversation { messages: messages.collect::<Option<_>>()?, add_generation_prompt })
-    };
-    let wrong = |i| format!("{}: element {i} is no conversation", path.display());
-    list.iter().enumerate().map(|(i, value)| conversation(value).with_context(|| wrong(i))).collect()
-}
-
-fn message(value: &Value) -> Option<Message> {
-    let text = |key: &str| value[key].as_str().map(str::to_owned);
-    Some(Message { role: text("role")?, content: text("content")? })
+    match list.iter().position(|conversation| !conversation["messages"].is_array()) {
+        Some(i) => bail!("{}: element {i} is no conversation", path.display()),
+        None => Ok(list.iter().map(Value::to_string).collect()),
+    }
 }

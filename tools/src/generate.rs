@@ -3,21 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use longgen::text::TextStream;
-use longgen::{Cancel, Error, ErrorKind, Sampler, Session};
-
-/// Why an answer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// The model ended it.
-    EndOfText,
-    /// It has as many tokens as were asked for.
-    Limit,
-    /// The context has no room for more.
-    ContextFull,
-    /// The user asked to stop.
-    Cancelled,
-}
+use longgen::{Cancel, Error, ErrorKind, GenerateParams, Sampler, Session, StopReason};
 
 /// What an answer cost.
 #[derive(Clone, Copy, Debug)]
@@ -34,14 +20,14 @@ pub struct Stats {
     pub prompt: Duration,
     /// Time from then on.
     pub generation: Duration,
-    /// Why the answer ended.
-    pub stop: Stop,
+    /// Why the answer ended, unless the user stopped it.
+    pub stop: Option<StopReason>,
 }
 
 impl Stats {
     /// Whether the whole prompt was read: the user has not stopped it before.
     pub fn has_begun(&self) -> bool {
-        self.stop != Stop::Cancelled || self.n_generated > 0
+        self.stop.is_some() || self.n_generated > 0
     }
 }
 
@@ -88,8 +74,6 @@ pub fn answer(
     print: &mut dyn FnMut(&str),
 ) -> Result<Stats> {
     let start = Instant::now();
-    let model = session.model().clone();
-    let tokenizer = model.tokenizer();
     let mut stats = Stats {
         n_prompt: prompt.len(),
         n_reused: 0,
@@ -97,43 +81,31 @@ pub fn answer(
         n_decoded: 0,
         prompt: Duration::ZERO,
         generation: Duration::ZERO,
-        stop: Stop::Limit,
+        stop: None,
     };
     match prefill(session, prompt, cancel, progress) {
         Ok(reused) => stats.n_reused = reused,
         Err(error) if error.kind() == ErrorKind::Cancelled => {
-            return Ok(Stats { stop: Stop::Cancelled, prompt: start.elapsed(), ..stats });
+            return Ok(Stats { prompt: start.elapsed(), ..stats });
         }
         Err(error) => return Err(error.into()),
     }
     stats.prompt = start.elapsed();
     let start = Instant::now();
-    let mut text = TextStream::new::<String>([]);
-    while stats.n_generated < limit {
-        let token = session.sample(sampler)?;
-        if tokenizer.is_end_of_generation(token) {
-            stats.stop = Stop::EndOfText;
-            break;
-        }
-        stats.n_generated += 1;
-        if !tokenizer.is_special(token) {
-            print(text.push(tokenizer.token_bytes(token).unwrap_or_default()));
-        }
-        // Nobody asks what would follow the last one.
-        if stats.n_generated == limit {
-            break;
-        }
-        match session.decode(token, cancel) {
-            Ok(()) => stats.n_decoded += 1,
-            Err(error) if error.kind() == ErrorKind::Cancelled => stats.stop = Stop::Cancelled,
-            Err(error) if error.kind() == ErrorKind::ContextFull => stats.stop = Stop::ContextFull,
-            Err(error) => return Err(error.into()),
-        }
-        if stats.stop != Stop::Limit {
-            break;
-        }
-    }
-    print(text.finish());
+    let params = GenerateParams { max_tokens: limit, ..Default::default() };
+    let mut n_generated = 0;
+    let result = session.generate(sampler, &[], &params, cancel, &mut |token, text| {
+        n_generated += usize::from(token.is_some());
+        print(text);
+        true
+    });
+    stats.n_generated = n_generated;
+    stats.n_decoded = session.tokens().len() - prompt.len();
     stats.generation = start.elapsed();
+    match result {
+        Ok(generated) => stats.stop = Some(generated.reason),
+        Err(error) if error.kind() == ErrorKind::Cancelled => {}
+        Err(error) => return Err(error.into()),
+    }
     Ok(stats)
 }

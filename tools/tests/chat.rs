@@ -12,7 +12,7 @@ use longgen::{
     SessionParams,
 };
 use longgen_tools::chat::Conversation;
-use longgen_tools::generate::{self, Stats, Stop};
+use longgen_tools::generate::{self, Stats};
 use support::program::*;
 use support::terminal::{INTERRUPT, Terminal, UP};
 use tempfile::TempDir;
@@ -254,7 +254,7 @@ fn a_conversation_goes_on_after_an_interrupt_at_any_moment() {
         let mut conversation = conversation(8);
         let (begin, stats) = say(&mut conversation, TELL, &Cancel::after(n_looks));
         assert!(whole.starts_with(&begin), "{n_looks}: {begin:?} {whole:?}");
-        if stats.stop != Stop::Cancelled {
+        if stats.stop.is_some() {
             break;
         }
         let (next, expected) = match stats.n_generated {

@@ -91,11 +91,12 @@ fn templates_render_conversations() {
         place.write("first.jinja", "{{ bos_token }}{% for m in messages %}[{{ m.content }}]{% endfor %}\n");
     let second = place.write(
         "second.jinja",
-        "{{ add_generation_prompt }}\n{{ strftime_now('%F') if not messages else raise_exception('no') }}",
+        "{{ add_generation_prompt }}{{ tools | tojson }}\n{{ strftime_now('%F') if not messages else raise_exception('no') }}",
     );
     let chats = place.write(
         "chats.json",
-        r#"[{"messages": [{"role": "user", "content": "Hi\n\u2028"}]}, {"messages": [], "add_generation_prompt": true}]"#,
+        r#"[{"messages": [{"role": "user", "content": "Hi\n\u2028"}]},
+            {"messages": [], "add_generation_prompt": true, "tools": [{"b": 1, "a": null}]}]"#,
     );
     let flags = ["chat-template", "-f", &chats, "--token", "bos_token=<a=b>", "--time", "951782399"];
     let lines = printed(&run(LGEVAL, &[&flags[..], &["-t", &first, &second]].concat()));
@@ -106,10 +107,10 @@ fn templates_render_conversations() {
             json!({"text": "<a=b>[Hi\n\u{2028}]"}),
             json!({"text": "<a=b>"}),
             json!({"error": "chat template, line 2: no"}),
-            json!({"text": "True\n2000-02-28"}),
+            json!({"text": "True[{\"b\": 1, \"a\": null}]\n2000-02-28"}),
         ]
     );
-    let none = place.write("none.json", r#"[{"messages": []}, {"messages": [{"role": "user"}]}]"#);
+    let none = place.write("none.json", r#"[{"messages": []}, {"messages": "Hi"}]"#);
     let parts = [&none, "element 1 is no conversation"];
     assert_refused(LGEVAL, &["chat-template", "-f", &none, "-t", &first], &parts);
 }

@@ -167,24 +167,100 @@ nobody
     "undefined in json": "{{ missing | tojson }}",
 }
 
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "The weather of <some> days & nights",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}, "days": {"type": "integer", "default": 1}},
+                "required": ["city"],
+            },
+        },
+    },
+    {"type": "function", "function": {"name": "now", "parameters": {}}},
+]
+CALLS = [
+    {"role": "user", "content": "Umbrella?"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {"id": "a1", "function": {"name": "weather", "arguments": {"days": 3, "city": "Århus", "exact": 1.5e-7}}},
+            {"id": "a2", "function": {"name": "now", "arguments": "{\"zone\": \"UTC\"}"}},
+        ],
+    },
+    {"role": "tool", "name": "weather", "content": "{\"rain\": [0.25, 1.0, 1e22, 12345678901234567890]}"},
+    {"role": "tool", "name": "now", "content": {"year": 2024, "exact": True, "zone": None, "offset": -0.0}},
+]
+PARTS = [
+    {"role": "user", "content": [{"type": "text", "text": "What is "}, {"type": "image", "image": "x.png"}, {"type": "text", "text": "?"}]},
+    {"role": "assistant", "content": "A dög", "reasoning_content": "It barks."},
+]
+MORE_TEMPLATES = {
+    "tools": """{%- if tools %}
+<tools>
+{%- for tool in tools %}
+{{ tool | tojson }}
+{%- endfor %}
+</tools>
+{%- endif %}
+{%- for message in messages %}
+{{ message.role }}{% if message.name %} {{ message.name }}{% endif %}: {% if message.content is string %}{{ message.content }}{% elif message.content is mapping %}{{ message.content | tojson }}{% endif %}
+{%- for call in message.tool_calls or [] %}
+
+<call {{ call.id }}>{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments if call.function.arguments is string else call.function.arguments | tojson }}}</call>
+{%- endfor %}
+{%- endfor %}
+""",
+    "parts": """{% for message in messages %}[{{ message.role }}]
+{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content or [] %}{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}
+{% if message.reasoning_content is defined and keep_thoughts %}<think>{{ message.reasoning_content }}</think>{% endif %}
+
+{% endfor %}""",
+    "switches": """{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}
+{% for document in documents or [] %}{{ loop.index }} {{ document.title | default('untitled') }}: {{ document['text'] | upper }}
+{% endfor %}
+{{ bos_token }}{{ add_generation_prompt }} {{ date_string }} {{ level }} {{ (ratio or 1) * 2 }} {{ names | default([]) | join(', ') }} {{ names | default([]) | length }}
+{{ variables }}""",
+}
+VARIABLES = {
+    "calls": {"messages": CALLS, "tools": TOOLS},
+    "calls without tools": {"messages": CALLS},
+    "parts": {"messages": PARTS, "keep_thoughts": True},
+    "parts without thoughts": {"messages": PARTS, "keep_thoughts": False},
+    "tools and plain messages": {"tools": TOOLS},
+    "documents": {"documents": [{"title": "a<b", "text": "straße"}, {"text": "x"}], "enable_thinking": False, "level": 3},
+    "other tokens": {"bos_token": "<other>", "add_generation_prompt": True, "date_string": "26 Jul 2024", "documents": [],
+                     "names": ["z", "a"], "ratio": 0.35, "enable_thinking": True},
+}
+
+
+def case_of(name, source, messages, add_generation_prompt, variables):
+    case = {"name": name, "template": source, "messages": messages, "add_generation_prompt": add_generation_prompt}
+    if variables is not None:
+        case["variables"] = variables
+    defaults = {"messages": messages, "tools": None, "documents": None, "bos_token": "<s>", "eos_token": "</s>",
+                "add_generation_prompt": add_generation_prompt}
+    try:
+        case["text"] = environment.from_string(source).render(**defaults | (variables or {}))
+    except (jinja2.exceptions.UndefinedError, TypeError):
+        case["error"] = ""
+    except jinja2.exceptions.TemplateError as error:
+        case["error"] = str(error)
+    return case
+
+
 cases = []
 for name, source in TEMPLATES.items():
-    template = environment.from_string(source)
     for conversation, messages in CONVERSATIONS.items():
         for add_generation_prompt in (False, True):
-            case = {
-                "name": f"{name}, {conversation}, {add_generation_prompt}",
-                "template": source,
-                "messages": messages,
-                "add_generation_prompt": add_generation_prompt,
-            }
-            try:
-                case["text"] = template.render(
-                    messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt,
-                    bos_token="<s>", eos_token="</s>")
-            except (jinja2.exceptions.UndefinedError, TypeError):
-                case["error"] = ""
-            except jinja2.exceptions.TemplateError as error:
-                case["error"] = str(error)
-            cases.append(case)
+            name_of_case = f"{name}, {conversation}, {add_generation_prompt}"
+            cases.append(case_of(name_of_case, source, messages, add_generation_prompt, None))
+for name, source in MORE_TEMPLATES.items():
+    for variables_name, variables in VARIABLES.items():
+        messages = [] if "messages" in variables else TALK
+        cases.append(case_of(f"{name}, {variables_name}", source, messages, False, variables))
 (HERE / "chat.json").write_text("[\n" + ",\n".join(json.dumps(case) for case in cases) + "\n]\n")

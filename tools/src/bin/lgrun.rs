@@ -7,10 +7,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use indicatif::DecimalBytes;
-use longgen::{Cancel, ErrorKind, ModelParams, Sampler, SamplerParams, Session};
+use longgen::{Cancel, ErrorKind, ModelParams, Sampler, SamplerParams, Session, StopReason};
 use longgen_tools::chat::Conversation;
 use longgen_tools::costs;
-use longgen_tools::generate::{self, Stats, Stop};
+use longgen_tools::generate::{self, Stats};
 use longgen_tools::output::print;
 use longgen_tools::plan_report;
 use longgen_tools::progress::Progress;
@@ -104,7 +104,16 @@ impl Cli {
                 repeat penalty {repeat_penalty} over {repeat_last_n} tokens, seed {seed}"
             );
         }
-        let params = SamplerParams { temperature, top_k, top_p, min_p, repeat_penalty, repeat_last_n, seed };
+        let params = SamplerParams {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repeat_penalty,
+            repeat_last_n,
+            seed,
+            ..Default::default()
+        };
         Ok(Sampler::new(&params)?)
     }
 
@@ -163,9 +172,9 @@ fn answer_once(
         print_costs(cli, &session, &stats);
     }
     match stats.stop {
-        Stop::Cancelled => bail!("stopped"),
-        Stop::ContextFull => eprintln!("(the context is full: -c takes a larger one)"),
-        Stop::EndOfText | Stop::Limit => {}
+        None => bail!("stopped"),
+        Some(StopReason::ContextFull) => eprintln!("(the context is full: -c takes a larger one)"),
+        Some(_) => {}
     }
     Ok(())
 }
@@ -243,17 +252,17 @@ fn prompt_progress() -> Progress {
 /// Says why an answer of a conversation ended early, and with --stats what it cost.
 fn finish(cli: &Cli, session: &Session, stats: &Stats) {
     match stats.stop {
-        Stop::ContextFull => {
+        Some(StopReason::ContextFull) => {
             let n_ctx = session.n_ctx();
             eprintln!("(the context of {n_ctx} tokens is full: /clear empties it, -c takes a larger one)");
         }
-        Stop::Cancelled if !stats.has_begun() => {
+        None if !stats.has_begun() => {
             eprintln!(
                 "(stopped before the answer: your message is not in the conversation, arrow up brings it back)"
             );
         }
-        Stop::Cancelled => eprintln!("(stopped: the conversation keeps the answer as far as it came)"),
-        Stop::EndOfText | Stop::Limit => {}
+        None => eprintln!("(stopped: the conversation keeps the answer as far as it came)"),
+        Some(_) => {}
     }
     if cli.stats && stats.has_begun() {
         print_costs(cli, session, stats);

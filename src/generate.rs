@@ -1,0 +1,121 @@
+//! From a session to an answer: token by token, as text.
+
+use crate::cancel::Cancel;
+use crate::error::{ErrorKind, Result};
+use crate::sampler::Sampler;
+use crate::session::Session;
+use crate::text::TextStream;
+
+/// When an answer ends. By default only where the model ends it, or the context is full.
+#[derive(Clone, Debug)]
+pub struct GenerateParams {
+    /// Most tokens of the answer; `usize::MAX` means any number.
+    pub max_tokens: usize,
+    /// Whether tokens that end an answer are tokens like any other; they are no text.
+    pub ignore_eos: bool,
+    /// Strings that end the answer, as [`TextStream`] finds them. They are no part of it.
+    pub stops: Vec<String>,
+}
+
+impl Default for GenerateParams {
+    fn default() -> Self {
+        Self { max_tokens: usize::MAX, ignore_eos: false, stops: Vec::new() }
+    }
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// The model ended it.
+    End,
+    /// It has as many tokens as were asked for.
+    Length,
+    /// A stop string came, the one of this number.
+    StopString(usize),
+    /// The callback asked to stop.
+    Callback,
+    /// The context has no room for more.
+    ContextFull,
+}
+
+/// What [`Session::generate`] has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Generated {
+    /// Tokens of the answer.
+    pub n_tokens: usize,
+    /// Why it ended.
+    pub reason: StopReason,
+    /// The last token of the answer, if the session does not hold it yet: nothing was computed behind it. To go on,
+    /// generate behind it.
+    pub pending: Option<u32>,
+}
+
+/// Told about each token of an answer, with the text that is certain since, which may be empty; and about no token, with the
+/// text that was held back until the end, if there is any. False ends the answer.
+pub type OnText<'a> = &'a mut dyn FnMut(Option<u32>, &str) -> bool;
+
+impl Session {
+    /// Appends `tokens` and generates an answer to all that the session then holds; without tokens, to what it holds. Special
+    /// tokens of the answer are told, but are no text.
+    ///
+    /// # Errors
+    /// Those of [`prefill`](Self::prefill), [`sample`](Self::sample) and [`decode`](Self::decode), but for `ContextFull` once
+    /// the answer has begun. Text that was held back is told before; the session holds all tokens that were told, but for the
+    /// last, or what [`prefill`](Self::prefill) leaves of a prompt.
+    pub fn generate(
+        &mut self,
+        sampler: &mut Sampler,
+        tokens: &[u32],
+        params: &GenerateParams,
+        cancel: &Cancel,
+        on_text: OnText<'_>,
+    ) -> Result<Generated> {
+        match tokens {
+            [] => cancel.check()?,
+            _ => self.prefill(tokens, cancel, &mut |_, _| {})?,
+        }
+        let mut stream = TextStream::new(&params.stops);
+        let result = self.answer(sampler, params, cancel, &mut stream, on_text);
+        let rest = stream.finish()?;
+        if !rest.is_empty() {
+            on_text(None, rest);
+        }
+        result
+    }
+
+    fn answer(
+        &mut self,
+        sampler: &mut Sampler,
+        params: &GenerateParams,
+        cancel: &Cancel,
+        stream: &mut TextStream,
+        on_text: OnText<'_>,
+    ) -> Result<Generated> {
+        let model = self.model().clone();
+        let tokenizer = model.tokenizer();
+        let (mut n_tokens, mut pending) = (0, None);
+        let ended = |n_tokens, reason, pending| Ok(Generated { n_tokens, reason, pending });
+        while n_tokens < params.max_tokens {
+            if let Some(token) = pending {
+                match self.decode(token, cancel) {
+                    Err(error) if error.kind() == ErrorKind::ContextFull => {
+                        return ended(n_tokens, StopReason::ContextFull, pending);
+                    }
+                    result => result?,
+                }
+            }
+            let token = self.sample(sampler)?;
+            if tokenizer.is_end_of_generation(token) && !params.ignore_eos {
+                return ended(n_tokens, StopReason::End, None);
+            }
+            (n_tokens, pending) = (n_tokens + 1, Some(token));
+            let goes_on = on_text(pending, stream.push_token(tokenizer, token)?);
+            match stream.stopped() {
+                Some(stop) => return ended(n_tokens, StopReason::StopString(stop), pending),
+                None if !goes_on => return ended(n_tokens, StopReason::Callback, pending),
+                None => {}
+            }
+        }
+        ended(n_tokens, StopReason::Length, pending)
+    }
+}
