@@ -18,6 +18,8 @@
 // - Parameter structs begin with struct_size, which the caller sets to the struct's sizeof. Zero means the default for
 //   every other field, and NULL instead of the struct means all defaults. A library accepts the smaller structs of
 //   programs compiled with older headers, and larger ones of newer headers if what it does not know is zero.
+// - Structs that a call fills in begin with struct_size, too. What the caller's version does not have is not written, and
+//   what the library does not know is left as it is.
 // - Arrays are a pointer and a count; NULL with 0 is an empty one. Input arrays and structs are only read, and only
 //   during the call.
 // - Enumerations come in as uint32_t. A number without a meaning is LG_ERR_INVALID.
@@ -213,6 +215,30 @@ typedef struct lg_session_params {
 // goes on when it returns; to stop the call, set its cancel object. It must return: no exception and no longjmp may
 // leave it. The session is in use meanwhile.
 typedef void (*lg_progress)(void *user, size_t n_done, size_t n_tokens);
+
+// A token and how likely it is.
+typedef struct lg_token_logprob {
+    // Its id.
+    uint32_t token;
+    // The natural logarithm of its probability, over the whole vocabulary.
+    float logprob;
+} lg_token_logprob;
+
+// What a session has done since it was opened or reset. What was stopped or failed counts as far as it stayed; what was
+// rewound goes on counting.
+typedef struct lg_counters {
+    // `sizeof(lg_counters)`.
+    size_t struct_size;
+    // Tokens of prompts.
+    uint64_t n_prompt_tokens;
+    // Tokens that were appended one by one, by `lg_session_decode` and `lg_session_decode_batch`.
+    uint64_t n_generated_tokens;
+    // Milliseconds that passed while those of prompts were computed.
+    double prompt_ms;
+    // Milliseconds that passed while those one by one were computed; the time of a batch counts in each
+    // of its sessions.
+    double generated_ms;
+} lg_counters;
 
 // How the next token is chosen. All zero takes the likeliest one. What is set works in this order: repetition penalty,
 // temperature, top-k, top-p, min-p.
@@ -414,6 +440,24 @@ lg_status lg_session_decode(struct lg_session *session,
                             const struct lg_cancel *cancel,
                             struct lg_error *error);
 
+// Appends one token to each of several sessions of one model, `tokens[i]` to `sessions[i]`, and computes the logits behind
+// each: in one step, which reads the weights once.
+//
+// The first session lends its working memory: it limits how many there can be, to the `chunk_tokens` that it was opened
+// with. All of them have the same `kv_type` and `precision`. `cancel` may be NULL. After an error all of them stand where
+// they stood.
+//
+// Errors: those of `lg_session_prefill` for any of them, and `LG_ERR_INVALID` for no sessions, one that is there twice, and
+// sessions that do not go together.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_session_decode_batch(struct lg_session *const *sessions,
+                                  const uint32_t *tokens,
+                                  size_t n_sessions,
+                                  const struct lg_cancel *cancel,
+                                  struct lg_error *error);
+
 // The logits behind the session's last token: `*n_logits` floats, one per token of the vocabulary.
 //
 // They are not copied, since a vocabulary can have half a megabyte of them per token: `*logits` points into the session,
@@ -429,6 +473,32 @@ lg_status lg_session_logits(const struct lg_session *session,
                             size_t *n_logits,
                             struct lg_error *error);
 
+// The `n` likeliest tokens behind the session's last one, likeliest first, with their log-probabilities. Of equally likely
+// ones the lowest id comes first.
+//
+// `out` has room for `n` of them, at most 256 and as many as the vocabulary has.
+//
+// Errors: those of `lg_session_logits`, and `LG_ERR_INVALID` for more tokens than that.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_session_top_logprobs(const struct lg_session *session,
+                                  size_t n,
+                                  struct lg_token_logprob *out,
+                                  struct lg_error *error);
+
+// The natural logarithm of the probability, over the whole vocabulary, that `token` comes behind the session's last one.
+// Each call reads all logits.
+//
+// Errors: those of `lg_session_logits`, and `LG_ERR_INVALID` for a token beyond the vocabulary.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_session_logprob(const struct lg_session *session,
+                             uint32_t token,
+                             float *logprob,
+                             struct lg_error *error);
+
 // Number of tokens that the session holds, which is the position of the next one. 0 for NULL, and while another call
 // runs in the session.
 //
@@ -441,6 +511,45 @@ size_t lg_session_position(const struct lg_session *session);
 // # Safety
 // The caller must not free the session before this returns.
 uint32_t lg_session_n_ctx(const struct lg_session *session);
+
+// Bytes of memory that the session occupies, all of it, on whatever device it lies: what `lg_model_plan_bytes` said. 0 for
+// NULL, and while another call runs in the session.
+//
+// # Safety
+// The caller must not free the session before this returns.
+uint64_t lg_session_n_bytes(const struct lg_session *session);
+
+// Those of the session's bytes that are its cache of keys and values. 0 for NULL, and while another call runs in the
+// session.
+//
+// # Safety
+// The caller must not free the session before this returns.
+uint64_t lg_session_kv_bytes(const struct lg_session *session);
+
+// The tokens that the session holds.
+//
+// `tokens` has room for `cap` tokens; `*n_tokens` is how many there are. NULL with 0 asks only for that; a buffer that is
+// too small is `LG_ERR_INVALID` and nothing is written.
+//
+// Errors: `LG_ERR_INVALID`, `LG_ERR_POISONED`.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_session_tokens(const struct lg_session *session,
+                            uint32_t *tokens,
+                            size_t cap,
+                            size_t *n_tokens,
+                            struct lg_error *error);
+
+// How many tokens the session has computed, and how long that took.
+//
+// Errors: `LG_ERR_INVALID`, `LG_ERR_POISONED`.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_session_counters(const struct lg_session *session,
+                              struct lg_counters *counters,
+                              struct lg_error *error);
 
 // Goes back to the first `n_tokens` tokens and forgets the others.
 //
@@ -457,6 +566,14 @@ lg_status lg_session_rewind(struct lg_session *session,
                             size_t n_tokens,
                             size_t *n_kept,
                             struct lg_error *error);
+
+// Forgets everything: the session is as it was when it was opened, its counters too.
+//
+// Errors: `LG_ERR_INVALID`, `LG_ERR_POISONED`.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_session_reset(struct lg_session *session, struct lg_error *error);
 
 // Makes a sampler. `params` may be NULL: all defaults. `*out` is the caller's and is freed by `lg_sampler_free`.
 //

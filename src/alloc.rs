@@ -14,11 +14,30 @@ use crate::error::{Error, ErrorKind, Result};
 /// A cache line, and the widest vector register.
 const ALIGNMENT: usize = 64;
 
-/// `n` copies of `value`, or `OutOfMemory`.
-pub(crate) fn try_vec<T: Clone>(n: usize, value: T) -> Result<Vec<T>> {
+/// Room for exactly `n` elements, or `OutOfMemory`.
+pub(crate) fn try_with_capacity<T>(n: usize) -> Result<Vec<T>> {
     let mut vec = Vec::new();
     vec.try_reserve_exact(n).map_err(|_| out_of_memory(n.saturating_mul(size_of::<T>())))?;
+    Ok(vec)
+}
+
+/// Room for `n` more elements, or `OutOfMemory`.
+pub(crate) fn try_reserve<T>(vec: &mut Vec<T>, n: usize) -> Result<()> {
+    vec.try_reserve(n)
+        .map_err(|_| out_of_memory((vec.len().saturating_add(n)).saturating_mul(size_of::<T>())))
+}
+
+/// `n` copies of `value`, or `OutOfMemory`.
+pub(crate) fn try_vec<T: Clone>(n: usize, value: T) -> Result<Vec<T>> {
+    let mut vec = try_with_capacity(n)?;
     vec.resize(n, value);
+    Ok(vec)
+}
+
+/// All of `elements`, or `OutOfMemory`.
+pub(crate) fn try_collect<T>(elements: impl ExactSizeIterator<Item = T>) -> Result<Vec<T>> {
+    let mut vec = try_with_capacity(elements.len())?;
+    vec.extend(elements);
     Ok(vec)
 }
 

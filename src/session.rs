@@ -1,12 +1,15 @@
 //! A session: one rewindable sequence of tokens with its memory.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use crate::alloc::{try_collect, try_reserve};
 use crate::attention::plan::{LayerAttention, MAX_CTX};
 use crate::backend::CHUNK_TOKENS;
 use crate::backend::args::{KvType, MAX_TOP, Precision};
 use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
+use crate::logprobs::{LogTotal, TokenLogprob};
 use crate::model::Model;
 use crate::model::config::Config;
 use crate::model::network::{Sequence, Want};
@@ -120,6 +123,32 @@ impl MemoryPlan {
 /// Told after each chunk of a prompt: tokens done, tokens in all.
 pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
 
+/// What a session has done since it was opened or reset. What was stopped or failed counts as far as it stayed; what was
+/// rewound goes on counting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Prompts.
+    pub prompt: Work,
+    /// Tokens that were appended one by one, by [`Session::decode`] and [`Session::decode_batch`].
+    pub generated: Work,
+}
+
+/// Tokens, and how long it took to compute them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Tokens.
+    pub n_tokens: u64,
+    /// Time that passed during their steps; that of a batch counts in each of its sessions.
+    pub time: Duration,
+}
+
+impl Work {
+    fn add(&mut self, n_tokens: usize, time: Duration) {
+        self.n_tokens += n_tokens as u64;
+        self.time += time;
+    }
+}
+
 /// One sequence of tokens with its keys and values; one caller at a time.
 pub struct Session {
     model: Arc<Model>,
@@ -127,7 +156,10 @@ pub struct Session {
     tokens: Vec<u32>,
     n_ctx: u32,
     chunk_tokens: usize,
+    n_bytes: usize,
+    kv_bytes: usize,
     has_logits: bool,
+    counters: Counters,
 }
 
 impl Session {
@@ -137,13 +169,17 @@ impl Session {
     /// `Invalid`, `OutOfMemory`.
     pub fn new(model: &Arc<Model>, params: &SessionParams) -> Result<Self> {
         let sequence = model.sequence(params)?;
+        let plan = model.plan(params)?;
         Ok(Self {
             n_ctx: sequence.n_ctx(),
             chunk_tokens: sequence.chunk_tokens(),
             sequence,
             model: model.clone(),
             tokens: Vec::new(),
+            n_bytes: plan.total_bytes(),
+            kv_bytes: plan.kv_bytes(),
             has_logits: false,
+            counters: Counters::default(),
         })
     }
 
@@ -162,6 +198,21 @@ impl Session {
         self.n_ctx
     }
 
+    /// Bytes of memory that the session occupies, all of it, on whatever device it lies: what [`Model::plan`] said.
+    pub fn n_bytes(&self) -> usize {
+        self.n_bytes
+    }
+
+    /// Those of them that are the cache of keys and values.
+    pub fn kv_bytes(&self) -> usize {
+        self.kv_bytes
+    }
+
+    /// What the session has done.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
     /// Appends `tokens`, chunk by chunk, and computes the logits behind the last one.
     ///
     /// # Errors
@@ -174,7 +225,8 @@ impl Session {
         for chunk in tokens.chunks(self.chunk_tokens) {
             done += chunk.len();
             let want = if done == tokens.len() { Want::Last } else { Want::Nothing };
-            self.step(chunk, want, cancel)?;
+            let time = self.step(chunk, want, cancel)?;
+            self.counters.prompt.add(chunk.len(), time);
             self.has_logits = done == tokens.len();
             progress(done, tokens.len());
         }
@@ -197,7 +249,9 @@ impl Session {
         self.has_logits = false;
         let mut done = 0;
         for chunk in tokens.chunks(self.chunk_tokens) {
-            self.step(chunk, Want::Each(&mut |row, logits| each(done + row, logits)), cancel)?;
+            let want = Want::Each(&mut |row, logits| each(done + row, logits));
+            let time = self.step(chunk, want, cancel)?;
+            self.counters.prompt.add(chunk.len(), time);
             done += chunk.len();
         }
         Ok(())
@@ -209,7 +263,8 @@ impl Session {
     /// Those of [`prefill`](Self::prefill).
     pub fn decode(&mut self, token: u32, cancel: &Cancel) -> Result<()> {
         self.check(&[token])?;
-        self.step(&[token], Want::Last, cancel)?;
+        let time = self.step(&[token], Want::Last, cancel)?;
+        self.counters.generated.add(1, time);
         self.has_logits = true;
         Ok(())
     }
@@ -230,16 +285,18 @@ impl Session {
                 return Err(Error::invalid("a batch with sessions of several models"));
             }
             session.check(&[*token])?;
-            session.reserve(1)?;
+            try_reserve(&mut session.tokens, 1)?;
         }
-        let tokens: Vec<u32> = batch.iter().map(|(_, token)| *token).collect();
-        let mut sequences: Vec<&mut dyn Sequence> =
-            batch.iter_mut().map(|(session, _)| &mut *session.sequence as &mut dyn Sequence).collect();
-        let result = model.decode_batch(&mut sequences, &tokens, cancel);
+        let tokens = try_collect(batch.iter().map(|(_, token)| *token))?;
+        let sequences = batch.iter_mut().map(|(session, _)| &mut *session.sequence as &mut dyn Sequence);
+        let begun = Instant::now();
+        let result = model.decode_batch(&mut try_collect(sequences)?, &tokens, cancel);
+        let time = begun.elapsed();
         for (session, token) in batch {
             match &result {
                 Ok(()) => {
                     session.tokens.push(*token);
+                    session.counters.generated.add(1, time);
                     session.has_logits = true;
                 }
                 Err(error) => session.has_logits &= leaves_logits(error),
@@ -269,6 +326,28 @@ impl Session {
             return Err(Error::invalid(format!("the {n} likeliest tokens: at most {most} can be had")));
         }
         self.sequence.top(n)
+    }
+
+    /// The `n` likeliest tokens with their log-probabilities over the whole vocabulary, likeliest first: at most
+    /// [`MAX_TOP`] and the vocabulary. Takes all logits from the device.
+    ///
+    /// # Errors
+    /// Those of [`top`](Self::top).
+    pub fn top_logprobs(&mut self, n: usize) -> Result<Vec<TokenLogprob>> {
+        let top = self.top(n)?;
+        let total = LogTotal::of(self.logits()?);
+        let logprob = |Candidate { token, logit }| TokenLogprob { token, logprob: total.logprob(logit) };
+        Ok(top.into_iter().map(logprob).collect())
+    }
+
+    /// The log-probability of `token` behind the last one, over the whole vocabulary. Takes all logits from the device.
+    ///
+    /// # Errors
+    /// Those of [`logits`](Self::logits); `Invalid` for a token beyond the vocabulary.
+    pub fn logprob(&mut self, token: u32) -> Result<f32> {
+        self.check_tokens(&[token])?;
+        let logits = self.logits()?;
+        Ok(LogTotal::of(logits).logprob(logits[token as usize]))
     }
 
     /// Chooses the token that comes next, from no more logits than the sampler looks at. The tokens that the session holds
@@ -321,14 +400,28 @@ impl Session {
         Ok(n_tokens)
     }
 
-    fn check(&self, tokens: &[u32]) -> Result<()> {
+    /// Forgets everything: the session is as it was when it was opened.
+    pub fn reset(&mut self) {
+        self.sequence.rewind(0);
+        self.tokens.clear();
+        self.has_logits = false;
+        self.counters = Counters::default();
+    }
+
+    fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
         let n_vocab = self.model.config().n_vocab;
+        match tokens.iter().find(|&&token| token as usize >= n_vocab) {
+            Some(token) => Err(Error::invalid(format!("token {token} of a vocabulary of {n_vocab}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether `tokens` can be appended.
+    fn check(&self, tokens: &[u32]) -> Result<()> {
         if tokens.is_empty() {
             return Err(Error::invalid("no tokens"));
         }
-        if let Some(token) = tokens.iter().find(|&&token| token as usize >= n_vocab) {
-            return Err(Error::invalid(format!("token {token} of a vocabulary of {n_vocab}")));
-        }
+        self.check_tokens(tokens)?;
         let (has, new, n_ctx) = (self.tokens.len(), tokens.len(), self.n_ctx);
         match new <= (n_ctx as usize).saturating_sub(has) {
             true => Ok(()),
@@ -339,18 +432,15 @@ impl Session {
         }
     }
 
-    fn reserve(&mut self, n_tokens: usize) -> Result<()> {
-        let no_room = |_| Error::new(ErrorKind::OutOfMemory, "cannot remember more tokens");
-        self.tokens.try_reserve(n_tokens).map_err(no_room)
-    }
-
-    fn step(&mut self, tokens: &[u32], want: Want<'_>, cancel: &Cancel) -> Result<()> {
-        self.reserve(tokens.len())?;
+    /// Appends a chunk; returns how long it took.
+    fn step(&mut self, tokens: &[u32], want: Want<'_>, cancel: &Cancel) -> Result<Duration> {
+        try_reserve(&mut self.tokens, tokens.len())?;
+        let begun = Instant::now();
         let result = self.sequence.step(tokens, want, cancel);
         self.has_logits &= result.as_ref().is_err_and(leaves_logits);
         result?;
         self.tokens.extend_from_slice(tokens);
-        Ok(())
+        Ok(begun.elapsed())
     }
 }
 

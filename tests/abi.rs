@@ -7,9 +7,11 @@ mod support;
 use std::mem::{offset_of, size_of};
 use std::process::Command;
 
+use longgen::capi::logits::lg_token_logprob;
 use longgen::capi::model::lg_model_params;
 use longgen::capi::sampler::lg_sampler_params;
 use longgen::capi::session::lg_session_params;
+use longgen::capi::state::lg_counters;
 use longgen::capi::status::lg_error;
 use support::library;
 
@@ -57,4 +59,12 @@ fn structs_lie_in_memory_as_they_always_did() {
     // Behind the first version.
     assert_eq!(offset_of!(lg_sampler_params, repeat_penalty), 32);
     assert_eq!(offset_of!(lg_sampler_params, repeat_last_n), 36);
+
+    assert_eq!(size_of::<lg_counters>(), 40);
+    assert_eq!(offset_of!(lg_counters, n_prompt_tokens), 8);
+    assert_eq!(offset_of!(lg_counters, n_generated_tokens), 16);
+    assert_eq!([offset_of!(lg_counters, prompt_ms), offset_of!(lg_counters, generated_ms)], [24, 32]);
+
+    assert_eq!(size_of::<lg_token_logprob>(), 8);
+    assert_eq!([offset_of!(lg_token_logprob, token), offset_of!(lg_token_logprob, logprob)], [0, 4]);
 }

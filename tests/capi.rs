@@ -100,6 +100,13 @@ fn sessions_keep_their_promises() {
 }
 
 #[test]
+fn sessions_say_what_they_hold_and_what_comes_next() {
+    let workshop = Workshop::new();
+    let program = workshop.build(&C99, "tests/capi/state.c", &["-lm"]);
+    workshop.run(&program, &[workshop.model()]);
+}
+
+#[test]
 fn threads_share_a_model_and_stop_each_other() {
     let workshop = Workshop::new();
     workshop.check("tests/capi/threads.c", &[workshop.model()]);

@@ -5,7 +5,8 @@ use std::fs;
 use std::path::Path;
 
 /// In the order in which the header presents them.
-const SOURCES: [&str; 7] = ["version", "status", "model", "tokenize", "session", "sampler", "cancel"];
+const SOURCES: [&str; 9] =
+    ["version", "status", "model", "tokenize", "session", "logits", "state", "sampler", "cancel"];
 
 /// The version of the package, for the preprocessor.
 fn version_macros() -> String {

@@ -9,11 +9,13 @@
 pub mod cancel;
 mod exclusive;
 mod guard;
+pub mod logits;
 pub mod model;
 mod params;
 mod pointer;
 pub mod sampler;
 pub mod session;
+pub mod state;
 pub mod status;
 pub mod tokenize;
 pub mod version;

@@ -1,11 +1,14 @@
-//! Parameter structs that may grow: `struct_size` says which version the caller was compiled with.
+//! Structs that may grow, of parameters and of results: `struct_size` says which version the caller was compiled with.
 
+use std::marker::PhantomData;
+
+use super::pointer::check;
 use crate::error::{Error, Result};
 
-/// No version of a parameter struct will be larger; whoever says more never set `struct_size`.
+/// No version of such a struct will be larger; whoever says more never set `struct_size`.
 const MAX_SIZE: usize = 4096;
 
-/// A parameter struct of the C interface. Zero means the default for each of its fields.
+/// A struct of the C interface that may grow. In one of parameters, zero means the default for each of its fields.
 ///
 /// # Safety
 /// `repr(C)`, begins with `struct_size: usize`, has no padding, and any bytes make a valid value.
@@ -25,11 +28,8 @@ pub(super) unsafe fn read<T: Params>(pointer: *const T, name: &str) -> Result<T>
     let mut params = std::mem::MaybeUninit::<T>::zeroed();
     if !pointer.is_null() {
         let known = size_of::<T>();
-        // SAFETY: every version of the struct begins with its size.
-        let size = unsafe { pointer.cast::<usize>().read_unaligned() };
-        if !(T::FIRST_SIZE..=MAX_SIZE).contains(&size) {
-            return Err(Error::invalid(format!("{name}: struct_size {size} is no size of it, {known} is")));
-        }
+        // SAFETY: as the caller says.
+        let size = unsafe { size_of_version(pointer, name) }?;
         // SAFETY: the caller vouches for `size` bytes.
         let bytes = unsafe { std::slice::from_raw_parts(pointer.cast::<u8>(), size) };
         if let Some(at) = (known..size).find(|&at| bytes[at] != 0) {
@@ -43,6 +43,55 @@ pub(super) unsafe fn read<T: Params>(pointer: *const T, name: &str) -> Result<T>
     }
     // SAFETY: any bytes make a valid `T`, and all of them are initialised.
     Ok(unsafe { params.assume_init() })
+}
+
+/// # Safety
+/// `pointer` points to a version of the struct, all of which begin with their size.
+unsafe fn size_of_version<T: Params>(pointer: *const T, name: &str) -> Result<usize> {
+    // SAFETY: as the caller says.
+    let size = unsafe { pointer.cast::<usize>().read_unaligned() };
+    match (T::FIRST_SIZE..=MAX_SIZE).contains(&size) {
+        true => Ok(size),
+        false => {
+            let known = size_of::<T>();
+            Err(Error::invalid(format!("{name}: struct_size {size} is no size of it, {known} is")))
+        }
+    }
+}
+
+/// A caller's struct for results.
+pub(super) struct Results<'a, T: Params> {
+    pointer: *mut T,
+    /// Bytes of the caller's version.
+    size: usize,
+    lives: PhantomData<&'a mut T>,
+}
+
+impl<T: Params> Results<'_, T> {
+    /// # Errors
+    /// `Invalid` for NULL, a pointer that is not aligned, or a `struct_size` that is none.
+    ///
+    /// # Safety
+    /// If neither NULL nor misaligned, `pointer` points to as many bytes as the `struct_size` at its beginning says, which
+    /// nobody else uses as long as the result lives.
+    pub(super) unsafe fn new(pointer: *mut T, name: &str) -> Result<Self> {
+        check(pointer, name)?;
+        // SAFETY: neither NULL nor misaligned; the rest is the caller's word.
+        let size = unsafe { size_of_version(pointer, name) }?;
+        Ok(Self { pointer, size, lives: PhantomData })
+    }
+
+    /// Writes the fields that the caller's version has, but not its `struct_size`; what a newer version has behind them
+    /// is left alone.
+    pub(super) fn write(self, results: T) {
+        let (begin, end) = (size_of::<usize>(), self.size.min(size_of::<T>()));
+        let from = (&raw const results).cast::<u8>();
+        // SAFETY: `new` was promised `size` bytes, which are at least those of the first version's `struct_size`, and
+        // `T` has no padding.
+        unsafe {
+            self.pointer.cast::<u8>().add(begin).copy_from_nonoverlapping(from.add(begin), end - begin)
+        };
+    }
 }
 
 /// `value` of the enumeration called `name` is none of its numbers.
@@ -108,6 +157,25 @@ mod tests {
     fn a_size_that_was_never_set_is_refused() {
         for size in [0, 1, 15, 4097, u64::MAX] {
             assert_eq!(read_words(&[size, 0, 0]).unwrap_err().kind(), ErrorKind::Invalid, "{size}");
+            assert_eq!(written(size).unwrap_err().kind(), ErrorKind::Invalid, "{size}");
         }
+    }
+
+    /// What is in a caller's struct and behind it after results were written to it.
+    fn written(struct_size: u64) -> Result<[u64; 4]> {
+        let mut words = [struct_size, 97, 98, 99];
+        // SAFETY: `struct_size` is at most the size of `words` wherever it is a size of the struct.
+        let results = unsafe { Results::new(words.as_mut_ptr().cast::<Second>(), "results") }?;
+        results.write(Second { struct_size: 0, a: 5, b: 6 });
+        Ok(words)
+    }
+
+    #[test]
+    fn results_are_written_as_far_as_the_caller_has_room() {
+        assert_eq!(written(16).unwrap(), [16, 5, 98, 99]);
+        assert_eq!(written(24).unwrap(), [24, 5, 6, 99]);
+        assert_eq!(written(32).unwrap(), [32, 5, 6, 99]);
+        // SAFETY: NULL is refused.
+        assert!(unsafe { Results::new(std::ptr::null_mut::<Second>(), "results") }.is_err());
     }
 }

@@ -46,6 +46,24 @@ pub(super) unsafe fn output<'a, T>(pointer: *mut T, name: &str) -> Result<&'a mu
     Ok(unsafe { &mut *pointer.cast() })
 }
 
+/// Where `n` results go; NULL for none is fine.
+///
+/// # Safety
+/// As for [`output`], of `n` elements.
+pub(super) unsafe fn outputs<'a, T>(
+    pointer: *mut T,
+    n: usize,
+    name: &str,
+) -> Result<&'a mut [MaybeUninit<T>]> {
+    if pointer.is_null() && n == 0 {
+        return Ok(&mut []);
+    }
+    check(pointer, name)?;
+    check_length::<T>(n, name)?;
+    // SAFETY: not NULL, aligned, of a length that memory can have; the rest is the caller's word.
+    Ok(unsafe { std::slice::from_raw_parts_mut(pointer.cast(), n) })
+}
+
 /// `n` elements; NULL for none is fine.
 ///
 /// # Safety
@@ -98,10 +116,8 @@ impl<'a, T: Copy> Buffer<'a, T> {
         if pointer.is_null() && cap == 0 {
             return Ok(Self { elements: None, n });
         }
-        check(pointer, name)?;
-        check_length::<T>(cap, name)?;
-        // SAFETY: not NULL, aligned, of a length that memory can have; the rest is the caller's word.
-        let elements = unsafe { std::slice::from_raw_parts_mut(pointer.cast(), cap) };
+        // SAFETY: as the caller says.
+        let elements = unsafe { outputs(pointer, cap, name) }?;
         Ok(Self { elements: Some(elements), n })
     }
 
@@ -123,7 +139,8 @@ impl<'a, T: Copy> Buffer<'a, T> {
     }
 }
 
-fn check<T>(pointer: *const T, name: &str) -> Result<()> {
+/// Refuses NULL, and a pointer that is not aligned.
+pub(super) fn check<T>(pointer: *const T, name: &str) -> Result<()> {
     if pointer.is_null() {
         return Err(Error::invalid(format!("{name} is NULL")));
     }

@@ -12,6 +12,11 @@ int main(void)
     CHECK(sizeof(lg_sampler_params) == 40);
     CHECK(offsetof(lg_sampler_params, seed) == 8 && offsetof(lg_sampler_params, min_p) == 28);
     CHECK(offsetof(lg_sampler_params, repeat_penalty) == 32 && offsetof(lg_sampler_params, repeat_last_n) == 36);
+    CHECK(sizeof(lg_counters) == 40);
+    CHECK(offsetof(lg_counters, n_prompt_tokens) == 8 && offsetof(lg_counters, n_generated_tokens) == 16);
+    CHECK(offsetof(lg_counters, prompt_ms) == 24 && offsetof(lg_counters, generated_ms) == 32);
+    CHECK(sizeof(lg_token_logprob) == 8);
+    CHECK(offsetof(lg_token_logprob, token) == 0 && offsetof(lg_token_logprob, logprob) == 4);
     CHECK(sizeof(lg_status) == 4);
 
     CHECK(lg_version() == LG_VERSION);
