@@ -428,6 +428,31 @@ lg_status lg_session_prefill(struct lg_session *session,
                              void *user,
                              struct lg_error *error);
 
+// Appends `n_tokens` tokens like `lg_session_prefill`, and computes what is wanted of `n_rows` of them: `rows` are their
+// numbers among `tokens`, rising.
+//
+// `logits` has room for `n_rows` times as many floats as the vocabulary has tokens, and gets the logits behind each of the
+// rows. `hidden` has room for `n_rows` times the model's width, and gets the last hidden state of each: the one behind the
+// final norm, which the output matrix is multiplied with. Both may be NULL, which spares the work. There are logits for
+// `lg_session_logits` and samplers afterwards if those behind the last token were wanted.
+//
+// Errors: those of `lg_session_prefill`, after which the outputs hold the rows of the chunks that had finished and
+// otherwise anything; `LG_ERR_INVALID` for rows that do not rise or are beyond the tokens.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask, and a `progress` that keeps its promises.
+lg_status lg_session_prefill_rows(struct lg_session *session,
+                                  const uint32_t *tokens,
+                                  size_t n_tokens,
+                                  const size_t *rows,
+                                  size_t n_rows,
+                                  const struct lg_cancel *cancel,
+                                  lg_progress progress,
+                                  void *user,
+                                  float *logits,
+                                  float *hidden,
+                                  struct lg_error *error);
+
 // Appends one token and computes the logits behind it. `cancel` may be NULL. After an error the session stands where it
 // stood.
 //
@@ -463,14 +488,30 @@ lg_status lg_session_decode_batch(struct lg_session *const *sessions,
 // They are not copied, since a vocabulary can have half a megabyte of them per token: `*logits` points into the session,
 // must not be written to, and is valid until the session is next appended to, rewound or freed.
 //
-// Errors: `LG_ERR_INVALID` if nothing was computed behind the last token: the session is empty, was rewound, or
-// `lg_session_prefill` stopped between two chunks; `LG_ERR_DEVICE`, `LG_ERR_POISONED`.
+// Errors: `LG_ERR_INVALID` if nothing was computed behind the last token: the session is empty, was rewound,
+// `lg_session_prefill` stopped between two chunks, or `lg_session_prefill_rows` was asked for other logits only;
+// `LG_ERR_DEVICE`, `LG_ERR_POISONED`.
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.
 lg_status lg_session_logits(const struct lg_session *session,
                             const float **logits,
                             size_t *n_logits,
+                            struct lg_error *error);
+
+// The last hidden state behind the session's last token: `*n_hidden` floats, as many as the model is wide. It is the one
+// behind the final norm, which the output matrix is multiplied with.
+//
+// `*hidden` points into the session like the logits of `lg_session_logits`.
+//
+// Errors: `LG_ERR_INVALID` if the session is empty or was rewound, or if a call that was to append tokens has failed
+// since; `LG_ERR_OUT_OF_MEMORY`, `LG_ERR_DEVICE`, `LG_ERR_POISONED`.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_session_hidden(const struct lg_session *session,
+                            const float **hidden,
+                            size_t *n_hidden,
                             struct lg_error *error);
 
 // The `n` likeliest tokens behind the session's last one, likeliest first, with their log-probabilities. Of equally likely

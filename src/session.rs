@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::logprobs::{LogTotal, TokenLogprob};
 use crate::model::Model;
 use crate::model::config::Config;
-use crate::model::network::{Sequence, Want};
+use crate::model::network::{HandOver, Rows, Sequence, Want};
 use crate::sampler::{Candidate, Sampler};
 
 /// Chunks of a long context, where the backend gains by long ones: their activations take a few percent of what a cache of
@@ -80,7 +80,7 @@ pub struct MemoryPlan {
     pub workspace_bytes: usize,
     /// Tables that say where blocks lie and which rows are the session's.
     pub table_bytes: usize,
-    /// Logits, where they are computed and where they are read.
+    /// Logits, where they are computed and where they are read, and the hidden state that is read.
     pub logits_bytes: usize,
 }
 
@@ -235,24 +235,72 @@ impl Session {
 
     /// The same, handing over the logits behind every token: the number of the first token among `tokens`, and one row
     /// of the vocabulary's size per token. An error that `each` returns ends the call like a cancel. It runs
-    /// within a step and must not compute in this model's sessions itself. Leaves no [`logits`](Self::logits) behind.
+    /// within a step and must not compute in this model's sessions itself.
     ///
     /// # Errors
     /// Those of [`prefill`](Self::prefill), and those of `each`.
-    pub fn prefill_each(
+    pub fn prefill_each(&mut self, tokens: &[u32], cancel: &Cancel, each: HandOver<'_>) -> Result<()> {
+        let rows = try_collect(0..tokens.len())?;
+        let wanted = Rows { rows: &rows, logits: Some(each), hidden: &mut [] };
+        self.prefill_wanted(tokens, wanted, cancel, &mut |_, _| {})
+    }
+
+    /// Appends `tokens` like [`prefill`](Self::prefill), and computes what is wanted of chosen ones: `rows` are their
+    /// numbers among `tokens`, rising. `logits`, (rows, n_vocab), gets the logits behind each. `hidden`, (rows, d_model),
+    /// gets the last hidden state of each, behind the final norm, which the output matrix is multiplied with. `None`
+    /// spares the work. There are [`logits`](Self::logits) afterwards if those behind the last token were wanted.
+    ///
+    /// # Errors
+    /// Those of [`prefill`](Self::prefill); the rows of chunks that had finished are there then. `Invalid` for rows that
+    /// do not rise or are beyond the tokens, and for outputs of another length.
+    pub fn prefill_rows(
         &mut self,
         tokens: &[u32],
+        rows: &[usize],
+        logits: Option<&mut [f32]>,
+        hidden: Option<&mut [f32]>,
         cancel: &Cancel,
-        each: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
+        progress: Progress<'_>,
+    ) -> Result<()> {
+        let (n_vocab, d_model) = (self.model.config().n_vocab, self.model.config().d_model);
+        check_rows(rows, tokens.len())?;
+        for (name, out, width) in [("logits", &logits, n_vocab), ("hidden states", &hidden, d_model)] {
+            if let Some(has) = out.as_ref().map(|out| out.len()).filter(|&has| has != rows.len() * width) {
+                let n_rows = rows.len();
+                return Err(Error::invalid(format!(
+                    "room for {has} {name}: {n_rows} rows have {width} each"
+                )));
+            }
+        }
+        let mut copy = logits.map(|logits| {
+            move |first: usize, rows: &[f32]| {
+                logits[first * n_vocab..][..rows.len()].copy_from_slice(rows);
+                Ok(())
+            }
+        });
+        let logits = copy.as_mut().map(|copy| copy as HandOver<'_>);
+        let wanted = Rows { rows, logits, hidden: hidden.unwrap_or_default() };
+        self.prefill_wanted(tokens, wanted, cancel, progress)
+    }
+
+    fn prefill_wanted(
+        &mut self,
+        tokens: &[u32],
+        mut wanted: Rows<'_>,
+        cancel: &Cancel,
+        progress: Progress<'_>,
     ) -> Result<()> {
         self.check(tokens)?;
-        self.has_logits = false;
+        // The logits of the step before are given up row by row.
+        self.has_logits &= wanted.logits.is_none();
+        let leaves_logits = wanted.logits.is_some() && wanted.rows.last() == Some(&(tokens.len() - 1));
         let mut done = 0;
         for chunk in tokens.chunks(self.chunk_tokens) {
-            let want = Want::Each(&mut |row, logits| each(done + row, logits));
-            let time = self.step(chunk, want, cancel)?;
+            let time = self.step(chunk, Want::Rows(&mut wanted, done), cancel)?;
             self.counters.prompt.add(chunk.len(), time);
             done += chunk.len();
+            self.has_logits = done == tokens.len() && leaves_logits;
+            progress(done, tokens.len());
         }
         Ok(())
     }
@@ -312,6 +360,15 @@ impl Session {
     pub fn logits(&mut self) -> Result<&[f32]> {
         self.check_logits()?;
         self.sequence.logits()
+    }
+
+    /// The last hidden state behind the last token, behind the final norm: (d_model). The output matrix times it is the
+    /// logits.
+    ///
+    /// # Errors
+    /// `Invalid` if the session is empty or was rewound, or if a call that was to append tokens has failed since; `Device`.
+    pub fn hidden(&mut self) -> Result<&[f32]> {
+        self.sequence.hidden()
     }
 
     /// The `n` likeliest tokens behind the last one, likeliest first, found where the logits are: at most
@@ -433,7 +490,7 @@ impl Session {
     }
 
     /// Appends a chunk; returns how long it took.
-    fn step(&mut self, tokens: &[u32], want: Want<'_>, cancel: &Cancel) -> Result<Duration> {
+    fn step(&mut self, tokens: &[u32], want: Want<'_, '_>, cancel: &Cancel) -> Result<Duration> {
         try_reserve(&mut self.tokens, tokens.len())?;
         let begun = Instant::now();
         let result = self.sequence.step(tokens, want, cancel);
@@ -441,6 +498,17 @@ impl Session {
         result?;
         self.tokens.extend_from_slice(tokens);
         Ok(begun.elapsed())
+    }
+}
+
+/// Refuses rows that do not rise or that `n_tokens` tokens do not have.
+fn check_rows(rows: &[usize], n_tokens: usize) -> Result<()> {
+    if let Some(pair) = rows.windows(2).find(|pair| pair[0] >= pair[1]) {
+        return Err(Error::invalid(format!("rows must rise: {} behind {}", pair[1], pair[0])));
+    }
+    match rows.last().filter(|&&row| row >= n_tokens) {
+        Some(row) => Err(Error::invalid(format!("row {row} of {n_tokens} tokens"))),
+        None => Ok(()),
     }
 }
 

@@ -107,6 +107,12 @@ fn sessions_say_what_they_hold_and_what_comes_next() {
 }
 
 #[test]
+fn rows_of_a_prompt_get_what_they_get_one_by_one() {
+    let workshop = Workshop::new();
+    workshop.check("tests/capi/rows.c", &[workshop.model()]);
+}
+
+#[test]
 fn threads_share_a_model_and_stop_each_other() {
     let workshop = Workshop::new();
     workshop.check("tests/capi/threads.c", &[workshop.model()]);

@@ -11,8 +11,9 @@ use crate::logprobs::TokenLogprob;
 /// They are not copied, since a vocabulary can have half a megabyte of them per token: `*logits` points into the session,
 /// must not be written to, and is valid until the session is next appended to, rewound or freed.
 ///
-/// Errors: `LG_ERR_INVALID` if nothing was computed behind the last token: the session is empty, was rewound, or
-/// `lg_session_prefill` stopped between two chunks; `LG_ERR_DEVICE`, `LG_ERR_POISONED`.
+/// Errors: `LG_ERR_INVALID` if nothing was computed behind the last token: the session is empty, was rewound,
+/// `lg_session_prefill` stopped between two chunks, or `lg_session_prefill_rows` was asked for other logits only;
+/// `LG_ERR_DEVICE`, `LG_ERR_POISONED`.
 ///
 /// # Safety
 /// The caller must pass pointers as the conventions ask.
@@ -37,6 +38,39 @@ pub unsafe extern "C" fn lg_session_logits(
     };
     // SAFETY: the caller's word.
     unsafe { guard("lg_session_logits", error, body) }
+}
+
+/// The last hidden state behind the session's last token: `*n_hidden` floats, as many as the model is wide. It is the one
+/// behind the final norm, which the output matrix is multiplied with.
+///
+/// `*hidden` points into the session like the logits of `lg_session_logits`.
+///
+/// Errors: `LG_ERR_INVALID` if the session is empty or was rewound, or if a call that was to append tokens has failed
+/// since; `LG_ERR_OUT_OF_MEMORY`, `LG_ERR_DEVICE`, `LG_ERR_POISONED`.
+///
+/// # Safety
+/// The caller must pass pointers as the conventions ask.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lg_session_hidden(
+    session: *const lg_session,
+    hidden: *mut *const f32,
+    n_hidden: *mut usize,
+    error: *mut lg_error,
+) -> lg_status {
+    let body = || {
+        // SAFETY: the caller's word, as for all pointers of this function.
+        let session = unsafe { reference(session, "session") }?;
+        // SAFETY: as above.
+        let (out, n_hidden) = unsafe { (output(hidden, "hidden")?, output(n_hidden, "n_hidden")?) };
+        session.with(|session| {
+            let hidden = session.hidden()?;
+            out.write(hidden.as_ptr());
+            n_hidden.write(hidden.len());
+            Ok(())
+        })
+    };
+    // SAFETY: the caller's word.
+    unsafe { guard("lg_session_hidden", error, body) }
 }
 
 /// A token and how likely it is.

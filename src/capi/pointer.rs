@@ -64,6 +64,25 @@ pub(super) unsafe fn outputs<'a, T>(
     Ok(unsafe { std::slice::from_raw_parts_mut(pointer.cast(), n) })
 }
 
+/// A matrix of floats that a caller may want; `None` for NULL.
+///
+/// # Safety
+/// As for [`output`], of as many floats as both sizes say. Whatever is in them makes floats.
+pub(super) unsafe fn optional_floats<'a>(
+    pointer: *mut f32,
+    sizes: [usize; 2],
+    name: &str,
+) -> Result<Option<&'a mut [f32]>> {
+    if pointer.is_null() {
+        return Ok(None);
+    }
+    check(pointer, name)?;
+    let n = sizes[0].saturating_mul(sizes[1]);
+    check_length::<f32>(n, name)?;
+    // SAFETY: not NULL, aligned, of a length that memory can have; the rest is the caller's word.
+    Ok(Some(unsafe { std::slice::from_raw_parts_mut(pointer, n) }))
+}
+
 /// `n` elements; NULL for none is fine.
 ///
 /// # Safety

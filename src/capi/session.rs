@@ -7,11 +7,12 @@ use super::exclusive::Exclusive;
 use super::guard::guard;
 use super::model::lg_model;
 use super::params::{self, Params, unknown};
-use super::pointer::{free, into_handle, output, reference, slice};
+use super::pointer::{free, into_handle, optional_floats, output, reference, slice};
 use super::status::{lg_error, lg_status};
 use crate::alloc::{try_collect, try_with_capacity};
 use crate::backend::args::{KvType, Precision};
 use crate::error::{Error, Result};
+use crate::model::config::Config;
 use crate::session::{Session, SessionParams};
 
 /// One sequence of tokens with its keys and values. It keeps its model alive.
@@ -170,6 +171,58 @@ pub unsafe extern "C" fn lg_session_prefill(
     };
     // SAFETY: the caller's word.
     unsafe { guard("lg_session_prefill", error, body) }
+}
+
+/// Appends `n_tokens` tokens like `lg_session_prefill`, and computes what is wanted of `n_rows` of them: `rows` are their
+/// numbers among `tokens`, rising.
+///
+/// `logits` has room for `n_rows` times as many floats as the vocabulary has tokens, and gets the logits behind each of the
+/// rows. `hidden` has room for `n_rows` times the model's width, and gets the last hidden state of each: the one behind the
+/// final norm, which the output matrix is multiplied with. Both may be NULL, which spares the work. There are logits for
+/// `lg_session_logits` and samplers afterwards if those behind the last token were wanted.
+///
+/// Errors: those of `lg_session_prefill`, after which the outputs hold the rows of the chunks that had finished and
+/// otherwise anything; `LG_ERR_INVALID` for rows that do not rise or are beyond the tokens.
+///
+/// # Safety
+/// The caller must pass pointers as the conventions ask, and a `progress` that keeps its promises.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lg_session_prefill_rows(
+    session: *mut lg_session,
+    tokens: *const u32,
+    n_tokens: usize,
+    rows: *const usize,
+    n_rows: usize,
+    cancel: *const lg_cancel,
+    progress: lg_progress,
+    user: *mut c_void,
+    logits: *mut f32,
+    hidden: *mut f32,
+    error: *mut lg_error,
+) -> lg_status {
+    let body = || {
+        // SAFETY: the caller's word, as for all pointers of this function.
+        let (session, tokens) =
+            unsafe { (reference(session, "session")?, slice(tokens, n_tokens, "tokens")?) };
+        // SAFETY: as above.
+        let (rows, cancel) = unsafe { (slice(rows, n_rows, "rows")?, flag(cancel)?) };
+        session.with(|session| {
+            let Config { n_vocab, d_model, .. } = *session.model().config();
+            // SAFETY: as above.
+            let logits = unsafe { optional_floats(logits, [n_rows, n_vocab], "logits") }?;
+            // SAFETY: as above.
+            let hidden = unsafe { optional_floats(hidden, [n_rows, d_model], "hidden") }?;
+            let tell = &mut |n_done, n_tokens| {
+                if let Some(progress) = progress {
+                    // SAFETY: the caller's word.
+                    unsafe { progress(user, n_done, n_tokens) };
+                }
+            };
+            session.prefill_rows(tokens, rows, logits, hidden, &cancel, tell)
+        })
+    };
+    // SAFETY: the caller's word.
+    unsafe { guard("lg_session_prefill_rows", error, body) }
 }
 
 /// Appends one token and computes the logits behind it. `cancel` may be NULL. After an error the session stands where it

@@ -1,5 +1,6 @@
 //! The transformer, written once for every backend.
 
+use crate::alloc::try_vec;
 use crate::backend::Backend;
 use crate::backend::args::*;
 use crate::error::Result;
@@ -126,4 +127,23 @@ impl<B: Backend> Step<'_, '_, B> {
         let mut parts: Vec<_> = self.seqs.iter_mut().flat_map(|seq| seq.kv.fill_rings(seq.desc)).collect();
         self.backend.copy_blocks(ws, CopyBlocksArgs { parts: &mut parts })
     }
+}
+
+/// Turns rows of the last layer's output, (n_rows, d_model), into the last hidden states: their norms, which the output
+/// matrix is multiplied with. On the host, where they are wanted.
+#[expect(clippy::cast_possible_truncation, reason = "hidden states are f32")]
+pub fn final_norm<B: Backend>(
+    backend: &B,
+    config: &Config,
+    weights: &Weights<B>,
+    rows: &mut [f32],
+) -> Result<()> {
+    let mut weight = try_vec(config.d_model, 0.0f32)?;
+    backend.download(&mut weight, &weights.output_norm, 0)?;
+    for row in rows.chunks_exact_mut(config.d_model) {
+        let squares: f64 = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+        let factor = 1.0 / (squares / config.d_model as f64 + f64::from(config.norm_eps)).sqrt();
+        row.iter_mut().zip(&weight).for_each(|(x, &w)| *x *= factor as f32 * w);
+    }
+    Ok(())
 }

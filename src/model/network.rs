@@ -4,6 +4,7 @@
 //! one virtual call per step.
 
 use std::any::Any;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::alloc::Meter;
@@ -38,22 +39,59 @@ pub trait Engine: Send + Sync {
     fn session_bytes(&self) -> usize;
 }
 
-/// Which rows of a step become logits.
-pub enum Want<'a> {
-    /// None.
+/// What is wanted of a step besides what it leaves in the cache.
+pub enum Want<'a, 'r> {
+    /// Nothing.
     Nothing,
-    /// The last one; see [`Sequence::logits`].
+    /// The logits of the last row; see [`Sequence::logits`].
     Last,
-    /// All of them, handed over some rows at a time, with the number of the first.
-    Each(&'a mut dyn FnMut(usize, &[f32]) -> Result<()>),
+    /// What is wanted of rows of a prompt, of which the step begins with this one.
+    Rows(&'a mut Rows<'r>, usize),
+}
+
+/// Is handed logits, (n, n_vocab), of some rows at a time, with the place of the first among those that are wanted.
+pub type HandOver<'a> = &'a mut dyn FnMut(usize, &[f32]) -> Result<()>;
+
+/// Rows of a prompt, and what is wanted of them. If the last row of a step is among them, its logits stay; see
+/// [`Sequence::logits`].
+pub struct Rows<'a> {
+    /// Their numbers, rising.
+    pub rows: &'a [usize],
+    /// Is handed their logits.
+    pub logits: Option<HandOver<'a>>,
+    /// (rows, d_model): their last hidden states; empty if those are not wanted
+    pub hidden: &'a mut [f32],
+}
+
+impl<'a> Rows<'a> {
+    /// The rows of a step, as places in `rows`: parts of at most `most` that follow each other, and the last row of the
+    /// step by itself, so that its logits come last and stay.
+    pub(super) fn parts(
+        &self,
+        step: Range<usize>,
+        most: usize,
+    ) -> impl Iterator<Item = Range<usize>> + use<'a> {
+        let rows = self.rows;
+        let (mut begin, end) =
+            (rows.partition_point(|&row| row < step.start), rows.partition_point(|&row| row < step.end));
+        std::iter::from_fn(move || {
+            let part = rows[begin..end].iter().take(most).enumerate();
+            let n =
+                part.take_while(|&(i, &row)| i == 0 || row == rows[begin] + i && row + 1 < step.end).count();
+            begin += n;
+            (n > 0).then(|| begin - n..begin)
+        })
+    }
 }
 
 /// One sequence of tokens and what the model remembers of it.
 pub trait Sequence: Any + Send {
     /// Runs `tokens`, at most a chunk, behind those that the sequence holds; all of them count, or on an error none.
-    fn step(&mut self, tokens: &[u32], want: Want<'_>, cancel: &Cancel) -> Result<()>;
+    fn step(&mut self, tokens: &[u32], want: Want<'_, '_>, cancel: &Cancel) -> Result<()>;
     /// Logits of the last row of the last step that wanted them: (n_vocab).
     fn logits(&mut self) -> Result<&[f32]>;
+    /// The last hidden state of the last row of the last step: (d_model).
+    fn hidden(&mut self) -> Result<&[f32]>;
     /// The `n` largest of those logits, largest first.
     fn top(&mut self, n: usize) -> Result<Vec<Candidate>>;
     /// How steps that repeat themselves are run, if that is worth telling.
@@ -165,7 +203,9 @@ impl<B: Backend> Engine for Network<B> {
             table_bytes: layouts.iter().map(|layout| layout.table_bytes(backend)).sum::<usize>()
                 + backend.descriptor_bytes(),
             // Once where the backend computes them, once where the caller reads them.
-            logits_bytes: 2 * logits_bytes + Activations::<B>::top_bytes(),
+            logits_bytes: 2 * logits_bytes
+                + Activations::<B>::top_bytes()
+                + Activations::<B>::hidden_bytes(config),
         })
     }
 

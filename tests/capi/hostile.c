@@ -146,8 +146,41 @@ static void what_sessions_say(lg_session *session)
     REFUSED(LG_ERR_INVALID, lg_session_logprob, (session, 0, NULL, &error));
     CHECK(top[0].token == 99 && logprob == 99);
 
+    const float *hidden = UNTOUCHED;
+    REFUSED(LG_ERR_INVALID, lg_session_hidden, (NULL, &hidden, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_hidden, (session, NULL, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_hidden, (session, &hidden, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_hidden, (session, &hidden, &n, &error));
+    CHECK(hidden == UNTOUCHED && n == 99);
+
     lg_session *misaligned[1] = {(lg_session *)((char *)session + 1)};
     REFUSED(LG_ERR_INVALID, lg_session_decode_batch, (misaligned, tokens, 1, NULL, &error));
+}
+
+static void rows_of_prompts(lg_session *session)
+{
+    const uint32_t tokens[3] = {1, 2, 3};
+    const size_t rows[3] = {0, 2, 1}, beyond[1] = {3};
+    float logits[2] = {99, 99}, *misaligned = (float *)((char *)logits + 1);
+    REFUSED(LG_ERR_INVALID, lg_session_prefill_rows,
+            (NULL, tokens, 3, rows, 2, NULL, NULL, NULL, NULL, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_prefill_rows,
+            (session, NULL, 3, rows, 2, NULL, NULL, NULL, NULL, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_prefill_rows,
+            (session, tokens, 0, rows, 0, NULL, NULL, NULL, NULL, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_prefill_rows,
+            (session, tokens, 3, NULL, 2, NULL, NULL, NULL, NULL, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_prefill_rows,
+            (session, tokens, 3, rows, SIZE_MAX, NULL, NULL, NULL, NULL, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_prefill_rows,
+            (session, tokens, 3, rows, 3, NULL, NULL, NULL, NULL, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_prefill_rows,
+            (session, tokens, 3, beyond, 1, NULL, NULL, NULL, NULL, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_prefill_rows,
+            (session, tokens, 3, rows, 2, NULL, NULL, NULL, misaligned, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_prefill_rows,
+            (session, tokens, 3, rows, 2, NULL, NULL, NULL, NULL, misaligned, &error));
+    CHECK(logits[0] == 99 && lg_session_position(session) == 0);
 }
 
 static void sessions(const lg_model *model)
@@ -204,6 +237,7 @@ static void sessions(const lg_model *model)
     REFUSED(LG_ERR_INVALID, lg_session_rewind, (session, 0, NULL, &error));
     CHECK(logits == UNTOUCHED && n == 99);
     what_sessions_say(session);
+    rows_of_prompts(session);
 
     lg_sampler *sampler = NULL;
     uint32_t token = 99;
