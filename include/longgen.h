@@ -30,8 +30,9 @@
 // - Threads. Each type says who may use it when. No state belongs to a thread: a call may be made from any.
 // - The library never prints, exits, changes signal handlers or reads environment variables. A bug in it is
 //   LG_ERR_INTERNAL, and poisons the session or sampler at hand: that can only be freed; models and other objects go on.
-//   Memory that the system refuses is LG_ERR_OUT_OF_MEMORY, unless not even a few hundred bytes can be had: then the
-//   process ends.
+//   Memory that the system refuses is LG_ERR_OUT_OF_MEMORY, and what the call was to change is as it was. The process ends
+//   only if not even a few hundred bytes can be had, or if other libraries get none: those that know the texts of a model,
+//   which open, tokenize and apply templates, those that start threads, and the driver of a device.
 
 
 #ifndef LONGGEN_H

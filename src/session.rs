@@ -394,7 +394,7 @@ impl Session {
         let top = self.top(n)?;
         let total = LogTotal::of(self.logits()?);
         let logprob = |Candidate { token, logit }| TokenLogprob { token, logprob: total.logprob(logit) };
-        Ok(top.into_iter().map(logprob).collect())
+        try_collect(top.into_iter().map(logprob))
     }
 
     /// The log-probability of `token` behind the last one, over the whole vocabulary. Takes all logits from the device.

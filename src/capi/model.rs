@@ -107,7 +107,7 @@ pub unsafe extern "C" fn lg_model_open(
         // SAFETY: as above.
         let params = unsafe { params::read(params, "lg_model_params") }?.checked()?;
         let model = Arc::new(Model::open(path, &params)?);
-        out.write(into_handle(lg_model { model }));
+        out.write(into_handle(lg_model { model })?);
         Ok(())
     };
     // SAFETY: the caller's word.

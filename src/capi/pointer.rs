@@ -7,11 +7,15 @@ use std::mem::MaybeUninit;
 use std::path::Path;
 
 use super::guard::guard_or;
+use crate::alloc::try_box;
 use crate::error::{Error, Result};
 
 /// Moves a value behind a handle; [`free`] takes it back.
-pub(super) fn into_handle<T>(value: T) -> *mut T {
-    Box::into_raw(Box::new(value))
+///
+/// # Errors
+/// `OutOfMemory`.
+pub(super) fn into_handle<T>(value: T) -> Result<*mut T> {
+    try_box(value).map(Box::into_raw)
 }
 
 /// Frees what a handle stands for; NULL stands for nothing.

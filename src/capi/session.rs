@@ -117,7 +117,7 @@ pub unsafe extern "C" fn lg_session_new(
         // SAFETY: as above.
         let params = unsafe { params::read(params, "lg_session_params") }?.checked()?;
         let session = Exclusive::new(Session::new(&model.model, &params)?);
-        out.write(into_handle(lg_session { session }));
+        out.write(into_handle(lg_session { session })?);
         Ok(())
     };
     // SAFETY: the caller's word.

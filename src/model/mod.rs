@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use longgen_format::Directory;
 
+use crate::alloc::try_collect_ok;
 use crate::attention::plan::LayerAttention;
 use crate::backend::args::{KvType, SharedBytes};
 use crate::backend::cpu::CpuBackend;
@@ -121,7 +122,7 @@ impl Model {
         let mut config = Config::read(file)?;
         if let Some(attention) = &params.attention {
             check_attention(&config, attention)?;
-            config.attention = attention.clone();
+            config.attention = try_collect_ok(attention.iter().map(LayerAttention::try_clone))?;
         }
         let config = Arc::new(config);
         let tokenizer = Tokenizer::from_metadata(&file.directory.metadata)?;

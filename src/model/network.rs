@@ -7,7 +7,7 @@ use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::alloc::Meter;
+use crate::alloc::{Meter, try_box, try_collect_ok};
 use crate::attention::plan::LayerAttention;
 use crate::backend::args::{KvShape, WorkspaceShape};
 use crate::backend::{Backend, DeviceInfo};
@@ -148,7 +148,7 @@ impl<B: Backend> Network<B> {
 }
 
 impl<B: Backend> Parts<B> {
-    pub fn layouts(&self, shape: &Shape, attention: &[LayerAttention]) -> Vec<LayerLayout> {
+    pub fn layouts(&self, shape: &Shape, attention: &[LayerAttention]) -> Result<Vec<LayerLayout>> {
         let config = &self.config;
         let layout = |attention: &LayerAttention| {
             let Config { n_kv_heads, head_dim, .. } = **config;
@@ -156,7 +156,7 @@ impl<B: Backend> Parts<B> {
             let kv = KvShape { n_kv_heads, head_dim, block_size, ty: shape.kv_type };
             LayerLayout::new(attention, kv, shape.n_ctx, shape.chunk_tokens)
         };
-        attention.iter().map(layout).collect()
+        try_collect_ok(attention.iter().map(layout))
     }
 
     pub fn workspace_shape(&self, shape: &Shape) -> WorkspaceShape {
@@ -185,18 +185,20 @@ impl<B: Backend> Engine for Network<B> {
     fn plan(&self, params: &SessionParams, attention: &[LayerAttention]) -> Result<MemoryPlan> {
         let Parts { backend, config, .. } = &*self.0;
         let shape = params.shape(config, backend.most_chunk_tokens())?;
-        let layouts = self.0.layouts(&shape, attention);
-        let layer = |(layout, attention): (&LayerLayout, &_)| LayerPlan {
-            attention: Clone::clone(attention),
-            n_slots: layout.slots.n_slots(),
-            kv_bytes: layout.kv_bytes(backend),
-            staging_bytes: layout.staging_bytes(backend),
+        let layouts = self.0.layouts(&shape, attention)?;
+        let layer = |(layout, attention): (&LayerLayout, &LayerAttention)| {
+            Ok(LayerPlan {
+                attention: attention.try_clone()?,
+                n_slots: layout.slots.n_slots(),
+                kv_bytes: layout.kv_bytes(backend),
+                staging_bytes: layout.staging_bytes(backend),
+            })
         };
         let logits_bytes = Activations::<B>::logits_bytes(config, shape.logits_rows);
         Ok(MemoryPlan {
             n_ctx: shape.n_ctx,
             chunk_tokens: shape.chunk_tokens,
-            layers: layouts.iter().zip(attention).map(layer).collect(),
+            layers: try_collect_ok(layouts.iter().zip(attention).map(layer))?,
             scratch_bytes: scratch_bytes(backend, &layouts),
             activation_bytes: Activations::<B>::n_bytes(config, shape.chunk_tokens as usize),
             workspace_bytes: backend.workspace_bytes(&self.0.workspace_shape(&shape), shape.precision),
@@ -211,7 +213,7 @@ impl<B: Backend> Engine for Network<B> {
 
     fn sequence(&self, params: &SessionParams) -> Result<Box<dyn Sequence>> {
         let shape = params.shape(&self.0.config, self.0.backend.most_chunk_tokens())?;
-        Ok(Box::new(NetworkSequence::new(&self.0, &shape)?))
+        Ok(try_box(NetworkSequence::new(&self.0, &shape)?)?)
     }
 
     fn decode_batch(&self, batch: &mut [&mut dyn Sequence], tokens: &[u32], cancel: &Cancel) -> Result<()> {
@@ -220,7 +222,7 @@ impl<B: Backend> Engine for Network<B> {
             let own = sequence.downcast_mut().filter(|own: &&mut NetworkSequence<B>| own.is_of(&self.0));
             own.ok_or_else(|| Error::invalid("a batch with sessions of several models"))
         });
-        NetworkSequence::decode_batch(&mut own.collect::<Result<Vec<_>>>()?, tokens, cancel)
+        NetworkSequence::decode_batch(&mut try_collect_ok(own)?, tokens, cancel)
     }
 
     fn session_bytes(&self) -> usize {

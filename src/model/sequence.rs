@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::alloc::{HostBuf, try_with_capacity};
+use crate::alloc::{HostBuf, try_collect, try_vec, try_with_capacity};
 use crate::backend::Backend;
 use crate::backend::args::{Precision, StepRows, TopArgs};
 use crate::cancel::Cancel;
@@ -24,7 +24,7 @@ mod repeated {
     /// A token of each of several sessions: the layers.
     pub const BATCH_LAYERS: u64 = 2;
     /// The same: what comes last.
-    pub const BATCH_RINGS: u64 = 3;
+    pub const BATCH_ENDS: u64 = 3;
 }
 
 pub(super) struct NetworkSequence<B: Backend> {
@@ -57,7 +57,7 @@ impl<B: Backend> NetworkSequence<B> {
         let max_rows = shape.chunk_tokens as usize;
         Ok(Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-            kv: KvCache::new(backend, network.layouts(shape, &config.attention), &config.attention)?,
+            kv: KvCache::new(backend, network.layouts(shape, &config.attention)?, &config.attention)?,
             acts: Activations::new(backend, config, max_rows, shape.logits_rows)?,
             workspace: backend.workspace(&network.workspace_shape(shape), shape.precision)?,
             desc: backend.descriptor()?,
@@ -80,10 +80,8 @@ impl<B: Backend> NetworkSequence<B> {
 
     /// See [`Engine::decode_batch`](super::network::Engine::decode_batch). The first sequence lends its working memory.
     pub fn decode_batch(batch: &mut [&mut Self], tokens: &[u32], cancel: &Cancel) -> Result<()> {
-        let key = |what: u64, batch: &[&mut Self]| -> Vec<u64> {
-            [what].into_iter().chain(batch.iter().map(|sequence| sequence.id)).collect()
-        };
-        let (layers, rings) = (key(repeated::BATCH_LAYERS, batch), key(repeated::BATCH_RINGS, batch));
+        let key = |what: u64| try_collect([what].into_iter().chain(batch.iter().map(|sequence| sequence.id)));
+        let (layers_key, ends_key) = (key(repeated::BATCH_LAYERS)?, key(repeated::BATCH_ENDS)?);
         let (n_rows, n_sessions) = (tokens.len(), batch.len());
         let Some((leader, members)) = batch.split_first_mut().filter(|_| n_rows == n_sessions) else {
             return Err(Error::invalid(format!("a batch of {n_sessions} sessions and {n_rows} tokens")));
@@ -111,22 +109,23 @@ impl<B: Backend> NetworkSequence<B> {
         let acts = &mut leader.acts;
         backend.run(&mut leader.workspace, cancel, |ws| {
             let mut step = Step { backend, config, weights, acts, seqs: &mut seqs, n_rows };
-            backend.repeat(ws, &layers, |ws| step.layers(ws))?;
+            backend.repeat(ws, &layers_key, |ws| step.layers(ws))?;
+            let (mut head, mut rings) = step.ends()?;
             backend.commit(ws);
             // The leader's own logits are those of row 0 and stay where they were computed: that row comes last.
             for first in (0..n_rows).step_by(logits_rows).rev() {
                 let n = logits_rows.min(n_rows - first);
-                step.logits(ws, first, n)?;
+                head.logits(ws, first, n)?;
                 for row in first.max(1)..first + n {
                     let from = (row - first) * n_vocab;
-                    backend.copy(&mut outs[row - 1].logits, &step.acts.logits, from..from + n_vocab)?;
+                    backend.copy(&mut outs[row - 1].logits, &head.acts.logits, from..from + n_vocab)?;
                 }
             }
-            backend.repeat(ws, &rings, |ws| {
+            backend.repeat(ws, &ends_key, |ws| {
                 for (row, out) in (1..).zip(&mut outs) {
-                    backend.copy(&mut out.x, &step.acts.x, row * d_model..(row + 1) * d_model)?;
+                    backend.copy(&mut out.x, &head.acts.x, row * d_model..(row + 1) * d_model)?;
                 }
-                step.fill_rings(ws)
+                rings.fill(ws)
             })
         })?;
         for sequence in batch {
@@ -185,11 +184,12 @@ impl<B: Backend> Sequence for NetworkSequence<B> {
                 Want::Last => true,
                 Want::Rows(wanted, first) => {
                     step.layers(ws)?;
+                    let (mut head, mut rings) = step.ends()?;
                     if !wanted.hidden.is_empty() {
                         for part in wanted.parts(first..first + n_rows, n_rows) {
                             let row = wanted.rows[part.start] - first;
                             let hidden = &mut wanted.hidden[part.start * d_model..part.end * d_model];
-                            backend.download(hidden, &step.acts.x, row * d_model)?;
+                            backend.download(hidden, &head.acts.x, row * d_model)?;
                             final_norm(backend, config, weights, hidden)?;
                         }
                     }
@@ -197,23 +197,24 @@ impl<B: Backend> Sequence for NetworkSequence<B> {
                     if let Some(hand_over) = &mut wanted.logits {
                         for part in parts {
                             let (row, n) = (wanted.rows[part.start] - first, part.len());
-                            step.logits(ws, row, n)?;
-                            backend.download(&mut logits[..n * n_vocab], &step.acts.logits, 0)?;
+                            head.logits(ws, row, n)?;
+                            backend.download(&mut logits[..n * n_vocab], &head.acts.logits, 0)?;
                             hand_over(part.start, &logits[..n * n_vocab])?;
                         }
                     }
                     backend.commit(ws);
-                    return step.fill_rings(ws);
+                    return rings.fill(ws);
                 }
             };
             let mut ops = |ws: &mut B::Workspace| {
                 step.layers(ws)?;
+                let (mut head, mut rings) = step.ends()?;
                 // The logits of the step before are given up only for those of one that counts.
                 backend.commit(ws);
                 if is_last {
-                    step.logits(ws, n_rows - 1, 1)?;
+                    head.logits(ws, n_rows - 1, 1)?;
                 }
-                step.fill_rings(ws)
+                rings.fill(ws)
             };
             // Token after token is decoded by the same ops.
             let key = if is_last { repeated::TOKEN_AND_LOGITS } else { repeated::TOKEN };
@@ -250,7 +251,7 @@ impl<B: Backend> Sequence for NetworkSequence<B> {
     fn top(&mut self, n: usize) -> Result<Vec<Candidate>> {
         let Parts { backend, config, .. } = &*self.network;
         let Activations { logits, top_values, top_columns, .. } = &mut self.acts;
-        let (mut values, mut columns) = (vec![0.0; n], vec![0u32; n]);
+        let (mut values, mut columns) = (try_vec(n, 0.0)?, try_vec(n, 0u32)?);
         backend.run(&mut self.workspace, &Cancel::default(), |ws| {
             let args =
                 TopArgs { values: top_values, columns: top_columns, x: logits, width: config.n_vocab, n };
@@ -258,7 +259,7 @@ impl<B: Backend> Sequence for NetworkSequence<B> {
         })?;
         backend.download(&mut values, top_values, 0)?;
         backend.download(&mut columns, top_columns, 0)?;
-        Ok(columns.into_iter().zip(values).map(|(token, logit)| Candidate { token, logit }).collect())
+        try_collect(columns.into_iter().zip(values).map(|(token, logit)| Candidate { token, logit }))
     }
 
     fn repeat_note(&self) -> Option<String> {
