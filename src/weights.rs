@@ -31,6 +31,7 @@ pub fn open(path: &Path, load: Load) -> Result<SharedBytes> {
     let failed = |error: std::io::Error| {
         let kind = match error.kind() {
             std::io::ErrorKind::NotFound => ErrorKind::NotFound,
+            std::io::ErrorKind::OutOfMemory => ErrorKind::OutOfMemory,
             _ => ErrorKind::Io,
         };
         Error::new(kind, format!("{}: {error}", path.display()))
