@@ -36,8 +36,9 @@
 // - Threads. Each type says who may use it when. No state belongs to a thread: a call may be made from any.
 // - The library never prints, exits, changes signal handlers or reads environment variables. A bug in it is
 //   LG_ERR_INTERNAL, and poisons the session, sampler or text stream at hand: that can only be freed; models and other
-//   objects go on. Memory that the system refuses is LG_ERR_OUT_OF_MEMORY, unless not even a few hundred bytes can be
-//   had: then the process ends.
+//   objects go on. Memory that the system refuses is LG_ERR_OUT_OF_MEMORY, and what the call was to change is as it was.
+//   The process ends only if not even a few hundred bytes can be had, or if other libraries get none: those that know the
+//   texts of a model, which open, tokenize and apply templates, those that start threads, and the driver of a device.
 
 
 #ifndef LONGGEN_H
@@ -459,6 +460,30 @@ typedef struct lg_message {
     // Length of `content`.
     size_t content_bytes;
 } lg_message;
+
+// A token and how likely it is.
+typedef struct lg_token_logprob {
+    // Its id.
+    uint32_t token;
+    // The natural logarithm of its probability, over the whole vocabulary.
+    float logprob;
+} lg_token_logprob;
+
+// What a session has done since it was opened or reset. What was stopped or failed counts as far as it stayed; what was
+// rewound goes on counting.
+typedef struct lg_counters {
+    // Set by the caller: `sizeof(lg_counters)`.
+    size_t struct_size;
+    // Tokens of prompts.
+    uint64_t n_prompt_tokens;
+    // Tokens that were appended one by one, by `lg_session_decode` and `lg_session_decode_batch`.
+    uint64_t n_generated_tokens;
+    // Milliseconds that passed while those of prompts were computed.
+    double prompt_ms;
+    // Milliseconds that passed while those one by one were computed; the time of a batch counts in each
+    // of its sessions.
+    double generated_ms;
+} lg_counters;
 
 // How the next token is chosen. All zero takes the likeliest one. What is set works in this order: the mask of
 // `lg_sampler_sample_masked`, the biases of `lg_sampler_set_bias`, repetition penalty, frequency and presence penalty,
@@ -1047,6 +1072,31 @@ lg_status lg_session_prefill(struct lg_session *session,
                              void *user,
                              struct lg_error *error);
 
+// Appends `n_tokens` tokens like `lg_session_prefill`, and computes what is wanted of `n_rows` of them: `rows` are their
+// numbers among `tokens`, rising.
+//
+// `logits` has room for `n_rows` times as many floats as the vocabulary has tokens, and gets the logits behind each of the
+// rows. `hidden` has room for `n_rows` times the model's width, and gets the last hidden state of each: the one behind the
+// final norm, which the output matrix is multiplied with. Both may be NULL, which spares the work. There are logits for
+// `lg_session_logits` and samplers afterwards if those behind the last token were wanted.
+//
+// Errors: those of `lg_session_prefill`, after which the outputs hold the rows of the chunks that had finished and
+// otherwise anything; `LG_ERR_INVALID` for rows that do not rise or are beyond the tokens.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask, and a `progress` that keeps its promises.
+lg_status lg_session_prefill_rows(struct lg_session *session,
+                                  const uint32_t *tokens,
+                                  size_t n_tokens,
+                                  const size_t *rows,
+                                  size_t n_rows,
+                                  const struct lg_cancel *cancel,
+                                  lg_progress progress,
+                                  void *user,
+                                  float *logits,
+                                  float *hidden,
+                                  struct lg_error *error);
+
 // Appends one token and computes the logits behind it. `cancel` may be NULL. After an error the session stands where it
 // stood.
 //
@@ -1059,13 +1109,32 @@ lg_status lg_session_decode(struct lg_session *session,
                             const struct lg_cancel *cancel,
                             struct lg_error *error);
 
+// Appends one token to each of several sessions of one model, `tokens[i]` to `sessions[i]`, and computes the logits behind
+// each: in one step, which reads the weights once.
+//
+// The first session lends its working memory: it limits how many there can be, to the `chunk_tokens` that it was opened
+// with. All of them have the same `kv_type` and `precision`. `cancel` may be NULL. After an error all of them stand where
+// they stood.
+//
+// Errors: those of `lg_session_prefill` for any of them, and `LG_ERR_INVALID` for no sessions, one that is there twice, and
+// sessions that do not go together.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_session_decode_batch(struct lg_session *const *sessions,
+                                  const uint32_t *tokens,
+                                  size_t n_sessions,
+                                  const struct lg_cancel *cancel,
+                                  struct lg_error *error);
+
 // The logits behind the session's last token: `*n_logits` floats, one per token of the vocabulary.
 //
 // They are not copied, since a vocabulary can have half a megabyte of them per token: `*logits` points into the session,
 // must not be written to, and is valid until the session is next appended to, rewound or freed.
 //
-// Errors: `LG_ERR_INVALID` if nothing was computed behind the last token: the session is empty, was rewound, or
-// `lg_session_prefill` stopped between two chunks; `LG_ERR_DEVICE`, `LG_ERR_POISONED`.
+// Errors: `LG_ERR_INVALID` if nothing was computed behind the last token: the session is empty, was rewound,
+// `lg_session_prefill` stopped between two chunks, or `lg_session_prefill_rows` was asked for other logits only;
+// `LG_ERR_DEVICE`, `LG_ERR_POISONED`.
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.
@@ -1073,6 +1142,47 @@ lg_status lg_session_logits(const struct lg_session *session,
                             const float **logits,
                             size_t *n_logits,
                             struct lg_error *error);
+
+// The last hidden state behind the session's last token: `*n_hidden` floats, as many as the model is wide. It is the one
+// behind the final norm, which the output matrix is multiplied with.
+//
+// `*hidden` points into the session like the logits of `lg_session_logits`.
+//
+// Errors: `LG_ERR_INVALID` if the session is empty or was rewound, or if a call that was to append tokens has failed
+// since; `LG_ERR_OUT_OF_MEMORY`, `LG_ERR_DEVICE`, `LG_ERR_POISONED`.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_session_hidden(const struct lg_session *session,
+                            const float **hidden,
+                            size_t *n_hidden,
+                            struct lg_error *error);
+
+// The `n` likeliest tokens behind the session's last one, likeliest first, with their log-probabilities. Of equally likely
+// ones the lowest id comes first.
+//
+// `out` has room for `n` of them, at most 256 and as many as the vocabulary has.
+//
+// Errors: those of `lg_session_logits`, and `LG_ERR_INVALID` for more tokens than that.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_session_top_logprobs(const struct lg_session *session,
+                                  size_t n,
+                                  struct lg_token_logprob *out,
+                                  struct lg_error *error);
+
+// The natural logarithm of the probability, over the whole vocabulary, that `token` comes behind the session's last one.
+// Each call reads all logits.
+//
+// Errors: those of `lg_session_logits`, and `LG_ERR_INVALID` for a token beyond the vocabulary.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_session_logprob(const struct lg_session *session,
+                             uint32_t token,
+                             float *logprob,
+                             struct lg_error *error);
 
 // Number of tokens that the session holds, which is the position of the next one. 0 for NULL, and while another call
 // runs in the session.
@@ -1086,6 +1196,45 @@ size_t lg_session_position(const struct lg_session *session);
 // # Safety
 // The caller must not free the session before this returns.
 uint32_t lg_session_n_ctx(const struct lg_session *session);
+
+// Bytes of memory that the session occupies, all of it, on whatever device it lies: what `lg_model_plan` said. 0 for
+// NULL, and while another call runs in the session.
+//
+// # Safety
+// The caller must not free the session before this returns.
+uint64_t lg_session_n_bytes(const struct lg_session *session);
+
+// Those of the session's bytes that are its cache of keys and values. 0 for NULL, and while another call runs in the
+// session.
+//
+// # Safety
+// The caller must not free the session before this returns.
+uint64_t lg_session_kv_bytes(const struct lg_session *session);
+
+// The tokens that the session holds.
+//
+// `tokens` has room for `cap` tokens; `*n_tokens` is how many there are. NULL with 0 asks only for that; a buffer that is
+// too small is `LG_ERR_INVALID` and nothing is written.
+//
+// Errors: `LG_ERR_INVALID`, `LG_ERR_POISONED`.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_session_tokens(const struct lg_session *session,
+                            uint32_t *tokens,
+                            size_t cap,
+                            size_t *n_tokens,
+                            struct lg_error *error);
+
+// How many tokens the session has computed, and how long that took.
+//
+// Errors: `LG_ERR_INVALID`, `LG_ERR_POISONED`.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_session_counters(const struct lg_session *session,
+                              struct lg_counters *counters,
+                              struct lg_error *error);
 
 // Goes back to the first `n_tokens` tokens and forgets the others.
 //
@@ -1102,6 +1251,14 @@ lg_status lg_session_rewind(struct lg_session *session,
                             size_t n_tokens,
                             size_t *n_kept,
                             struct lg_error *error);
+
+// Forgets everything: the session is as it was when it was opened, its counters too.
+//
+// Errors: `LG_ERR_INVALID`, `LG_ERR_POISONED`.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_session_reset(struct lg_session *session, struct lg_error *error);
 
 // Makes a sampler. `params` may be NULL: all defaults. `*out` is the caller's and is freed by `lg_sampler_free`.
 //

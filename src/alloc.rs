@@ -4,7 +4,8 @@
     reason = "owns aligned memory from the allocator, which hands out zeroed pages without touching them"
 )]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
+use std::collections::TryReserveError;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,12 +15,60 @@ use crate::error::{Error, ErrorKind, Result};
 /// A cache line, and the widest vector register.
 const ALIGNMENT: usize = 64;
 
-/// `n` copies of `value`, or `OutOfMemory`.
-pub(crate) fn try_vec<T: Clone>(n: usize, value: T) -> Result<Vec<T>> {
+/// Room for exactly `n` elements, or `OutOfMemory`.
+pub(crate) fn try_with_capacity<T>(n: usize) -> Result<Vec<T>> {
     let mut vec = Vec::new();
     vec.try_reserve_exact(n).map_err(|_| out_of_memory(n.saturating_mul(size_of::<T>())))?;
+    Ok(vec)
+}
+
+/// Room for `n` more elements, or `OutOfMemory`.
+pub(crate) fn try_reserve<T>(vec: &mut Vec<T>, n: usize) -> Result<()> {
+    let needed = vec.len().saturating_add(n).saturating_mul(size_of::<T>());
+    vec.try_reserve(n).map_err(|_| out_of_memory(needed))
+}
+
+/// `n` copies of `value`, or `OutOfMemory`.
+pub(crate) fn try_vec<T: Clone>(n: usize, value: T) -> Result<Vec<T>> {
+    let mut vec = try_with_capacity(n)?;
     vec.resize(n, value);
     Ok(vec)
+}
+
+/// All of `elements`, or `OutOfMemory`.
+pub(crate) fn try_collect<T>(elements: impl Iterator<Item = T>) -> Result<Vec<T>> {
+    try_collect_ok(elements.map(Ok))
+}
+
+/// All of `elements`, or the first error among them, or `OutOfMemory`.
+pub(crate) fn try_collect_ok<T>(elements: impl Iterator<Item = Result<T>>) -> Result<Vec<T>> {
+    let mut vec = try_with_capacity(elements.size_hint().0)?;
+    for element in elements {
+        let element = element?;
+        try_reserve(&mut vec, 1)?;
+        vec.push(element);
+    }
+    Ok(vec)
+}
+
+/// `value` in memory of its own, or `OutOfMemory`.
+pub(crate) fn try_box<T>(value: T) -> Result<Box<T>> {
+    const { assert!(size_of::<T>() > 0) };
+    let layout = Layout::new::<T>();
+    // SAFETY: the layout's size is not 0.
+    let memory = NonNull::new(unsafe { alloc(layout) }.cast::<T>());
+    let memory = memory.ok_or_else(|| out_of_memory(layout.size()))?;
+    // SAFETY: just allocated by the global allocator for a `T`, as a box is.
+    unsafe {
+        memory.write(value);
+        Ok(Box::from_raw(memory.as_ptr()))
+    }
+}
+
+impl From<TryReserveError> for Error {
+    fn from(error: TryReserveError) -> Self {
+        Self::new(ErrorKind::OutOfMemory, error.to_string())
+    }
 }
 
 fn out_of_memory(n_bytes: usize) -> Error {

@@ -84,6 +84,7 @@ impl From<longgen_format::Error> for Error {
             | E::UnknownTensorType { .. }
             | E::Version { .. } => ErrorKind::Unsupported,
             E::Io(_) => ErrorKind::Io,
+            E::OutOfMemory(_) => ErrorKind::OutOfMemory,
             _ => ErrorKind::Format,
         };
         Self::new(kind, error.to_string())

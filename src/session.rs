@@ -1,15 +1,18 @@
 //! A session: one rewindable sequence of tokens with its memory.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use crate::alloc::{try_collect, try_reserve};
 use crate::attention::plan::{LayerAttention, MAX_CTX};
 use crate::backend::CHUNK_TOKENS;
 use crate::backend::args::{KvType, MAX_TOP, Precision};
 use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
+use crate::logprobs::{LogTotal, TokenLogprob};
 use crate::model::Model;
 use crate::model::config::Config;
-use crate::model::network::{Sequence, Want};
+use crate::model::network::{HandOver, Rows, Sequence, Want};
 use crate::sampler::{Candidate, Place, Sampler};
 
 /// Chunks of a long context, where the backend gains by long ones: their activations take a few percent of what a cache of
@@ -80,7 +83,7 @@ pub struct MemoryPlan {
     pub workspace_bytes: usize,
     /// Tables that say where blocks lie and which rows are the session's.
     pub table_bytes: usize,
-    /// Logits, where they are computed and where they are read.
+    /// Logits, where they are computed and where they are read, and the hidden state that is read.
     pub logits_bytes: usize,
 }
 
@@ -123,6 +126,32 @@ impl MemoryPlan {
 /// Told after each chunk of a prompt: tokens done, tokens in all.
 pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
 
+/// What a session has done since it was opened or reset. What was stopped or failed counts as far as it stayed; what was
+/// rewound goes on counting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Prompts.
+    pub prompt: Work,
+    /// Tokens that were appended one by one, by [`Session::decode`] and [`Session::decode_batch`].
+    pub generated: Work,
+}
+
+/// Tokens, and how long it took to compute them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Tokens.
+    pub n_tokens: u64,
+    /// Time that passed during their steps; that of a batch counts in each of its sessions.
+    pub time: Duration,
+}
+
+impl Work {
+    fn add(&mut self, n_tokens: usize, time: Duration) {
+        self.n_tokens += n_tokens as u64;
+        self.time += time;
+    }
+}
+
 /// One sequence of tokens with its keys and values; one caller at a time.
 pub struct Session {
     model: Arc<Model>,
@@ -130,7 +159,10 @@ pub struct Session {
     tokens: Vec<u32>,
     n_ctx: u32,
     chunk_tokens: usize,
+    n_bytes: usize,
+    kv_bytes: usize,
     has_logits: bool,
+    counters: Counters,
 }
 
 impl Session {
@@ -141,13 +173,17 @@ impl Session {
     /// allocated.
     pub fn new(model: &Arc<Model>, params: &SessionParams) -> Result<Self> {
         let sequence = model.sequence(params)?;
+        let plan = model.plan(params)?;
         Ok(Self {
             n_ctx: sequence.n_ctx(),
             chunk_tokens: sequence.chunk_tokens(),
             sequence,
             model: model.clone(),
             tokens: Vec::new(),
+            n_bytes: plan.total_bytes(),
+            kv_bytes: plan.kv_bytes(),
             has_logits: false,
+            counters: Counters::default(),
         })
     }
 
@@ -166,6 +202,21 @@ impl Session {
         self.n_ctx
     }
 
+    /// Bytes of memory that the session occupies, all of it, on whatever device it lies: what [`Model::plan`] said.
+    pub fn n_bytes(&self) -> usize {
+        self.n_bytes
+    }
+
+    /// Those of them that are the cache of keys and values.
+    pub fn kv_bytes(&self) -> usize {
+        self.kv_bytes
+    }
+
+    /// What the session has done.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
     /// Appends `tokens`, chunk by chunk, and computes the logits behind the last one.
     ///
     /// # Errors
@@ -178,7 +229,8 @@ impl Session {
         for chunk in tokens.chunks(self.chunk_tokens) {
             done += chunk.len();
             let want = if done == tokens.len() { Want::Last } else { Want::Nothing };
-            self.step(chunk, want, cancel)?;
+            let time = self.step(chunk, want, cancel)?;
+            self.counters.prompt.add(chunk.len(), time);
             self.has_logits = done == tokens.len();
             progress(done, tokens.len());
         }
@@ -187,22 +239,72 @@ impl Session {
 
     /// The same, handing over the logits behind every token: the number of the first token among `tokens`, and one row
     /// of the vocabulary's size per token. An error that `each` returns ends the call like a cancel. It runs
-    /// within a step and must not compute in this model's sessions itself. Leaves no [`logits`](Self::logits) behind.
+    /// within a step and must not compute in this model's sessions itself.
     ///
     /// # Errors
     /// Those of [`prefill`](Self::prefill), and those of `each`.
-    pub fn prefill_each(
+    pub fn prefill_each(&mut self, tokens: &[u32], cancel: &Cancel, each: HandOver<'_>) -> Result<()> {
+        let rows = try_collect(0..tokens.len())?;
+        let wanted = Rows { rows: &rows, logits: Some(each), hidden: &mut [] };
+        self.prefill_wanted(tokens, wanted, cancel, &mut |_, _| {})
+    }
+
+    /// Appends `tokens` like [`prefill`](Self::prefill), and computes what is wanted of chosen ones: `rows` are their
+    /// numbers among `tokens`, rising. `logits`, (rows, n_vocab), gets the logits behind each. `hidden`, (rows, d_model),
+    /// gets the last hidden state of each, behind the final norm, which the output matrix is multiplied with. `None`
+    /// spares the work. There are [`logits`](Self::logits) afterwards if those behind the last token were wanted.
+    ///
+    /// # Errors
+    /// Those of [`prefill`](Self::prefill); the rows of chunks that had finished are there then. `Invalid` for rows that
+    /// do not rise or are beyond the tokens, and for outputs of another length.
+    pub fn prefill_rows(
         &mut self,
         tokens: &[u32],
+        rows: &[usize],
+        logits: Option<&mut [f32]>,
+        hidden: Option<&mut [f32]>,
         cancel: &Cancel,
-        each: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
+        progress: Progress<'_>,
+    ) -> Result<()> {
+        let (n_vocab, d_model) = (self.model.config().n_vocab, self.model.config().d_model);
+        check_rows(rows, tokens.len())?;
+        for (name, out, width) in [("logits", &logits, n_vocab), ("hidden states", &hidden, d_model)] {
+            if let Some(has) = out.as_ref().map(|out| out.len()).filter(|&has| has != rows.len() * width) {
+                let n_rows = rows.len();
+                return Err(Error::invalid(format!(
+                    "room for {has} {name}: {n_rows} rows have {width} each"
+                )));
+            }
+        }
+        let mut copy = logits.map(|logits| {
+            move |first: usize, rows: &[f32]| {
+                logits[first * n_vocab..][..rows.len()].copy_from_slice(rows);
+                Ok(())
+            }
+        });
+        let logits = copy.as_mut().map(|copy| copy as HandOver<'_>);
+        let wanted = Rows { rows, logits, hidden: hidden.unwrap_or_default() };
+        self.prefill_wanted(tokens, wanted, cancel, progress)
+    }
+
+    fn prefill_wanted(
+        &mut self,
+        tokens: &[u32],
+        mut wanted: Rows<'_>,
+        cancel: &Cancel,
+        progress: Progress<'_>,
     ) -> Result<()> {
         self.check(tokens)?;
-        self.has_logits = false;
+        // The logits of the step before are given up row by row.
+        self.has_logits &= wanted.logits.is_none();
+        let leaves_logits = wanted.logits.is_some() && wanted.rows.last() == Some(&(tokens.len() - 1));
         let mut done = 0;
         for chunk in tokens.chunks(self.chunk_tokens) {
-            self.step(chunk, Want::Each(&mut |row, logits| each(done + row, logits)), cancel)?;
+            let time = self.step(chunk, Want::Rows(&mut wanted, done), cancel)?;
+            self.counters.prompt.add(chunk.len(), time);
             done += chunk.len();
+            self.has_logits = done == tokens.len() && leaves_logits;
+            progress(done, tokens.len());
         }
         Ok(())
     }
@@ -213,7 +315,8 @@ impl Session {
     /// Those of [`prefill`](Self::prefill).
     pub fn decode(&mut self, token: u32, cancel: &Cancel) -> Result<()> {
         self.check(&[token])?;
-        self.step(&[token], Want::Last, cancel)?;
+        let time = self.step(&[token], Want::Last, cancel)?;
+        self.counters.generated.add(1, time);
         self.has_logits = true;
         Ok(())
     }
@@ -234,16 +337,18 @@ impl Session {
                 return Err(Error::invalid("a batch with sessions of several models"));
             }
             session.check(&[*token])?;
-            session.reserve(1)?;
+            try_reserve(&mut session.tokens, 1)?;
         }
-        let tokens: Vec<u32> = batch.iter().map(|(_, token)| *token).collect();
-        let mut sequences: Vec<&mut dyn Sequence> =
-            batch.iter_mut().map(|(session, _)| &mut *session.sequence as &mut dyn Sequence).collect();
-        let result = model.decode_batch(&mut sequences, &tokens, cancel);
+        let tokens = try_collect(batch.iter().map(|(_, token)| *token))?;
+        let sequences = batch.iter_mut().map(|(session, _)| &mut *session.sequence as &mut dyn Sequence);
+        let begun = Instant::now();
+        let result = model.decode_batch(&mut try_collect(sequences)?, &tokens, cancel);
+        let time = begun.elapsed();
         for (session, token) in batch {
             match &result {
                 Ok(()) => {
                     session.tokens.push(*token);
+                    session.counters.generated.add(1, time);
                     session.has_logits = true;
                 }
                 Err(error) => session.has_logits &= leaves_logits(error),
@@ -261,6 +366,15 @@ impl Session {
         self.sequence.logits()
     }
 
+    /// The last hidden state behind the last token, behind the final norm: (d_model). The output matrix times it is the
+    /// logits.
+    ///
+    /// # Errors
+    /// `Invalid` if the session is empty or was rewound, or if a call that was to append tokens has failed since; `Device`.
+    pub fn hidden(&mut self) -> Result<&[f32]> {
+        self.sequence.hidden()
+    }
+
     /// The `n` likeliest tokens behind the last one, likeliest first, found where the logits are: at most
     /// [`MAX_TOP`] and the vocabulary.
     ///
@@ -273,6 +387,28 @@ impl Session {
             return Err(Error::invalid(format!("the {n} likeliest tokens: at most {most} can be had")));
         }
         self.sequence.top(n)
+    }
+
+    /// The `n` likeliest tokens with their log-probabilities over the whole vocabulary, likeliest first: at most
+    /// [`MAX_TOP`] and the vocabulary. Takes all logits from the device.
+    ///
+    /// # Errors
+    /// Those of [`top`](Self::top).
+    pub fn top_logprobs(&mut self, n: usize) -> Result<Vec<TokenLogprob>> {
+        let top = self.top(n)?;
+        let total = LogTotal::of(self.logits()?);
+        let logprob = |Candidate { token, logit }| TokenLogprob { token, logprob: total.logprob(logit) };
+        try_collect(top.into_iter().map(logprob))
+    }
+
+    /// The log-probability of `token` behind the last one, over the whole vocabulary. Takes all logits from the device.
+    ///
+    /// # Errors
+    /// Those of [`logits`](Self::logits); `Invalid` for a token beyond the vocabulary.
+    pub fn logprob(&mut self, token: u32) -> Result<f32> {
+        self.check_tokens(&[token])?;
+        let logits = self.logits()?;
+        Ok(LogTotal::of(logits).logprob(logits[token as usize]))
     }
 
     /// Chooses the token that comes next, from no more logits than the sampler looks at. The tokens that the session holds
@@ -340,14 +476,28 @@ impl Session {
         Ok(n_tokens)
     }
 
-    fn check(&self, tokens: &[u32]) -> Result<()> {
+    /// Forgets everything: the session is as it was when it was opened.
+    pub fn reset(&mut self) {
+        self.sequence.rewind(0);
+        self.tokens.clear();
+        self.has_logits = false;
+        self.counters = Counters::default();
+    }
+
+    fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
         let n_vocab = self.model.config().n_vocab;
+        match tokens.iter().find(|&&token| token as usize >= n_vocab) {
+            Some(token) => Err(Error::invalid(format!("token {token} of a vocabulary of {n_vocab}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether `tokens` can be appended.
+    fn check(&self, tokens: &[u32]) -> Result<()> {
         if tokens.is_empty() {
             return Err(Error::invalid("no tokens"));
         }
-        if let Some(token) = tokens.iter().find(|&&token| token as usize >= n_vocab) {
-            return Err(Error::invalid(format!("token {token} of a vocabulary of {n_vocab}")));
-        }
+        self.check_tokens(tokens)?;
         let (has, new, n_ctx) = (self.tokens.len(), tokens.len(), self.n_ctx);
         match new <= (n_ctx as usize).saturating_sub(has) {
             true => Ok(()),
@@ -358,18 +508,26 @@ impl Session {
         }
     }
 
-    fn reserve(&mut self, n_tokens: usize) -> Result<()> {
-        let no_room = |_| Error::new(ErrorKind::OutOfMemory, "cannot remember more tokens");
-        self.tokens.try_reserve(n_tokens).map_err(no_room)
-    }
-
-    fn step(&mut self, tokens: &[u32], want: Want<'_>, cancel: &Cancel) -> Result<()> {
-        self.reserve(tokens.len())?;
+    /// Appends a chunk; returns how long it took.
+    fn step(&mut self, tokens: &[u32], want: Want<'_, '_>, cancel: &Cancel) -> Result<Duration> {
+        try_reserve(&mut self.tokens, tokens.len())?;
+        let begun = Instant::now();
         let result = self.sequence.step(tokens, want, cancel);
         self.has_logits &= result.as_ref().is_err_and(leaves_logits);
         result?;
         self.tokens.extend_from_slice(tokens);
-        Ok(())
+        Ok(begun.elapsed())
+    }
+}
+
+/// Refuses rows that do not rise or that `n_tokens` tokens do not have.
+fn check_rows(rows: &[usize], n_tokens: usize) -> Result<()> {
+    if let Some(pair) = rows.windows(2).find(|pair| pair[0] >= pair[1]) {
+        return Err(Error::invalid(format!("rows must rise: {} behind {}", pair[1], pair[0])));
+    }
+    match rows.last().filter(|&&row| row >= n_tokens) {
+        Some(row) => Err(Error::invalid(format!("row {row} of {n_tokens} tokens"))),
+        None => Ok(()),
     }
 }
 

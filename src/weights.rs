@@ -43,6 +43,7 @@ pub(crate) fn open_until(
     let failed = |error: std::io::Error| {
         let kind = match error.kind() {
             std::io::ErrorKind::NotFound => ErrorKind::NotFound,
+            std::io::ErrorKind::OutOfMemory => ErrorKind::OutOfMemory,
             _ => ErrorKind::Io,
         };
         Error::new(kind, format!("{}: {error}", path.display()))

@@ -10,10 +10,12 @@ use std::process::Command;
 use longgen::capi::attention::lg_layer_attention;
 use longgen::capi::chat::lg_message;
 use longgen::capi::generate::{lg_generate_params, lg_generate_result};
+use longgen::capi::logits::lg_token_logprob;
 use longgen::capi::model::lg_model_params;
 use longgen::capi::plan::{lg_layer_plan, lg_memory_plan};
 use longgen::capi::sampler::{lg_choice, lg_logit_bias, lg_sampler_params};
 use longgen::capi::session::lg_session_params;
+use longgen::capi::state::lg_counters;
 use longgen::capi::status::lg_error;
 use support::library;
 
@@ -129,4 +131,12 @@ fn structs_lie_in_memory_as_they_always_did() {
 
     assert_eq!([size_of::<lg_logit_bias>(), offset_of!(lg_logit_bias, bias)], [8, 4]);
     assert_eq!([size_of::<lg_choice>(), offset_of!(lg_choice, logit), offset_of!(lg_choice, p)], [12, 4, 8]);
+
+    assert_eq!(size_of::<lg_counters>(), 40);
+    assert_eq!(offset_of!(lg_counters, n_prompt_tokens), 8);
+    assert_eq!(offset_of!(lg_counters, n_generated_tokens), 16);
+    assert_eq!([offset_of!(lg_counters, prompt_ms), offset_of!(lg_counters, generated_ms)], [24, 32]);
+
+    assert_eq!(size_of::<lg_token_logprob>(), 8);
+    assert_eq!([offset_of!(lg_token_logprob, token), offset_of!(lg_token_logprob, logprob)], [0, 4]);
 }

@@ -377,6 +377,26 @@ fn an_answer_is_what_its_steps_give() {
 }
 
 #[test]
+fn sessions_say_what_they_hold_and_what_comes_next() {
+    let workshop = Workshop::new();
+    let program = workshop.build(&C99, "tests/capi/state.c", &["-lm"]);
+    workshop.run(&program, &[workshop.model()]);
+}
+
+#[test]
+fn rows_of_a_prompt_get_what_they_get_one_by_one() {
+    let workshop = Workshop::new();
+    workshop.check("tests/capi/rows.c", &[workshop.model()]);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_told_and_not_kept_open() {
+    let workshop = Workshop::new();
+    let program = workshop.build(&C99, "tests/capi/io.c", &["-rdynamic"]);
+    workshop.run(&program, &[workshop.model()]);
+}
+
+#[test]
 fn threads_share_a_model_and_stop_each_other() {
     let workshop = Workshop::new();
     workshop.check("tests/capi/threads.c", &[workshop.model()]);

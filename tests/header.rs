@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// In the order in which the header presents them.
-const SOURCES: [&str; 14] = [
+const SOURCES: [&str; 16] = [
     "version",
     "status",
     "model",
@@ -17,6 +17,8 @@ const SOURCES: [&str; 14] = [
     "stream",
     "chat",
     "session",
+    "logits",
+    "state",
     "sampler",
     "generate",
     "cancel",

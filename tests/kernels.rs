@@ -86,7 +86,7 @@ fn kernels_find_the_slots_that_the_runtime_gives() {
         let (n_kv_heads, group) = (number(1 + random.below(4)), 1 + random.below(4));
         let phases: Vec<u32> = (0..n_kv_heads as usize * group).map(|_| number(random.below(9))).collect();
         let n_ctx = number(1 + random.below(4000));
-        let map = SlotMap::new(&mask, &phases, n_kv_heads, n_ctx);
+        let map = SlotMap::new(&mask, &phases, n_kv_heads, n_ctx).unwrap();
         let n_blocks = n_ctx.div_ceil(mask.block_size());
         let words = map.words();
         cases.push([&[number(words.len())], &words[..], &[n_kv_heads, n_blocks]].concat());

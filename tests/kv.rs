@@ -97,7 +97,7 @@ fn check<B: Backend>(backend: &B, case: &Case) {
         .map(|attention| {
             let block_size = attention.mask.block_size() as usize;
             let shape = KvShape { n_kv_heads, head_dim: HEAD_DIM, block_size, ty };
-            LayerLayout::new(attention, shape, n_ctx, chunk_tokens)
+            LayerLayout::new(attention, shape, n_ctx, chunk_tokens).unwrap()
         })
         .collect();
     let mut kv = KvCache::new(backend, layouts, plan).unwrap();
@@ -199,7 +199,10 @@ fn check<B: Backend>(backend: &B, case: &Case) {
         } else {
             backend
                 .run(&mut workspace, &Cancel::default(), |ws| {
-                    backend.copy_blocks(ws, CopyBlocksArgs { parts: &mut kv.fill_rings(&desc) })
+                    backend.copy_blocks(
+                        ws,
+                        CopyBlocksArgs { parts: &mut kv.fill_rings(&desc).collect::<Vec<_>>() },
+                    )
                 })
                 .unwrap();
             kv.advance(n_tokens);

@@ -770,7 +770,7 @@ fn a_cancelled_step_ends_in_the_op_that_runs() {
         let from = rig.buf(&random.vector(128, 1.0));
         let mut to = rig.poisoned(128 * 4);
         let desc = rig.rows(0, 16, 0);
-        let slots = backend.slots(&SlotMap::new(&Mask::Full, &[0], 1, 16)).unwrap();
+        let slots = backend.slots(&SlotMap::new(&Mask::Full, &[0], 1, 16).unwrap()).unwrap();
         rig.run(|backend, ws| {
             let places = BlockPlaces::Step { n_blocks: 1 };
             let part = CopyPart {

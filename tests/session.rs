@@ -10,7 +10,7 @@ use longgen::{
     Cancel, Device, ErrorKind, KvType, Model, ModelParams, Precision, Sampler, SamplerParams, Session,
     SessionParams,
 };
-use longgen_format::TensorType;
+use longgen_format::{Directory, TensorType, quant};
 use support::random::Random;
 use support::tiny_model;
 
@@ -145,6 +145,158 @@ fn every_device_computes_what_the_oracle_computes() {
             assert!(fast < 0.05, "{device:?} {ty}: fast differs by {fast}");
         }
     }
+}
+
+/// The matrix of a file whose embedding is its output, too, times hidden states: (rows, n_vocab).
+fn output_of(file: &[u8], hidden: &[f32]) -> Vec<f32> {
+    let directory = Directory::read(file).unwrap();
+    let info = directory.tensor("token_embd.weight").unwrap();
+    let [begin, n_bytes] = [info.offset(), info.n_bytes()].map(|n| usize::try_from(n).unwrap());
+    let d_model = usize::try_from(info.shape()[0]).unwrap();
+    let mut matrix = vec![0.0; tiny_model::N_VOCAB * d_model];
+    quant::dequantize(info.ty().unwrap(), &file[begin..begin + n_bytes], &mut matrix).unwrap();
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    let rows = hidden.chunks_exact(d_model);
+    rows.flat_map(|row| matrix.chunks_exact(d_model).map(|w| dot(row, w))).collect()
+}
+
+/// Some of the rows below `n`, rising.
+fn some_rows(random: &mut Random, n: usize) -> Vec<usize> {
+    // Runs of neighbours, rows by themselves, none, all.
+    let n_of_ten = [0, 1, 5, 9, 10][random.below(5)];
+    (0..n).filter(|_| random.below(10) < n_of_ten).collect()
+}
+
+#[test]
+fn chosen_rows_get_their_logits_and_hidden_states() {
+    let text = tokens(200, 70);
+    for ty in [TensorType::F32, TensorType::Q8_0, TensorType::BF16] {
+        let bytes = tiny_model::bytes(ty);
+        let file = File::new(&bytes);
+        for device in [devices(), vec![Device::Reference]].concat() {
+            let model = file.open(device, 2);
+            let (n_vocab, d_model) = (model.config().n_vocab, model.config().d_model);
+            let new = |chunk| Session::new(&model, &params(chunk, Precision::Exact, KvType::F32)).unwrap();
+            let expected = all_logits(&mut new(90), &text);
+            let mut random = Random::new(71);
+            for round in 0..if device == Device::Reference { 2 } else { 12 } {
+                let mut session = new([90, 7, 400, 1][round % 4]);
+                let mut done = 0;
+                // Several prompts, one behind the other.
+                while done < text.len() {
+                    let n = (1 + random.below(120)).min(text.len() - done);
+                    let rows = some_rows(&mut random, n);
+                    let mut logits = vec![f32::NAN; rows.len() * n_vocab];
+                    let mut hidden = vec![f32::NAN; rows.len() * d_model];
+                    let [has_logits, has_hidden] = [random.below(4) > 0, random.below(4) > 0];
+                    let mut told = 0;
+                    session
+                        .prefill_rows(
+                            &text[done..done + n],
+                            &rows,
+                            has_logits.then_some(&mut logits),
+                            has_hidden.then_some(&mut hidden),
+                            &Cancel::default(),
+                            &mut |n_done, _| told = n_done,
+                        )
+                        .unwrap();
+                    assert_eq!((told, session.tokens()), (n, &text[..done + n]));
+                    let row_of = |row: &usize| &expected[(done + row) * n_vocab..][..n_vocab];
+                    let of_rows: Vec<f32> = rows.iter().flat_map(row_of).copied().collect();
+                    let what = format!("{device:?} {ty} round {round} at {done}");
+                    let allowed = if device == Device::Cpu { 0.0 } else { 1e-5 };
+                    if has_logits && !rows.is_empty() {
+                        let differs = distance(&logits, &of_rows);
+                        assert!(differs <= allowed, "{what}: logits differ by {differs}");
+                    }
+                    if has_hidden && !rows.is_empty() {
+                        let differs = distance(&output_of(&bytes, &hidden), &of_rows);
+                        assert!(differs < 1e-5, "{what}: logits of the hidden states differ by {differs}");
+                    }
+                    let last = row_of(&(n - 1));
+                    let differs = distance(&output_of(&bytes, session.hidden().unwrap()), last);
+                    assert!(differs < 1e-5, "{what}: logits of the last hidden state differ by {differs}");
+                    match session.logits() {
+                        Ok(logits) => {
+                            assert!(has_logits && rows.last() == Some(&(n - 1)));
+                            assert!(distance(logits, last) <= allowed, "{what}: last logits");
+                        }
+                        Err(error) => {
+                            assert!(!has_logits || rows.last() != Some(&(n - 1)), "{what}: {error}");
+                            assert_eq!(error.kind(), ErrorKind::Invalid);
+                        }
+                    }
+                    done += n;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_hidden_state_is_the_last_tokens_however_it_was_computed() {
+    let bytes = tiny_model::bytes(TensorType::F16);
+    for device in devices() {
+        let model = File::new(&bytes).open(device, 2);
+        let params = params(64, Precision::Exact, KvType::F16);
+        let mut sessions = batch(&model, &params, 5);
+        let check = |session: &mut Session| {
+            let expected = output_of(&bytes, session.hidden().unwrap());
+            let differs = distance(session.logits().unwrap(), &expected);
+            assert!(differs < 1e-5, "{device:?}: differs by {differs}");
+        };
+        for i in 0..6 {
+            sessions.iter_mut().for_each(|(session, _)| check(session));
+            // One by one, then together.
+            for (session, next) in &mut sessions {
+                session.decode(next[i], &Cancel::default()).unwrap();
+                check(session);
+            }
+            let mut step: Vec<_> = sessions.iter_mut().map(|(session, next)| (session, next[i])).collect();
+            Session::decode_batch(&mut step, &Cancel::default()).unwrap();
+        }
+        // What was computed is lost with a step that does not count, but not what was refused.
+        let kind = |session: &mut Session| session.hidden().unwrap_err().kind();
+        let session = &mut sessions[0].0;
+        assert!(session.decode(258, &Cancel::default()).is_err());
+        check(session);
+        assert!(session.decode(1, &Cancel::after(5)).is_err());
+        assert_eq!(kind(session), ErrorKind::Invalid);
+        session.logits().unwrap();
+        session.decode(1, &Cancel::default()).unwrap();
+        check(session);
+        session.rewind(session.tokens().len() - 1).unwrap();
+        assert_eq!(kind(session), ErrorKind::Invalid);
+        session.reset();
+        assert_eq!(kind(session), ErrorKind::Invalid);
+    }
+}
+
+#[test]
+fn rows_that_make_no_sense_are_refused_before_anything_changes() {
+    let model = File::new(&tiny_model::bytes(TensorType::F32)).open(Device::Cpu, 1);
+    let mut session = Session::new(&model, &params(64, Precision::Exact, KvType::F32)).unwrap();
+    session.decode(7, &Cancel::default()).unwrap();
+    let before = session.logits().unwrap().to_vec();
+    let (n_vocab, d_model) = (model.config().n_vocab, model.config().d_model);
+    let mut room = vec![0.0; 3 * n_vocab];
+    for (rows, n_logits, n_hidden) in [
+        (&[0, 5][..], 2 * n_vocab, 2 * d_model),
+        (&[3, 1], 2 * n_vocab, 2 * d_model),
+        (&[3, 3], 2 * n_vocab, 2 * d_model),
+        (&[usize::MAX], n_vocab, d_model),
+        (&[0, 4], n_vocab, 2 * d_model),
+        (&[0, 4], 2 * n_vocab, 2 * d_model + 1),
+        (&[], 0, d_model),
+    ] {
+        let (logits, hidden) = room.split_at_mut(n_logits);
+        let hidden = Some(&mut hidden[..n_hidden]);
+        let nothing = &mut |_, _| {};
+        let result = session.prefill_rows(&[1; 5], rows, Some(logits), hidden, &Cancel::default(), nothing);
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::Invalid, "{rows:?}");
+    }
+    assert_eq!(session.tokens(), [7]);
+    assert_eq!(session.logits().unwrap(), before);
 }
 
 #[test]

@@ -1,11 +1,16 @@
 //! What can be wrong with a file.
 
+use std::collections::TryReserveError;
+
 use crate::metadata::ValueType;
 
 /// What is wrong, where: offsets are counted in bytes from the start of the file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// There is no memory for what the file says of itself.
+    #[error("{0}")]
+    OutOfMemory(#[from] TryReserveError),
     /// The file does not begin like a GGUF file.
     #[error("not a GGUF file: it begins with {found:02x?}, expected \"GGUF\"")]
     Magic {

@@ -306,7 +306,12 @@ impl<'a> Metadata<'a> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Array(array)) => {
-                array.iter().map(|value| convert(key, &value)).collect::<Result<_, _>>().map(Some)
+                let mut values = Vec::new();
+                values.try_reserve_exact(array.len())?;
+                for value in array.iter() {
+                    values.push(convert(key, &value)?);
+                }
+                Ok(Some(values))
             }
             Some(value) => {
                 Err(Error::WrongType { key: key.to_owned(), expected: "array", found: value.value_type() })

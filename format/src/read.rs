@@ -233,7 +233,11 @@ impl<'a> Directory<'a> {
         if needed > left {
             return Err(Error::Truncated { offset: cursor.offset(), what: "tensor count", needed, left });
         }
-        let tensors: Vec<_> = (0..n_tensors).map(|_| read_tensor(&mut cursor)).collect::<Result<_, _>>()?;
+        let mut tensors = Vec::new();
+        for _ in 0..n_tensors {
+            tensors.try_reserve(1)?;
+            tensors.push(read_tensor(&mut cursor)?);
+        }
         let data_offset = cursor.offset().next_multiple_of(alignment);
 
         let mut directory =
@@ -246,6 +250,7 @@ impl<'a> Directory<'a> {
     /// and not shared.
     fn place_tensors(&mut self) -> Result<(), Error> {
         let (file_bytes, alignment) = (self.bytes.len() as u64, self.alignment);
+        self.by_name.try_reserve(self.tensors.len())?;
         for (i, tensor) in self.tensors.iter_mut().enumerate() {
             let name = || tensor.name.to_owned();
             if !tensor.offset.is_multiple_of(alignment) {
@@ -261,9 +266,7 @@ impl<'a> Directory<'a> {
                 return Err(Error::DuplicateTensor { tensor: tensor.name.to_owned() });
             }
         }
-        let mut by_offset: Vec<&TensorInfo<'_>> = self.tensors.iter().collect();
-        by_offset.sort_by_key(|tensor| tensor.offset);
-        for pair in by_offset.windows(2) {
+        for pair in self.by_offset()?.windows(2) {
             if pair[0].offset + pair[0].n_bytes > pair[1].offset {
                 return Err(Error::Overlap {
                     first: pair[0].name.to_owned(),
@@ -273,6 +276,15 @@ impl<'a> Directory<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The tensors in the order of their data.
+    pub(crate) fn by_offset(&self) -> Result<Vec<&TensorInfo<'a>>, Error> {
+        let mut tensors = Vec::new();
+        tensors.try_reserve_exact(self.tensors.len())?;
+        tensors.extend(&self.tensors);
+        tensors.sort_unstable_by_key(|tensor| (tensor.offset, tensor.name));
+        Ok(tensors)
     }
 
     /// Version of GGUF.
@@ -319,6 +331,8 @@ fn read_metadata<'a>(cursor: &mut Cursor<'a>, n_keys: usize) -> Result<Metadata<
         let key = cursor.str("key")?;
         cursor.key = key;
         let value = cursor.value()?;
+        metadata.by_key.try_reserve(1)?;
+        metadata.entries.try_reserve(1)?;
         if metadata.by_key.insert(key, i).is_some() {
             return Err(Error::DuplicateKey { key: key.to_owned() });
         }

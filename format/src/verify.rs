@@ -5,7 +5,7 @@
 
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_128};
 
-use crate::read::{Directory, TensorInfo};
+use crate::read::Directory;
 use crate::{Error, keys};
 
 /// The checksum: xxh3 of 128 bits, as lower-case hexadecimal digits, most significant first.
@@ -79,8 +79,7 @@ impl<'a> Directory<'a> {
 
     /// Bytes behind the header that belong to no tensor are zero.
     fn verify_padding(&self) -> Result<(), Error> {
-        let mut by_offset: Vec<&TensorInfo<'_>> = self.tensors.iter().collect();
-        by_offset.sort_by_key(|tensor| tensor.offset);
+        let by_offset = self.by_offset()?;
         let file_bytes = self.bytes.len() as u64;
         let begins = by_offset.iter().map(|tensor| tensor.offset).chain([file_bytes]);
         let mut end = self.data_offset.min(file_bytes);

@@ -1,5 +1,6 @@
 //! What each layer of a model may look at.
 
+use crate::alloc::try_collect;
 use crate::attention::mask::Mask;
 use crate::error::{Error, Result};
 
@@ -21,6 +22,14 @@ impl LayerAttention {
     /// A layer whose heads all have phase 0.
     pub fn uniform(mask: Mask, n_heads: usize) -> Self {
         Self { mask, phases: vec![0; n_heads] }
+    }
+
+    /// The same again.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn try_clone(&self) -> Result<Self> {
+        Ok(Self { mask: self.mask, phases: try_collect(self.phases.iter().copied())? })
     }
 
     /// The kind's name in files and plans.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 pub use longgen_format::TensorType;
 
 use super::Backend;
+use crate::alloc::try_collect;
 use crate::attention::mask::Mask;
 use crate::error::{Error, Result};
 use crate::kv::layer::LayerKv;
@@ -480,18 +481,18 @@ impl<B: Backend> AppendAttnArgs<'_, '_, B> {
     pub fn one_by_one(self, backend: &B, ws: &mut B::Workspace) -> Result<()> {
         let Self { out, q, k, v, rope, n_heads, scale, softcap, sink_logits, mask, phases, seqs } = self;
         let Some(shape) = seqs.first().map(|seq| seq.shape) else { return Ok(()) };
-        let mut targets: Vec<_> = seqs.iter_mut().map(LayerKv::append_target).collect();
+        let mut targets = try_collect(seqs.iter_mut().map(LayerKv::append_target))?;
         let append = RopeAppendArgs { q, k, v, rope, n_heads, shape, seqs: &mut targets };
         backend.rope_append(ws, append)?;
 
-        let segments: Vec<_> = seqs.iter().map(LayerKv::segments).collect();
-        let views: Vec<_> =
-            seqs.iter().zip(&segments).map(|(seq, segments)| AttnSeq { desc: seq.desc, segments }).collect();
+        let segments = try_collect(seqs.iter().map(LayerKv::segments))?;
+        let views = seqs.iter().zip(&segments).map(|(seq, segments)| AttnSeq { desc: seq.desc, segments });
+        let views = try_collect(views)?;
         let attend =
             AttnArgs { out, q, n_heads, shape, scale, softcap, sink_logits, mask, phases, seqs: &views };
         backend.attn(ws, attend)?;
 
-        let mut parts: Vec<_> = seqs.iter_mut().flat_map(LayerKv::stage).collect();
+        let mut parts = try_collect(seqs.iter_mut().flat_map(LayerKv::stage))?;
         backend.copy_blocks(ws, CopyBlocksArgs { parts: &mut parts })
     }
 }

@@ -8,7 +8,7 @@ use longgen_format::quant;
 
 use super::args::*;
 use super::{Backend, DeviceInfo};
-use crate::alloc::{HostBuf, Meter};
+use crate::alloc::{HostBuf, Meter, try_collect, try_vec, try_with_capacity};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::kv::slots::SlotMap;
@@ -54,7 +54,7 @@ fn round_to(ty: KvType, row: &mut [f32]) {
 
 fn weight_row(w: &WeightData, row: usize) -> Result<Vec<f32>> {
     let row_bytes = w.bytes().len() / w.rows;
-    let mut out = vec![0.0; w.cols];
+    let mut out = try_vec(w.cols, 0.0)?;
     quant::dequantize(w.ty, &w.bytes()[row * row_bytes..(row + 1) * row_bytes], &mut out)?;
     Ok(out)
 }
@@ -73,18 +73,19 @@ fn turn(head: &mut [f32], table: &[f32], n_pairs: usize, pairing: RopePairing) {
 }
 
 /// What a product's matrices are multiplied with.
-fn values(input: &Input<'_, ReferenceBackend>, n_rows: usize, width: usize) -> Vec<f64> {
+fn values(input: &Input<'_, ReferenceBackend>, n_rows: usize, width: usize) -> Result<Vec<f64>> {
     match input {
-        Input::Rows(x) => x.of::<f32>()[..n_rows * width].iter().map(|&x| f64::from(x)).collect(),
+        Input::Rows(x) => try_collect(x.of::<f32>()[..n_rows * width].iter().map(|&x| f64::from(x))),
         Input::Norm(Norm { x, first_row, weight, eps, .. }) => {
             let x = &x.of::<f32>()[first_row * width..(first_row + n_rows) * width];
-            let norm = |x: &[f32]| {
+            let mut normed = try_with_capacity(x.len())?;
+            for x in x.chunks(width) {
                 let mean_square = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / width as f64;
                 let factor = 1.0 / (mean_square + f64::from(*eps)).sqrt();
                 let weighted = x.iter().zip(weight.of::<f32>()).map(|(&x, &w)| f64::from(x) * f64::from(w));
-                weighted.map(|x| x * factor).collect::<Vec<_>>()
-            };
-            x.chunks(width).flat_map(norm).collect()
+                normed.extend(weighted.map(|x| x * factor));
+            }
+            Ok(normed)
         }
     }
 }
@@ -200,8 +201,10 @@ impl Backend for ReferenceBackend {
     }
 
     fn matmul(&self, ws: &mut ReferenceWorkspace, args: MatmulArgs<'_, '_, Self>) -> Result<()> {
-        let input =
-            args.parts.first().map_or(Vec::new(), |part| values(&args.input, args.n_rows, part.w.cols));
+        let input = match args.parts.first() {
+            Some(part) => values(&args.input, args.n_rows, part.w.cols)?,
+            None => Vec::new(),
+        };
         for part in args.parts.iter_mut() {
             let (rows, cols) = (part.w.rows, part.w.cols);
             for row in 0..rows {
@@ -255,7 +258,7 @@ impl Backend for ReferenceBackend {
                 }
                 for head in 0..n_kv {
                     let source = (row * n_kv + head) * dim..(row * n_kv + head + 1) * dim;
-                    let mut key = k.of::<f32>()[source.clone()].to_vec();
+                    let mut key = try_collect(k.of::<f32>()[source.clone()].iter().copied())?;
                     if let Some(angles) = angles {
                         turn(&mut key, angles, n_pairs, pairing);
                     }
@@ -284,8 +287,8 @@ impl Backend for ReferenceBackend {
                 let (position, phase) = (seq.desc.pos + token, args.phases.of::<u32>()[head]);
                 let kv_head = index(head / (n_heads / args.shape.n_kv_heads))?;
 
-                let mut scores = Vec::new();
-                let mut values = Vec::new();
+                let n_keys = position as usize + 1;
+                let (mut scores, mut values) = (try_with_capacity(n_keys)?, try_with_capacity(n_keys)?);
                 for j in (0..=position).filter(|&j| args.mask.sees(position, j, phase)) {
                     let row = |is_value| {
                         let segment = seq.segments.iter().find(|segment| j < segment.end.position(seq.desc));
@@ -350,8 +353,8 @@ impl Backend for ReferenceBackend {
         args.check()?;
         let TopArgs { values, columns, x, width, n } = args;
         let x = &x.of::<f32>()[..width];
-        let mut order: Vec<usize> = (0..width).collect();
-        order.sort_by(|&a, &b| {
+        let mut order = try_collect(0..width)?;
+        order.sort_unstable_by(|&a, &b| {
             let by_value = match (x[a].is_nan(), x[b].is_nan()) {
                 (false, false) => x[b].total_cmp(&x[a]),
                 (a_is_nan, b_is_nan) => a_is_nan.cmp(&b_is_nan),

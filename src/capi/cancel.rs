@@ -20,7 +20,7 @@ pub unsafe extern "C" fn lg_cancel_new(out: *mut *mut lg_cancel, error: *mut lg_
     let body = || {
         // SAFETY: the caller's word, as for all pointers of this function.
         let out = unsafe { output(out, "out") }?;
-        out.write(into_handle(lg_cancel(Cancel::default())));
+        out.write(into_handle(lg_cancel(Cancel::default()))?);
         Ok(())
     };
     // SAFETY: the caller's word.

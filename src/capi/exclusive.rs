@@ -1,7 +1,7 @@
 //! Objects with one caller at a time.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, TryLockError};
+use std::sync::{Mutex, MutexGuard, TryLockError};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -22,29 +22,51 @@ impl<T> Exclusive<T> {
     /// Runs `body` on the value, which messages call `name`.
     ///
     /// # Errors
-    /// `Invalid` while another call runs, `Poisoned` after one that panicked or returned `Internal`; those of `body`.
+    /// Those of [`lock`](Self::lock) and of `body`.
     pub(super) fn with<R>(&self, name: &str, body: impl FnOnce(&mut T) -> Result<R>) -> Result<R> {
+        let mut locked = self.lock(name)?;
+        let result = body(&mut locked.value);
+        locked.note(&result);
+        result
+    }
+
+    /// Keeps other calls from the value, which messages call `name`.
+    ///
+    /// # Errors
+    /// `Invalid` while another call runs, `Poisoned` after one that panicked or returned `Internal`.
+    pub(super) fn lock(&self, name: &str) -> Result<Locked<'_, T>> {
         let poisoned = || {
             Error::new(
                 ErrorKind::Poisoned,
                 format!("an internal error left the {name} unusable, it can only be freed"),
             )
         };
-        let mut value = match self.value.try_lock() {
+        let value = match self.value.try_lock() {
             Ok(value) => value,
             Err(TryLockError::WouldBlock) => {
                 return Err(Error::invalid(format!("the {name} is in use by another call")));
             }
             Err(TryLockError::Poisoned(_)) => return Err(poisoned()),
         };
-        if self.is_broken.load(Ordering::Relaxed) {
-            return Err(poisoned());
+        match self.is_broken.load(Ordering::Relaxed) {
+            true => Err(poisoned()),
+            false => Ok(Locked { value, is_broken: &self.is_broken }),
         }
-        let result = body(&mut value);
+    }
+}
+
+/// The value of an [`Exclusive`] during a call.
+pub(super) struct Locked<'a, T> {
+    pub(super) value: MutexGuard<'a, T>,
+    is_broken: &'a AtomicBool,
+}
+
+impl<T> Locked<'_, T> {
+    /// How the call ended: after `Internal` the value is given to nobody any more.
+    pub(super) fn note<R>(&self, result: &Result<R>) {
         if result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Internal) {
             self.is_broken.store(true, Ordering::Relaxed);
         }
-        result
     }
 }
 

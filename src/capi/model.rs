@@ -161,7 +161,7 @@ pub unsafe extern "C" fn lg_model_open(
         let model = Model::open_with(path, &params.checked()?, &cancel, &mut progress, &mut log)?;
         let architecture = c_string(&model.config().architecture);
         let device = c_string(&model.device().name);
-        out.write(into_handle(lg_model { model: Arc::new(model), architecture, device }));
+        out.write(into_handle(lg_model { model: Arc::new(model), architecture, device })?);
         Ok(())
     };
     // SAFETY: the caller's word.

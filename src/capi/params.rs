@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 /// No version of a struct will be larger; whoever says more never set `struct_size`.
 const MAX_SIZE: usize = 4096;
 
-/// A parameter struct of the C interface. Zero means the default for each of its fields.
+/// A struct of the C interface that may grow. In one of parameters, zero means the default for each of its fields.
 ///
 /// # Safety
 /// `repr(C)`, begins with `struct_size: usize`, has no padding, and whatever bytes a C program may put there make a valid

@@ -7,11 +7,15 @@ use std::mem::MaybeUninit;
 use std::path::Path;
 
 use super::guard::guard_or;
+use crate::alloc::try_box;
 use crate::error::{Error, Result};
 
 /// Moves a value behind a handle; [`free`] takes it back.
-pub(super) fn into_handle<T>(value: T) -> *mut T {
-    Box::into_raw(Box::new(value))
+///
+/// # Errors
+/// `OutOfMemory`.
+pub(super) fn into_handle<T>(value: T) -> Result<*mut T> {
+    try_box(value).map(Box::into_raw)
 }
 
 /// Frees what a handle stands for; NULL stands for nothing.
@@ -44,6 +48,43 @@ pub(super) unsafe fn output<'a, T>(pointer: *mut T, name: &str) -> Result<&'a mu
     check(pointer, name)?;
     // SAFETY: not NULL and aligned; the rest is the caller's word.
     Ok(unsafe { &mut *pointer.cast() })
+}
+
+/// Where `n` results go; NULL for none is fine.
+///
+/// # Safety
+/// As for [`output`], of `n` elements.
+pub(super) unsafe fn outputs<'a, T>(
+    pointer: *mut T,
+    n: usize,
+    name: &str,
+) -> Result<&'a mut [MaybeUninit<T>]> {
+    if pointer.is_null() && n == 0 {
+        return Ok(&mut []);
+    }
+    check(pointer, name)?;
+    check_length::<T>(n, name)?;
+    // SAFETY: not NULL, aligned, of a length that memory can have; the rest is the caller's word.
+    Ok(unsafe { std::slice::from_raw_parts_mut(pointer.cast(), n) })
+}
+
+/// A matrix of floats that a caller may want; `None` for NULL.
+///
+/// # Safety
+/// As for [`output`], of as many floats as both sizes say. Whatever is in them makes floats.
+pub(super) unsafe fn optional_floats<'a>(
+    pointer: *mut f32,
+    sizes: [usize; 2],
+    name: &str,
+) -> Result<Option<&'a mut [f32]>> {
+    if pointer.is_null() {
+        return Ok(None);
+    }
+    check(pointer, name)?;
+    let n = sizes[0].saturating_mul(sizes[1]);
+    check_length::<f32>(n, name)?;
+    // SAFETY: not NULL, aligned, of a length that memory can have; the rest is the caller's word.
+    Ok(Some(unsafe { std::slice::from_raw_parts_mut(pointer, n) }))
 }
 
 /// `n` elements; NULL for none is fine.
@@ -129,10 +170,8 @@ impl<'a, T: Copy> Buffer<'a, T> {
         if pointer.is_null() && cap == 0 {
             return Ok(Self { elements: None, n });
         }
-        check(pointer, name)?;
-        check_length::<T>(cap, name)?;
-        // SAFETY: not NULL, aligned, of a length that memory can have; the rest is the caller's word.
-        let elements = unsafe { std::slice::from_raw_parts_mut(pointer.cast(), cap) };
+        // SAFETY: as the caller says.
+        let elements = unsafe { outputs(pointer, cap, name) }?;
         Ok(Self { elements: Some(elements), n })
     }
 
@@ -159,6 +198,7 @@ impl<'a, T: Copy> Buffer<'a, T> {
     }
 }
 
+/// Refuses NULL, and a pointer that is not aligned.
 pub(super) fn check<T>(pointer: *const T, name: &str) -> Result<()> {
     if pointer.is_null() {
         return Err(Error::invalid(format!("{name} is NULL")));

@@ -145,7 +145,7 @@ pub unsafe extern "C" fn lg_sampler_new(
         let out = unsafe { output(out, "out") }?;
         // SAFETY: as above.
         let params = unsafe { params::read(params, "lg_sampler_params") }?.checked()?;
-        out.write(into_handle(lg_sampler { sampler: Exclusive::new(Sampler::new(&params)?) }));
+        out.write(into_handle(lg_sampler { sampler: Exclusive::new(Sampler::new(&params)?) })?);
         Ok(())
     };
     // SAFETY: the caller's word.

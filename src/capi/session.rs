@@ -4,13 +4,15 @@ use std::ffi::c_void;
 
 use super::cancel::{flag, lg_cancel};
 use super::exclusive::Exclusive;
-use super::guard::{guard, guard_or};
+use super::guard::guard;
 use super::model::lg_model;
 use super::params::{self, Params, reserved, unknown};
-use super::pointer::{free, into_handle, output, reference, slice};
+use super::pointer::{free, into_handle, optional_floats, output, reference, slice};
 use super::status::{lg_error, lg_status};
+use crate::alloc::{try_collect, try_with_capacity};
 use crate::backend::args::{KvType, Precision};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::model::config::Config;
 use crate::session::{Session, SessionParams};
 
 /// One sequence of tokens with its keys and values. It keeps its model alive.
@@ -127,7 +129,7 @@ pub unsafe extern "C" fn lg_session_new(
         // SAFETY: as above.
         let params = unsafe { params::read(params, "lg_session_params") }?.checked()?;
         let session = Exclusive::new(Session::new(&model.model, &params)?);
-        out.write(into_handle(lg_session { session }));
+        out.write(into_handle(lg_session { session })?);
         Ok(())
     };
     // SAFETY: the caller's word.
@@ -183,6 +185,58 @@ pub unsafe extern "C" fn lg_session_prefill(
     unsafe { guard("lg_session_prefill", error, body) }
 }
 
+/// Appends `n_tokens` tokens like `lg_session_prefill`, and computes what is wanted of `n_rows` of them: `rows` are their
+/// numbers among `tokens`, rising.
+///
+/// `logits` has room for `n_rows` times as many floats as the vocabulary has tokens, and gets the logits behind each of the
+/// rows. `hidden` has room for `n_rows` times the model's width, and gets the last hidden state of each: the one behind the
+/// final norm, which the output matrix is multiplied with. Both may be NULL, which spares the work. There are logits for
+/// `lg_session_logits` and samplers afterwards if those behind the last token were wanted.
+///
+/// Errors: those of `lg_session_prefill`, after which the outputs hold the rows of the chunks that had finished and
+/// otherwise anything; `LG_ERR_INVALID` for rows that do not rise or are beyond the tokens.
+///
+/// # Safety
+/// The caller must pass pointers as the conventions ask, and a `progress` that keeps its promises.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn lg_session_prefill_rows(
+    session: *mut lg_session,
+    tokens: *const u32,
+    n_tokens: usize,
+    rows: *const usize,
+    n_rows: usize,
+    cancel: *const lg_cancel,
+    progress: lg_progress,
+    user: *mut c_void,
+    logits: *mut f32,
+    hidden: *mut f32,
+    error: *mut lg_error,
+) -> lg_status {
+    let body = || {
+        // SAFETY: the caller's word, as for all pointers of this function.
+        let (session, tokens) =
+            unsafe { (reference(session, "session")?, slice(tokens, n_tokens, "tokens")?) };
+        // SAFETY: as above.
+        let (rows, cancel) = unsafe { (slice(rows, n_rows, "rows")?, flag(cancel)?) };
+        session.with(|session| {
+            let Config { n_vocab, d_model, .. } = *session.model().config();
+            // SAFETY: as above.
+            let logits = unsafe { optional_floats(logits, [n_rows, n_vocab], "logits") }?;
+            // SAFETY: as above.
+            let hidden = unsafe { optional_floats(hidden, [n_rows, d_model], "hidden") }?;
+            let tell = &mut |n_done, n_tokens| {
+                if let Some(progress) = progress {
+                    // SAFETY: the caller's word.
+                    unsafe { progress(user, n_done, n_tokens) };
+                }
+            };
+            session.prefill_rows(tokens, rows, logits, hidden, &cancel, tell)
+        })
+    };
+    // SAFETY: the caller's word.
+    unsafe { guard("lg_session_prefill_rows", error, body) }
+}
+
 /// Appends one token and computes the logits behind it. `cancel` may be NULL. After an error the session stands where it
 /// stood.
 ///
@@ -206,84 +260,47 @@ pub unsafe extern "C" fn lg_session_decode(
     unsafe { guard("lg_session_decode", error, body) }
 }
 
-/// The logits behind the session's last token: `*n_logits` floats, one per token of the vocabulary.
+/// Appends one token to each of several sessions of one model, `tokens[i]` to `sessions[i]`, and computes the logits behind
+/// each: in one step, which reads the weights once.
 ///
-/// They are not copied, since a vocabulary can have half a megabyte of them per token: `*logits` points into the session,
-/// must not be written to, and is valid until the session is next appended to, rewound or freed.
+/// The first session lends its working memory: it limits how many there can be, to the `chunk_tokens` that it was opened
+/// with. All of them have the same `kv_type` and `precision`. `cancel` may be NULL. After an error all of them stand where
+/// they stood.
 ///
-/// Errors: `LG_ERR_INVALID` if nothing was computed behind the last token: the session is empty, was rewound, or
-/// `lg_session_prefill` stopped between two chunks; `LG_ERR_DEVICE`, `LG_ERR_POISONED`.
+/// Errors: those of `lg_session_prefill` for any of them, and `LG_ERR_INVALID` for no sessions, one that is there twice, and
+/// sessions that do not go together.
 ///
 /// # Safety
 /// The caller must pass pointers as the conventions ask.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn lg_session_logits(
-    session: *const lg_session,
-    logits: *mut *const f32,
-    n_logits: *mut usize,
+pub unsafe extern "C" fn lg_session_decode_batch(
+    sessions: *const *mut lg_session,
+    tokens: *const u32,
+    n_sessions: usize,
+    cancel: *const lg_cancel,
     error: *mut lg_error,
 ) -> lg_status {
     let body = || {
         // SAFETY: the caller's word, as for all pointers of this function.
-        let session = unsafe { reference(session, "session") }?;
+        let sessions = unsafe { slice(sessions, n_sessions, "sessions") }?;
         // SAFETY: as above.
-        let (out, n_logits) = unsafe { (output(logits, "logits")?, output(n_logits, "n_logits")?) };
-        session.with(|session| {
-            let logits = session.logits()?;
-            out.write(logits.as_ptr());
-            n_logits.write(logits.len());
-            Ok(())
-        })
+        let (tokens, cancel) = unsafe { (slice(tokens, n_sessions, "tokens")?, flag(cancel)?) };
+        let mut locked = try_with_capacity(n_sessions)?;
+        for (i, session) in sessions.iter().enumerate() {
+            // SAFETY: as above.
+            let reference = unsafe { reference(session.cast_const(), &format!("sessions[{i}]")) }?;
+            let lock =
+                reference.session.lock("session").map_err(|error| match sessions[..i].contains(session) {
+                    true => Error::invalid(format!("sessions[{i}] is in the batch already")),
+                    false => error,
+                })?;
+            locked.push(lock);
+        }
+        let batch = locked.iter_mut().zip(tokens).map(|(session, token)| (&mut *session.value, *token));
+        let result = Session::decode_batch(&mut try_collect(batch)?, &cancel);
+        locked.iter().for_each(|session| session.note(&result));
+        result
     };
     // SAFETY: the caller's word.
-    unsafe { guard("lg_session_logits", error, body) }
-}
-
-/// Number of tokens that the session holds, which is the position of the next one. 0 for NULL, and while another call
-/// runs in the session.
-///
-/// # Safety
-/// The caller must not free the session before this returns.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn lg_session_position(session: *const lg_session) -> usize {
-    // SAFETY: the caller's word.
-    guard_or(0, || unsafe { reference(session, "session") }?.with(|session| Ok(session.tokens().len())))
-}
-
-/// Longest context of the session in tokens. 0 for NULL, and while another call runs in the session.
-///
-/// # Safety
-/// The caller must not free the session before this returns.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn lg_session_n_ctx(session: *const lg_session) -> u32 {
-    // SAFETY: the caller's word.
-    guard_or(0, || unsafe { reference(session, "session") }?.with(|session| Ok(session.n_ctx())))
-}
-
-/// Goes back to the first `n_tokens` tokens and forgets the others.
-///
-/// Layers that keep a part of the context cannot go back to where they have given up what they need. Then the session
-/// becomes empty instead: `*n_kept` is how many tokens it holds afterwards, `n_tokens` or 0, and the caller appends the
-/// missing ones again. Going back to one cache block, at least 16 tokens, behind the furthest token so far always works.
-/// There are no logits until something is appended, unless `n_tokens` is where the session stood.
-///
-/// Errors: `LG_ERR_INVALID` if the session holds fewer tokens, `LG_ERR_POISONED`.
-///
-/// # Safety
-/// The caller must pass pointers as the conventions ask.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn lg_session_rewind(
-    session: *mut lg_session,
-    n_tokens: usize,
-    n_kept: *mut usize,
-    error: *mut lg_error,
-) -> lg_status {
-    let body = || {
-        // SAFETY: the caller's word, as for all pointers of this function.
-        let (session, n_kept) = unsafe { (reference(session, "session")?, output(n_kept, "n_kept")?) };
-        n_kept.write(session.with(|session| session.rewind(n_tokens))?);
-        Ok(())
-    };
-    // SAFETY: the caller's word.
-    unsafe { guard("lg_session_rewind", error, body) }
+    unsafe { guard("lg_session_decode_batch", error, body) }
 }

@@ -52,7 +52,7 @@ pub unsafe extern "C" fn lg_text_stream_new(
         // SAFETY: the caller's word, as for all pointers of this function.
         let (stops, out) = unsafe { (strings(stops, n_stops, "stops")?, output(out, "out")?) };
         let stream = Exclusive::new(TextStream::new(stops));
-        out.write(into_handle(lg_text_stream { stream }));
+        out.write(into_handle(lg_text_stream { stream })?);
         Ok(())
     };
     // SAFETY: the caller's word.

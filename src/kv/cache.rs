@@ -7,6 +7,8 @@
 //! is done. Until then nothing that the session may still read has changed, so a step that fails leaves no trace. Nobody
 //! reads a layer's scratch once the layer is done, and a backend that can do without it leaves it as it is.
 
+use crate::alloc::try_collect_ok;
+use crate::attention::mask::Mask;
 use crate::attention::plan::LayerAttention;
 use crate::backend::Backend;
 use crate::backend::args::*;
@@ -29,15 +31,18 @@ pub struct LayerLayout {
 
 impl LayerLayout {
     /// What a layer needs for `n_ctx` tokens that arrive in steps of at most `chunk_tokens`.
-    pub fn new(attention: &LayerAttention, shape: KvShape, n_ctx: u32, chunk_tokens: u32) -> Self {
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn new(attention: &LayerAttention, shape: KvShape, n_ctx: u32, chunk_tokens: u32) -> Result<Self> {
         let n_kv_heads = u32::try_from(shape.n_kv_heads).unwrap_or(u32::MAX);
-        let slots = SlotMap::new(&attention.mask, &attention.phases, n_kv_heads, n_ctx);
+        let slots = SlotMap::new(&attention.mask, &attention.phases, n_kv_heads, n_ctx)?;
         let scratch_blocks = match slots.has_ring() {
             true => blocks_touched(chunk_tokens, attention.mask.block_size()),
             false => 0,
         };
         let stage_blocks = scratch_blocks.min(slots.ring_blocks());
-        Self { shape, slots, stage_blocks, scratch_blocks }
+        Ok(Self { shape, slots, stage_blocks, scratch_blocks })
     }
 
     /// Bytes of the session's own blocks.
@@ -69,7 +74,7 @@ pub fn scratch_bytes<B: Backend>(backend: &B, layers: &[LayerLayout]) -> usize {
 struct LayerCache<B: Backend> {
     layout: LayerLayout,
     slots: B::Slots,
-    attention: LayerAttention,
+    mask: Mask,
     blocks: B::Buf,
     staged: B::Buf,
 }
@@ -91,16 +96,13 @@ impl<B: Backend> KvCache<B> {
     /// `OutOfMemory`.
     pub fn new(backend: &B, layouts: Vec<LayerLayout>, attention: &[LayerAttention]) -> Result<Self> {
         let scratch = backend.alloc(scratch_bytes(backend, &layouts))?;
-        let layers = layouts
-            .into_iter()
-            .zip(attention)
-            .map(|(layout, attention)| {
-                let blocks = backend.alloc(layout.kv_bytes(backend))?;
-                let staged = backend.alloc(layout.staging_bytes(backend))?;
-                let slots = backend.slots(&layout.slots)?;
-                Ok(LayerCache { layout, slots, attention: attention.clone(), blocks, staged })
-            })
-            .collect::<Result<_>>()?;
+        let layer = |(layout, attention): (LayerLayout, &LayerAttention)| {
+            let blocks = backend.alloc(layout.kv_bytes(backend))?;
+            let staged = backend.alloc(layout.staging_bytes(backend))?;
+            let slots = backend.slots(&layout.slots)?;
+            Ok(LayerCache { layout, slots, mask: attention.mask, blocks, staged })
+        };
+        let layers = try_collect_ok(layouts.into_iter().zip(attention).map(layer))?;
         Ok(Self { layers, scratch, n_tokens: 0, written: 0 })
     }
 
@@ -125,7 +127,7 @@ impl<B: Backend> KvCache<B> {
 
     /// The copies that move the step's staged blocks into the rings: what the step's queries no longer see is
     /// overwritten.
-    pub fn fill_rings<'a>(&'a mut self, desc: &'a B::Descriptor) -> Vec<CopyPart<'a, B>> {
+    pub fn fill_rings<'a>(&'a mut self, desc: &'a B::Descriptor) -> impl Iterator<Item = CopyPart<'a, B>> {
         let with_ring = self.layers.iter_mut().filter(|layer| layer.layout.scratch_blocks > 0);
         let part = |layer: &'a mut LayerCache<B>| {
             let LayerCache { layout, slots, blocks, staged, .. } = layer;
@@ -141,7 +143,7 @@ impl<B: Backend> KvCache<B> {
                 slots,
             }
         };
-        with_ring.map(part).collect()
+        with_ring.map(part)
     }
 
     /// Makes the step of `n_tokens` tokens count, once the rings are filled.
@@ -153,9 +155,8 @@ impl<B: Backend> KvCache<B> {
     /// Lowest position that [`rewind`](Self::rewind) can still go back to, besides 0.
     pub fn oldest_restorable(&self) -> u32 {
         let oldest = |layer: &LayerCache<B>| {
-            let mask = &layer.attention.mask;
-            let newest = self.written.saturating_sub(1) / mask.block_size();
-            mask.first_query_within(layer.layout.slots.oldest_intact(newest))
+            let newest = self.written.saturating_sub(1) / layer.mask.block_size();
+            layer.mask.first_query_within(layer.layout.slots.oldest_intact(newest))
         };
         let layers = self.layers.iter().filter(|layer| layer.layout.scratch_blocks > 0);
         layers.map(oldest).max().unwrap_or(0).min(self.n_tokens)

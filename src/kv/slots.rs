@@ -11,6 +11,9 @@
 //!
 //! A head for which that takes as many slots as the context has blocks keeps one slot a block instead.
 
+use std::collections::TryReserveError;
+use std::sync::Arc;
+
 use crate::attention::mask::Mask;
 
 /// Blocks that `n_tokens` tokens in a row can touch, wherever they begin.
@@ -36,14 +39,17 @@ struct HeadSlots {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlotMap {
     stride: u32,
-    heads: Vec<HeadSlots>,
+    heads: Arc<Vec<HeadSlots>>,
     n_slots: u32,
 }
 
 impl SlotMap {
     /// The slots that a layer with this mask needs for `n_ctx` tokens. `phases` has one number per query head, and
     /// query heads share KV heads in equal groups in order.
-    pub fn new(mask: &Mask, phases: &[u32], n_kv_heads: u32, n_ctx: u32) -> Self {
+    ///
+    /// # Errors
+    /// If there is no memory for as many numbers as there are heads.
+    pub fn new(mask: &Mask, phases: &[u32], n_kv_heads: u32, n_ctx: u32) -> Result<Self, TryReserveError> {
         let n_blocks = n_ctx.div_ceil(mask.block_size());
         let group = phases.len() / n_kv_heads.max(1) as usize;
         let stride = match *mask {
@@ -60,15 +66,15 @@ impl SlotMap {
         };
         // More slots than can be counted are more than can be allocated: whoever asks for them is refused.
         let mut first = 0u32;
-        let heads = (0..n_kv_heads as usize)
-            .map(|head| {
-                let phases = &phases[head * group..(head + 1) * group];
-                let slots = HeadSlots::new(first, mask.sink_blocks(), ring, stride, phases, n_blocks);
-                first = first.saturating_add(slots.n_slots);
-                slots
-            })
-            .collect();
-        Self { stride, heads, n_slots: first }
+        let mut heads = Vec::new();
+        heads.try_reserve_exact(n_kv_heads as usize)?;
+        for head in 0..n_kv_heads as usize {
+            let phases = &phases[head * group..(head + 1) * group];
+            let slots = HeadSlots::new(first, mask.sink_blocks(), ring, stride, phases, n_blocks)?;
+            first = first.saturating_add(slots.n_slots);
+            heads.push(slots);
+        }
+        Ok(Self { stride, heads: Arc::new(heads), n_slots: first })
     }
 
     /// The same as 32-bit words, for kernels: stride, longest ring; then of every head its first slot, sink blocks,
@@ -77,7 +83,7 @@ impl SlotMap {
         let word = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let mut words = vec![self.stride, self.ring_blocks()];
         let mut residues = 2 + 6 * self.heads.len();
-        for head in &self.heads {
+        for head in &*self.heads {
             let HeadSlots { first, sink_blocks, ring_blocks, .. } = *head;
             let n_residues = head.residues.len();
             let is_ring = u32::from(head.is_ring);
@@ -146,11 +152,19 @@ impl SlotMap {
 }
 
 impl HeadSlots {
-    fn new(first: u32, sinks: u32, ring: u32, stride: u32, phases: &[u32], n_blocks: u32) -> Self {
-        let mut residues: Vec<u32> = match stride {
-            0 => Vec::new(),
-            _ => phases.iter().map(|phase| (stride - phase % stride) % stride).collect(),
-        };
+    fn new(
+        first: u32,
+        sinks: u32,
+        ring: u32,
+        stride: u32,
+        phases: &[u32],
+        n_blocks: u32,
+    ) -> Result<Self, TryReserveError> {
+        let mut residues = Vec::new();
+        if stride > 0 {
+            residues.try_reserve_exact(phases.len())?;
+            residues.extend(phases.iter().map(|phase| (stride - phase % stride) % stride));
+        }
         residues.sort_unstable();
         residues.dedup();
         let per_period = u32::try_from(residues.len()).unwrap_or(u32::MAX);
@@ -163,7 +177,7 @@ impl HeadSlots {
             }
         };
         let n_slots = sinks.saturating_add(ring).saturating_add(n_strided);
-        if n_slots < n_blocks {
+        Ok(if n_slots < n_blocks {
             Self { first, sink_blocks: sinks, ring_blocks: ring, residues, n_slots, is_ring: true }
         } else {
             let ring_blocks = n_blocks.max(1);
@@ -175,7 +189,7 @@ impl HeadSlots {
                 n_slots: n_blocks,
                 is_ring: false,
             }
-        }
+        })
     }
 }
 
@@ -189,7 +203,7 @@ mod tests {
     fn more_slots_than_can_be_counted_do_not_become_few() {
         // 2^26 blocks in each of 64 heads: 2^32 slots.
         let mask = Mask::Blocks { block_size: 16, local_blocks: 1, sink_blocks: 0, stride: 1 };
-        assert_eq!(SlotMap::new(&mask, &[0; 64], 64, 1 << 30).n_slots(), u32::MAX);
+        assert_eq!(SlotMap::new(&mask, &[0; 64], 64, 1 << 30).unwrap().n_slots(), u32::MAX);
     }
 
     proptest! {
@@ -203,7 +217,7 @@ mod tests {
             phases in prop::collection::vec(0u32..9, 12),
         ) {
             let phases = &phases[..n_kv_heads as usize * group];
-            let map = SlotMap::new(&mask, phases, n_kv_heads, n_ctx);
+            let map = SlotMap::new(&mask, phases, n_kv_heads, n_ctx).unwrap();
             let block_size = mask.block_size();
             let n_blocks = n_ctx.div_ceil(block_size);
             let mut slots = vec![None; map.n_slots() as usize];
@@ -238,7 +252,7 @@ mod tests {
         fn no_slot_is_more_than_the_plan_needs(
             mask in any_mask(), n_ctx in 1u32..3000, phase in 0u32..9,
         ) {
-            let map = SlotMap::new(&mask, &[phase], 1, n_ctx);
+            let map = SlotMap::new(&mask, &[phase], 1, n_ctx).unwrap();
             let n_blocks = n_ctx.div_ceil(mask.block_size());
             let needed = match mask {
                 Mask::Full => n_blocks,

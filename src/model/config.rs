@@ -2,6 +2,7 @@
 
 use longgen_format::{Metadata, Value, keys};
 
+use crate::alloc::{try_collect, try_collect_ok, try_vec};
 use crate::attention::mask::Mask;
 use crate::attention::plan::{LayerAttention, MAX_CTX};
 use crate::backend::args::{Activation, RopePairing};
@@ -240,8 +241,8 @@ impl Reader<'_> {
             _ => RopePairing::Adjacent,
         };
         // As the models were trained: powers and quotients in f32.
-        let mut inv_freq: Vec<f32> =
-            (0..n_dims / 2).map(|i| 1.0 / base.powf((2 * i) as f32 / n_dims as f32)).collect();
+        let frequencies = (0..n_dims / 2).map(|i| 1.0 / base.powf((2 * i) as f32 / n_dims as f32));
+        let mut inv_freq: Vec<f32> = try_collect(frequencies)?;
         if file.has(ROPE_FREQS) {
             for (inv_freq, factor) in inv_freq.iter_mut().zip(file.vector(ROPE_FREQS, n_dims / 2)?) {
                 *inv_freq /= self.positive(ROPE_FREQS, factor)?;
@@ -309,41 +310,40 @@ impl Reader<'_> {
                     )));
                 }
             };
-            let layer = LayerAttention { mask, phases: phases[i * n_heads..(i + 1) * n_heads].to_vec() };
+            let phases = try_collect(phases[i * n_heads..(i + 1) * n_heads].iter().copied())?;
+            let layer = LayerAttention { mask, phases };
             layer
                 .check(n_heads)
                 .map_err(|error| Error::format(format!("attention of layer {i}: {error}")))?;
             Ok(layer)
         };
-        kinds.into_iter().enumerate().map(layer).collect()
+        try_collect_ok(kinds.into_iter().enumerate().map(layer))
     }
 
     /// Full attention, or the window that the keys of a plain file ask for: in every layer, or where its pattern says.
     fn gguf_windows(&self, n_layers: usize, n_heads: usize) -> Result<Vec<LayerAttention>> {
         let metadata = self.metadata;
-        let full = LayerAttention::uniform(Mask::Full, n_heads);
+        let layer = |mask| Ok(LayerAttention { mask, phases: try_vec(n_heads, 0)? });
         let name = "attention.sliding_window";
         let window_tokens = match metadata.opt_u32(&self.key(name))? {
-            None | Some(0) => return Ok(vec![full; n_layers]),
+            None | Some(0) => return try_collect_ok((0..n_layers).map(|_| layer(Mask::Full))),
             Some(n) => n,
         };
         self.in_range(name, window_tokens, MAX_CTX)?;
-        let window = LayerAttention::uniform(Mask::Window { window_tokens, sink_tokens: 0 }, n_heads);
+        let window = Mask::Window { window_tokens, sink_tokens: 0 };
         let key = self.key("attention.sliding_window_pattern");
         let is_window: Vec<bool> = match metadata.get(&key) {
-            None => vec![true; n_layers],
+            None => try_vec(n_layers, true)?,
             Some(Value::Array(_)) => metadata.require_bools(&key)?,
             // Every n-th layer sees everything.
             Some(_) => {
                 let period = self.dim("attention.sliding_window_pattern", MAX_LAYERS)?;
-                (0..n_layers).map(|i| i % period < period - 1).collect()
+                try_collect((0..n_layers).map(|i| i % period < period - 1))?
             }
         };
         check_length(&key, is_window.len(), n_layers)?;
-        Ok(is_window
-            .into_iter()
-            .map(|is_window| if is_window { window.clone() } else { full.clone() })
-            .collect())
+        let mask = |is_window| if is_window { window } else { Mask::Full };
+        try_collect_ok(is_window.into_iter().map(|is_window| layer(mask(is_window))))
     }
 }
 

@@ -1,5 +1,6 @@
 //! The transformer, written once for every backend.
 
+use crate::alloc::{try_collect, try_vec};
 use crate::backend::Backend;
 use crate::backend::args::*;
 use crate::error::Result;
@@ -41,7 +42,7 @@ impl<B: Backend> Step<'_, '_, B> {
         let Activations { tokens, x, rope, .. } = &mut *self.acts;
         let (table, scale) = (&self.weights.embedding, self.config.embedding_scale);
         self.backend.embed(ws, EmbedArgs { out: x, table, tokens, n_tokens: self.n_rows, scale })?;
-        let seqs: Vec<_> = self.seqs.iter().map(|seq| seq.desc).collect();
+        let seqs = try_collect(self.seqs.iter().map(|seq| seq.desc))?;
         let angles = RopeTableArgs {
             out: rope,
             inv_freq: &self.weights.inv_freq,
@@ -61,7 +62,7 @@ impl<B: Backend> Step<'_, '_, B> {
     fn attention(&mut self, ws: &mut B::Workspace, i_layer: usize, layer: &LayerWeights<B>) -> Result<()> {
         let config = self.config;
         let Activations { x, h, q, k, v, rope, attn, .. } = &mut *self.acts;
-        let mut seqs: Vec<_> = self.seqs.iter_mut().map(|seq| seq.kv.layer(i_layer, seq.desc)).collect();
+        let mut seqs = try_collect(self.seqs.iter_mut().map(|seq| seq.kv.layer(i_layer, seq.desc)))?;
         let args = AttentionArgs {
             x,
             n_rows: self.n_rows,
@@ -111,6 +112,24 @@ impl<B: Backend> Step<'_, '_, B> {
         self.backend.mlp(ws, args)
     }
 
+    /// What comes behind the layers. All memory that it needs is taken here: once the step counts, nothing is refused.
+    pub fn ends(&mut self) -> Result<(Head<'_, B>, Rings<'_, B>)> {
+        let Self { backend, config, weights, ref mut acts, ref mut seqs, .. } = *self;
+        let parts = try_collect(seqs.iter_mut().flat_map(|seq| seq.kv.fill_rings(seq.desc)))?;
+        Ok((Head { backend, config, weights, acts }, Rings { backend, parts }))
+    }
+}
+
+/// From the last layer's output to logits.
+pub struct Head<'a, B: Backend> {
+    backend: &'a B,
+    config: &'a Config,
+    weights: &'a Weights<B>,
+    /// Rows of the step.
+    pub acts: &'a mut Activations<B>,
+}
+
+impl<B: Backend> Head<'_, B> {
     /// Logits of `n_rows` rows from `first_row` on, in `acts.logits`: (n_rows, n_vocab).
     pub fn logits(&mut self, ws: &mut B::Workspace, first_row: usize, n_rows: usize) -> Result<()> {
         let Activations { x, h, logits, .. } = &mut *self.acts;
@@ -120,10 +139,36 @@ impl<B: Backend> Step<'_, '_, B> {
         let parts = &mut [MatmulPart { out: logits, w, bias: None }];
         self.backend.matmul(ws, MatmulArgs { parts, input, n_rows, add: false })
     }
+}
 
+/// What a step leaves in the layers that overwrite blocks.
+pub struct Rings<'a, B: Backend> {
+    backend: &'a B,
+    parts: Vec<CopyPart<'a, B>>,
+}
+
+impl<B: Backend> Rings<'_, B> {
     /// Puts the step's keys and values where the sessions keep them. The last of its ops.
-    pub fn fill_rings(&mut self, ws: &mut B::Workspace) -> Result<()> {
-        let mut parts: Vec<_> = self.seqs.iter_mut().flat_map(|seq| seq.kv.fill_rings(seq.desc)).collect();
-        self.backend.copy_blocks(ws, CopyBlocksArgs { parts: &mut parts })
+    pub fn fill(&mut self, ws: &mut B::Workspace) -> Result<()> {
+        self.backend.copy_blocks(ws, CopyBlocksArgs { parts: &mut self.parts })
     }
+}
+
+/// Turns rows of the last layer's output, (n_rows, d_model), into the last hidden states: their norms, which the output
+/// matrix is multiplied with. On the host, where they are wanted.
+#[expect(clippy::cast_possible_truncation, reason = "hidden states are f32")]
+pub fn final_norm<B: Backend>(
+    backend: &B,
+    config: &Config,
+    weights: &Weights<B>,
+    rows: &mut [f32],
+) -> Result<()> {
+    let mut weight = try_vec(config.d_model, 0.0f32)?;
+    backend.download(&mut weight, &weights.output_norm, 0)?;
+    for row in rows.chunks_exact_mut(config.d_model) {
+        let squares: f64 = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+        let factor = 1.0 / (squares / config.d_model as f64 + f64::from(config.norm_eps)).sqrt();
+        row.iter_mut().zip(&weight).for_each(|(x, &w)| *x *= factor as f32 * w);
+    }
+    Ok(())
 }

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use longgen_format::TensorInfo;
 
+use crate::alloc::try_collect_ok;
 use crate::backend::Backend;
 use crate::backend::args::Linear;
 use crate::error::{Error, Result};
@@ -62,11 +63,13 @@ impl<B: Backend> Weights<B> {
         opening: &mut Opening<'_>,
     ) -> Result<Self> {
         let (d_model, n_vocab) = (config.d_model, config.n_vocab);
-        let taken = HashSet::from([ROPE_FREQS.to_owned()]);
+        let mut taken = HashSet::new();
+        taken.try_reserve(file.directory.tensors().len() + 1)?;
+        taken.insert(ROPE_FREQS.to_owned());
         let mut loader = Loader { backend, file, opening, n_loaded: 0, taken };
         let weights = Self {
             embedding: loader.matrix("token_embd.weight", n_vocab, d_model)?,
-            layers: (0..config.n_layers).map(|i| loader.layer(i, config)).collect::<Result<_>>()?,
+            layers: try_collect_ok((0..config.n_layers).map(|i| loader.layer(i, config)))?,
             output_norm: loader.vector("output_norm.weight", d_model)?,
             inv_freq: loader.numbers(&config.rope.inv_freq)?,
             output: match file.has("output.weight") {

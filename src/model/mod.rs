@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use longgen_format::Directory;
 
+use crate::alloc::try_collect_ok;
 use crate::attention::plan::LayerAttention;
 use crate::backend::args::{KvType, SharedBytes};
 use crate::backend::cpu::CpuBackend;
@@ -151,7 +152,7 @@ impl Model {
         let mut config = if params.vocab_only { Config::of_text(metadata)? } else { Config::read(file)? };
         if let Some(attention) = &params.attention {
             check_attention(&config, attention)?;
-            config.attention = attention.clone();
+            config.attention = try_collect_ok(attention.iter().map(LayerAttention::try_clone))?;
         }
         let tokenizer = Tokenizer::from_metadata(metadata)?;
         if params.vocab_only {

@@ -4,9 +4,10 @@
 //! one virtual call per step.
 
 use std::any::Any;
+use std::ops::Range;
 use std::sync::Arc;
 
-use crate::alloc::Meter;
+use crate::alloc::{Meter, try_box, try_collect_ok};
 use crate::attention::plan::LayerAttention;
 use crate::backend::args::{KvShape, WorkspaceShape};
 use crate::backend::{Backend, DeviceInfo};
@@ -39,22 +40,59 @@ pub trait Engine: Send + Sync {
     fn session_bytes(&self) -> usize;
 }
 
-/// Which rows of a step become logits.
-pub enum Want<'a> {
-    /// None.
+/// What is wanted of a step besides what it leaves in the cache.
+pub enum Want<'a, 'r> {
+    /// Nothing.
     Nothing,
-    /// The last one; see [`Sequence::logits`].
+    /// The logits of the last row; see [`Sequence::logits`].
     Last,
-    /// All of them, handed over some rows at a time, with the number of the first.
-    Each(&'a mut dyn FnMut(usize, &[f32]) -> Result<()>),
+    /// What is wanted of rows of a prompt, of which the step begins with this one.
+    Rows(&'a mut Rows<'r>, usize),
+}
+
+/// Is handed logits, (n, n_vocab), of some rows at a time, with the place of the first among those that are wanted.
+pub type HandOver<'a> = &'a mut dyn FnMut(usize, &[f32]) -> Result<()>;
+
+/// Rows of a prompt, and what is wanted of them. If the last row of a step is among them, its logits stay; see
+/// [`Sequence::logits`].
+pub struct Rows<'a> {
+    /// Their numbers, rising.
+    pub rows: &'a [usize],
+    /// Is handed their logits.
+    pub logits: Option<HandOver<'a>>,
+    /// (rows, d_model): their last hidden states; empty if those are not wanted
+    pub hidden: &'a mut [f32],
+}
+
+impl<'a> Rows<'a> {
+    /// The rows of a step, as places in `rows`: parts of at most `most` that follow each other, and the last row of the
+    /// step by itself, so that its logits come last and stay.
+    pub(super) fn parts(
+        &self,
+        step: Range<usize>,
+        most: usize,
+    ) -> impl Iterator<Item = Range<usize>> + use<'a> {
+        let rows = self.rows;
+        let (mut begin, end) =
+            (rows.partition_point(|&row| row < step.start), rows.partition_point(|&row| row < step.end));
+        std::iter::from_fn(move || {
+            let part = rows[begin..end].iter().take(most).enumerate();
+            let n =
+                part.take_while(|&(i, &row)| i == 0 || row == rows[begin] + i && row + 1 < step.end).count();
+            begin += n;
+            (n > 0).then(|| begin - n..begin)
+        })
+    }
 }
 
 /// One sequence of tokens and what the model remembers of it.
 pub trait Sequence: Any + Send {
     /// Runs `tokens`, at most a chunk, behind those that the sequence holds; all of them count, or on an error none.
-    fn step(&mut self, tokens: &[u32], want: Want<'_>, cancel: &Cancel) -> Result<()>;
+    fn step(&mut self, tokens: &[u32], want: Want<'_, '_>, cancel: &Cancel) -> Result<()>;
     /// Logits of the last row of the last step that wanted them: (n_vocab).
     fn logits(&mut self) -> Result<&[f32]>;
+    /// The last hidden state of the last row of the last step: (d_model).
+    fn hidden(&mut self) -> Result<&[f32]>;
     /// The `n` largest of those logits, largest first.
     fn top(&mut self, n: usize) -> Result<Vec<Candidate>>;
     /// How steps that repeat themselves are run, if that is worth telling.
@@ -90,7 +128,7 @@ impl<B: Backend> Network<B> {
     ///
     /// # Errors
     /// Those of [`Weights::load`], and `Unsupported` for heads that the backend cannot compute.
-    pub(super) fn load(
+    pub fn load(
         backend: B,
         file: &WeightFile<'_>,
         config: Arc<Config>,
@@ -110,7 +148,7 @@ impl<B: Backend> Network<B> {
 }
 
 impl<B: Backend> Parts<B> {
-    pub fn layouts(&self, shape: &Shape, attention: &[LayerAttention]) -> Vec<LayerLayout> {
+    pub fn layouts(&self, shape: &Shape, attention: &[LayerAttention]) -> Result<Vec<LayerLayout>> {
         let config = &self.config;
         let layout = |attention: &LayerAttention| {
             let Config { n_kv_heads, head_dim, .. } = **config;
@@ -118,7 +156,7 @@ impl<B: Backend> Parts<B> {
             let kv = KvShape { n_kv_heads, head_dim, block_size, ty: shape.kv_type };
             LayerLayout::new(attention, kv, shape.n_ctx, shape.chunk_tokens)
         };
-        attention.iter().map(layout).collect()
+        try_collect_ok(attention.iter().map(layout))
     }
 
     pub fn workspace_shape(&self, shape: &Shape) -> WorkspaceShape {
@@ -147,31 +185,35 @@ impl<B: Backend> Engine for Network<B> {
     fn plan(&self, params: &SessionParams, attention: &[LayerAttention]) -> Result<MemoryPlan> {
         let Parts { backend, config, .. } = &*self.0;
         let shape = params.shape(config, backend.most_chunk_tokens())?;
-        let layouts = self.0.layouts(&shape, attention);
-        let layer = |(layout, attention): (&LayerLayout, &_)| LayerPlan {
-            attention: Clone::clone(attention),
-            n_slots: layout.slots.n_slots(),
-            kv_bytes: layout.kv_bytes(backend),
-            staging_bytes: layout.staging_bytes(backend),
+        let layouts = self.0.layouts(&shape, attention)?;
+        let layer = |(layout, attention): (&LayerLayout, &LayerAttention)| {
+            Ok(LayerPlan {
+                attention: attention.try_clone()?,
+                n_slots: layout.slots.n_slots(),
+                kv_bytes: layout.kv_bytes(backend),
+                staging_bytes: layout.staging_bytes(backend),
+            })
         };
         let logits_bytes = Activations::<B>::logits_bytes(config, shape.logits_rows);
         Ok(MemoryPlan {
             n_ctx: shape.n_ctx,
             chunk_tokens: shape.chunk_tokens,
-            layers: layouts.iter().zip(attention).map(layer).collect(),
+            layers: try_collect_ok(layouts.iter().zip(attention).map(layer))?,
             scratch_bytes: scratch_bytes(backend, &layouts),
             activation_bytes: Activations::<B>::n_bytes(config, shape.chunk_tokens as usize),
             workspace_bytes: backend.workspace_bytes(&self.0.workspace_shape(&shape), shape.precision),
             table_bytes: layouts.iter().map(|layout| layout.table_bytes(backend)).sum::<usize>()
                 + backend.descriptor_bytes(),
             // Once where the backend computes them, once where the caller reads them.
-            logits_bytes: 2 * logits_bytes + Activations::<B>::top_bytes(),
+            logits_bytes: 2 * logits_bytes
+                + Activations::<B>::top_bytes()
+                + Activations::<B>::hidden_bytes(config),
         })
     }
 
     fn sequence(&self, params: &SessionParams) -> Result<Box<dyn Sequence>> {
         let shape = params.shape(&self.0.config, self.0.backend.most_chunk_tokens())?;
-        Ok(Box::new(NetworkSequence::new(&self.0, &shape)?))
+        Ok(try_box(NetworkSequence::new(&self.0, &shape)?)?)
     }
 
     fn decode_batch(&self, batch: &mut [&mut dyn Sequence], tokens: &[u32], cancel: &Cancel) -> Result<()> {
@@ -180,7 +222,7 @@ impl<B: Backend> Engine for Network<B> {
             let own = sequence.downcast_mut().filter(|own: &&mut NetworkSequence<B>| own.is_of(&self.0));
             own.ok_or_else(|| Error::invalid("a batch with sessions of several models"))
         });
-        NetworkSequence::decode_batch(&mut own.collect::<Result<Vec<_>>>()?, tokens, cancel)
+        NetworkSequence::decode_batch(&mut try_collect_ok(own)?, tokens, cancel)
     }
 
     fn session_bytes(&self) -> usize {

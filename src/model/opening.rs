@@ -25,7 +25,7 @@ pub enum LogLevel {
 pub type Log<'a> = &'a mut dyn FnMut(LogLevel, &str);
 
 /// A model that is being opened.
-pub(crate) struct Opening<'a> {
+pub struct Opening<'a> {
     cancel: &'a Cancel,
     progress: LoadProgress<'a>,
     log: Log<'a>,
@@ -38,7 +38,8 @@ pub(crate) struct Opening<'a> {
 }
 
 impl<'a> Opening<'a> {
-    pub(super) fn new(n_passes: usize, cancel: &'a Cancel, progress: LoadProgress<'a>, log: Log<'a>) -> Self {
+    /// One that will go through the file `n_passes` times.
+    pub fn new(n_passes: usize, cancel: &'a Cancel, progress: LoadProgress<'a>, log: Log<'a>) -> Self {
         Self { cancel, progress, log, begun: Instant::now(), n_passes, n_passed: 0, n_done: 0 }
     }
 

@@ -53,6 +53,11 @@ impl<B: Backend> Activations<B> {
         config.n_vocab * logits_rows * size_of::<f32>()
     }
 
+    /// Bytes of one row of `x`.
+    pub fn hidden_bytes(config: &Config) -> usize {
+        config.d_model * size_of::<f32>()
+    }
+
     /// Bytes of the largest logits and their tokens.
     pub fn top_bytes() -> usize {
         MAX_TOP * (size_of::<f32>() + size_of::<u32>())

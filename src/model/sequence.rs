@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::alloc::HostBuf;
+use crate::alloc::{HostBuf, try_collect, try_vec, try_with_capacity};
 use crate::backend::Backend;
 use crate::backend::args::{Precision, StepRows, TopArgs};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::kv::cache::KvCache;
-use crate::model::forward::{SeqStep, Step};
+use crate::model::forward::{SeqStep, Step, final_norm};
 use crate::model::network::{Parts, Sequence, Want};
 use crate::model::scratch::Activations;
 use crate::sampler::Candidate;
@@ -24,7 +24,7 @@ mod repeated {
     /// A token of each of several sessions: the layers.
     pub const BATCH_LAYERS: u64 = 2;
     /// The same: what comes last.
-    pub const BATCH_RINGS: u64 = 3;
+    pub const BATCH_ENDS: u64 = 3;
 }
 
 pub(super) struct NetworkSequence<B: Backend> {
@@ -39,6 +39,10 @@ pub(super) struct NetworkSequence<B: Backend> {
     logits: HostBuf,
     /// Whether the last row's logits are there.
     has_read_logits: bool,
+    /// Where in `acts.x` the last token's row is, if it still is.
+    last_row: Option<usize>,
+    /// (d_model): its hidden state, where the caller reads it
+    hidden: HostBuf,
     logits_rows: usize,
     n_ctx: u32,
     max_rows: usize,
@@ -53,12 +57,14 @@ impl<B: Backend> NetworkSequence<B> {
         let max_rows = shape.chunk_tokens as usize;
         Ok(Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-            kv: KvCache::new(backend, network.layouts(shape, &config.attention), &config.attention)?,
+            kv: KvCache::new(backend, network.layouts(shape, &config.attention)?, &config.attention)?,
             acts: Activations::new(backend, config, max_rows, shape.logits_rows)?,
             workspace: backend.workspace(&network.workspace_shape(shape), shape.precision)?,
             desc: backend.descriptor()?,
             logits: HostBuf::new(Activations::<B>::logits_bytes(config, shape.logits_rows), host)?,
             has_read_logits: false,
+            last_row: None,
+            hidden: HostBuf::new(Activations::<B>::hidden_bytes(config), host)?,
             logits_rows: shape.logits_rows,
             n_ctx: shape.n_ctx,
             max_rows,
@@ -74,10 +80,8 @@ impl<B: Backend> NetworkSequence<B> {
 
     /// See [`Engine::decode_batch`](super::network::Engine::decode_batch). The first sequence lends its working memory.
     pub fn decode_batch(batch: &mut [&mut Self], tokens: &[u32], cancel: &Cancel) -> Result<()> {
-        let key = |what: u64, batch: &[&mut Self]| -> Vec<u64> {
-            [what].into_iter().chain(batch.iter().map(|sequence| sequence.id)).collect()
-        };
-        let (layers, rings) = (key(repeated::BATCH_LAYERS, batch), key(repeated::BATCH_RINGS, batch));
+        let key = |what: u64| try_collect([what].into_iter().chain(batch.iter().map(|sequence| sequence.id)));
+        let (layers_key, ends_key) = (key(repeated::BATCH_LAYERS)?, key(repeated::BATCH_ENDS)?);
         let (n_rows, n_sessions) = (tokens.len(), batch.len());
         let Some((leader, members)) = batch.split_first_mut().filter(|_| n_rows == n_sessions) else {
             return Err(Error::invalid(format!("a batch of {n_sessions} sessions and {n_rows} tokens")));
@@ -85,39 +89,49 @@ impl<B: Backend> NetworkSequence<B> {
         leader.check_members(members)?;
         let network = leader.network.clone();
         let Parts { backend, config, weights, .. } = &*network;
-        let n_vocab = config.n_vocab;
+        let (n_vocab, d_model) = (config.n_vocab, config.d_model);
         backend.upload(&mut leader.acts.tokens, 0, tokens)?;
         leader.describe(0, 1)?;
+        leader.last_row = None;
         for (row, member) in (1..).zip(members.iter_mut()) {
             member.describe(row, 1)?;
+            member.last_row = None;
         }
 
         let logits_rows = leader.logits_rows;
-        let mut seqs = vec![SeqStep { desc: &leader.desc, kv: &mut leader.kv }];
-        let mut logits = Vec::new();
+        let mut seqs = try_with_capacity(n_sessions)?;
+        seqs.push(SeqStep { desc: &leader.desc, kv: &mut leader.kv });
+        let mut outs = try_with_capacity(n_sessions)?;
         for member in members.iter_mut() {
             seqs.push(SeqStep { desc: &member.desc, kv: &mut member.kv });
-            logits.push(&mut member.acts.logits);
+            outs.push(&mut member.acts);
         }
         let acts = &mut leader.acts;
         backend.run(&mut leader.workspace, cancel, |ws| {
             let mut step = Step { backend, config, weights, acts, seqs: &mut seqs, n_rows };
-            backend.repeat(ws, &layers, |ws| step.layers(ws))?;
+            backend.repeat(ws, &layers_key, |ws| step.layers(ws))?;
+            let (mut head, mut rings) = step.ends()?;
             backend.commit(ws);
             // The leader's own logits are those of row 0 and stay where they were computed: that row comes last.
             for first in (0..n_rows).step_by(logits_rows).rev() {
                 let n = logits_rows.min(n_rows - first);
-                step.logits(ws, first, n)?;
+                head.logits(ws, first, n)?;
                 for row in first.max(1)..first + n {
                     let from = (row - first) * n_vocab;
-                    backend.copy(logits[row - 1], &step.acts.logits, from..from + n_vocab)?;
+                    backend.copy(&mut outs[row - 1].logits, &head.acts.logits, from..from + n_vocab)?;
                 }
             }
-            backend.repeat(ws, &rings, |ws| step.fill_rings(ws))
+            backend.repeat(ws, &ends_key, |ws| {
+                for (row, out) in (1..).zip(&mut outs) {
+                    backend.copy(&mut out.x, &head.acts.x, row * d_model..(row + 1) * d_model)?;
+                }
+                rings.fill(ws)
+            })
         })?;
         for sequence in batch {
             sequence.kv.advance(1);
             sequence.has_read_logits = false;
+            sequence.last_row = Some(0);
         }
         Ok(())
     }
@@ -150,12 +164,14 @@ impl<B: Backend> NetworkSequence<B> {
 }
 
 impl<B: Backend> Sequence for NetworkSequence<B> {
-    fn step(&mut self, tokens: &[u32], want: Want<'_>, cancel: &Cancel) -> Result<()> {
+    fn step(&mut self, tokens: &[u32], want: Want<'_, '_>, cancel: &Cancel) -> Result<()> {
         let network = self.network.clone();
         let Parts { backend, config, weights, .. } = &*network;
         let n_tokens =
             u32::try_from(tokens.len()).map_err(|_| Error::invalid("a step of too many tokens"))?;
-        let (n_rows, n_vocab, logits_rows) = (tokens.len(), config.n_vocab, self.logits_rows);
+        let (n_rows, n_vocab, d_model) = (tokens.len(), config.n_vocab, config.d_model);
+        let logits_rows = self.logits_rows;
+        self.last_row = None;
         self.describe(0, n_tokens)?;
         backend.upload(&mut self.acts.tokens, 0, tokens)?;
         let logits = self.logits.of_mut::<f32>();
@@ -166,26 +182,39 @@ impl<B: Backend> Sequence for NetworkSequence<B> {
             let is_last = match want {
                 Want::Nothing => false,
                 Want::Last => true,
-                Want::Each(hand_over) => {
+                Want::Rows(wanted, first) => {
                     step.layers(ws)?;
-                    for first in (0..n_rows).step_by(logits_rows) {
-                        let n = logits_rows.min(n_rows - first);
-                        step.logits(ws, first, n)?;
-                        backend.download(&mut logits[..n * n_vocab], &step.acts.logits, 0)?;
-                        hand_over(first, &logits[..n * n_vocab])?;
+                    let (mut head, mut rings) = step.ends()?;
+                    if !wanted.hidden.is_empty() {
+                        for part in wanted.parts(first..first + n_rows, n_rows) {
+                            let row = wanted.rows[part.start] - first;
+                            let hidden = &mut wanted.hidden[part.start * d_model..part.end * d_model];
+                            backend.download(hidden, &head.acts.x, row * d_model)?;
+                            final_norm(backend, config, weights, hidden)?;
+                        }
+                    }
+                    let parts = wanted.parts(first..first + n_rows, logits_rows);
+                    if let Some(hand_over) = &mut wanted.logits {
+                        for part in parts {
+                            let (row, n) = (wanted.rows[part.start] - first, part.len());
+                            head.logits(ws, row, n)?;
+                            backend.download(&mut logits[..n * n_vocab], &head.acts.logits, 0)?;
+                            hand_over(part.start, &logits[..n * n_vocab])?;
+                        }
                     }
                     backend.commit(ws);
-                    return step.fill_rings(ws);
+                    return rings.fill(ws);
                 }
             };
             let mut ops = |ws: &mut B::Workspace| {
                 step.layers(ws)?;
+                let (mut head, mut rings) = step.ends()?;
                 // The logits of the step before are given up only for those of one that counts.
                 backend.commit(ws);
                 if is_last {
-                    step.logits(ws, n_rows - 1, 1)?;
+                    head.logits(ws, n_rows - 1, 1)?;
                 }
-                step.fill_rings(ws)
+                rings.fill(ws)
             };
             // Token after token is decoded by the same ops.
             let key = if is_last { repeated::TOKEN_AND_LOGITS } else { repeated::TOKEN };
@@ -193,6 +222,7 @@ impl<B: Backend> Sequence for NetworkSequence<B> {
         })?;
         self.kv.advance(n_tokens);
         self.has_read_logits = false;
+        self.last_row = Some(n_rows - 1);
         Ok(())
     }
 
@@ -205,10 +235,23 @@ impl<B: Backend> Sequence for NetworkSequence<B> {
         Ok(logits)
     }
 
+    fn hidden(&mut self) -> Result<&[f32]> {
+        let Parts { backend, config, weights, .. } = &*self.network;
+        let Some(row) = self.last_row else {
+            return Err(Error::invalid(
+                "no hidden state: the last row of the last step is not there any more",
+            ));
+        };
+        let hidden = self.hidden.of_mut::<f32>();
+        backend.download(hidden, &self.acts.x, row * config.d_model)?;
+        final_norm(backend, config, weights, hidden)?;
+        Ok(hidden)
+    }
+
     fn top(&mut self, n: usize) -> Result<Vec<Candidate>> {
         let Parts { backend, config, .. } = &*self.network;
         let Activations { logits, top_values, top_columns, .. } = &mut self.acts;
-        let (mut values, mut columns) = (vec![0.0; n], vec![0u32; n]);
+        let (mut values, mut columns) = (try_vec(n, 0.0)?, try_vec(n, 0u32)?);
         backend.run(&mut self.workspace, &Cancel::default(), |ws| {
             let args =
                 TopArgs { values: top_values, columns: top_columns, x: logits, width: config.n_vocab, n };
@@ -216,7 +259,7 @@ impl<B: Backend> Sequence for NetworkSequence<B> {
         })?;
         backend.download(&mut values, top_values, 0)?;
         backend.download(&mut columns, top_columns, 0)?;
-        Ok(columns.into_iter().zip(values).map(|(token, logit)| Candidate { token, logit }).collect())
+        try_collect(columns.into_iter().zip(values).map(|(token, logit)| Candidate { token, logit }))
     }
 
     fn repeat_note(&self) -> Option<String> {
@@ -240,6 +283,7 @@ impl<B: Backend> Sequence for NetworkSequence<B> {
     }
 
     fn rewind(&mut self, n_tokens: u32) {
+        self.last_row = None;
         self.kv.rewind(n_tokens);
     }
 }

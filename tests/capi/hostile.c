@@ -181,6 +181,81 @@ static void chat_templates(const lg_model *model)
     CHECK(n == 99 && text[0] == 'a');
 }
 
+static void what_sessions_say(lg_session *session)
+{
+    uint32_t tokens[2] = {99, 99};
+    size_t n = 99;
+    REFUSED(LG_ERR_INVALID, lg_session_reset, (NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_tokens, (NULL, tokens, 2, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_tokens, (session, NULL, 2, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_tokens, (session, tokens, SIZE_MAX, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_tokens, (session, (uint32_t *)((char *)tokens + 1), 1, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_tokens, (session, tokens, 2, NULL, &error));
+    CHECK(n == 99 && tokens[0] == 99);
+
+    struct {
+        lg_counters known;
+        uint64_t unknown;
+    } newer = {{.struct_size = sizeof newer, .n_prompt_tokens = 77}, 77};
+    REFUSED(LG_ERR_INVALID, lg_session_counters, (NULL, &newer.known, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_counters, (session, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_counters, (session, (lg_counters *)((char *)&newer + 4), &error));
+    const size_t wrong_sizes[] = {0, 8, sizeof(lg_counters) - 1, 4097, SIZE_MAX};
+    for (size_t i = 0; i < sizeof wrong_sizes / sizeof *wrong_sizes; i++) {
+        newer.known.struct_size = wrong_sizes[i];
+        REFUSED(LG_ERR_INVALID, lg_session_counters, (session, &newer.known, &error));
+    }
+    CHECK(newer.known.n_prompt_tokens == 77);
+    newer.known.struct_size = sizeof newer;
+    CALL(lg_session_counters, (session, &newer.known, &error));
+    CHECK(newer.known.n_prompt_tokens == 0 && newer.unknown == 0);
+
+    lg_token_logprob top[2] = {{.token = 99}};
+    float logprob = 99;
+    REFUSED(LG_ERR_INVALID, lg_session_top_logprobs, (NULL, 2, top, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_top_logprobs, (session, 2, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_top_logprobs, (session, SIZE_MAX, top, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_logprob, (NULL, 0, &logprob, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_logprob, (session, 0, NULL, &error));
+    CHECK(top[0].token == 99 && logprob == 99);
+
+    const float *hidden = UNTOUCHED;
+    REFUSED(LG_ERR_INVALID, lg_session_hidden, (NULL, &hidden, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_hidden, (session, NULL, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_hidden, (session, &hidden, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_hidden, (session, &hidden, &n, &error));
+    CHECK(hidden == UNTOUCHED && n == 99);
+
+    lg_session *misaligned[1] = {(lg_session *)((char *)session + 1)};
+    REFUSED(LG_ERR_INVALID, lg_session_decode_batch, (misaligned, tokens, 1, NULL, &error));
+}
+
+static void rows_of_prompts(lg_session *session)
+{
+    const uint32_t tokens[3] = {1, 2, 3};
+    const size_t rows[3] = {0, 2, 1}, beyond[1] = {3};
+    float logits[2] = {99, 99}, *misaligned = (float *)((char *)logits + 1);
+    REFUSED(LG_ERR_INVALID, lg_session_prefill_rows,
+            (NULL, tokens, 3, rows, 2, NULL, NULL, NULL, NULL, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_prefill_rows,
+            (session, NULL, 3, rows, 2, NULL, NULL, NULL, NULL, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_prefill_rows,
+            (session, tokens, 0, rows, 0, NULL, NULL, NULL, NULL, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_prefill_rows,
+            (session, tokens, 3, NULL, 2, NULL, NULL, NULL, NULL, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_prefill_rows,
+            (session, tokens, 3, rows, SIZE_MAX, NULL, NULL, NULL, NULL, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_prefill_rows,
+            (session, tokens, 3, rows, 3, NULL, NULL, NULL, NULL, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_prefill_rows,
+            (session, tokens, 3, beyond, 1, NULL, NULL, NULL, NULL, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_prefill_rows,
+            (session, tokens, 3, rows, 2, NULL, NULL, NULL, misaligned, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_prefill_rows,
+            (session, tokens, 3, rows, 2, NULL, NULL, NULL, NULL, misaligned, &error));
+    CHECK(logits[0] == 99 && lg_session_position(session) == 0);
+}
+
 static void sessions(const lg_model *model)
 {
     lg_session *session = UNTOUCHED;
@@ -232,6 +307,8 @@ static void sessions(const lg_model *model)
     REFUSED(LG_ERR_INVALID, lg_session_rewind, (session, 1, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_session_rewind, (session, 0, NULL, &error));
     CHECK(logits == UNTOUCHED && n == 99);
+    what_sessions_say(session);
+    rows_of_prompts(session);
 
     lg_sampler *sampler = NULL;
     uint32_t token = 99;
@@ -359,6 +436,7 @@ static void nothing(void)
     CHECK(lg_model_n_vocab(NULL) == 0 && lg_model_n_ctx_train(NULL) == 0 && lg_model_n_layers(NULL) == 0);
     CHECK(!lg_model_is_end_of_generation(NULL, 0));
     CHECK(lg_session_position(NULL) == 0 && lg_session_n_ctx(NULL) == 0);
+    CHECK(lg_session_n_bytes(NULL) == 0 && lg_session_kv_bytes(NULL) == 0);
 }
 
 int main(int argc, char **argv)

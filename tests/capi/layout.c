@@ -31,6 +31,11 @@ int main(int argc, char **argv)
     CHECK(sizeof(lg_generate_result) == 32 && offsetof(lg_generate_result, reserved) == 28);
     CHECK(sizeof(lg_message) == 32 && offsetof(lg_message, content) == 16 && offsetof(lg_message, content_bytes) == 24);
     CHECK(sizeof(lg_choice) == 12 && offsetof(lg_choice, p) == 8);
+    CHECK(sizeof(lg_counters) == 40);
+    CHECK(offsetof(lg_counters, n_prompt_tokens) == 8 && offsetof(lg_counters, n_generated_tokens) == 16);
+    CHECK(offsetof(lg_counters, prompt_ms) == 24 && offsetof(lg_counters, generated_ms) == 32);
+    CHECK(sizeof(lg_token_logprob) == 8);
+    CHECK(offsetof(lg_token_logprob, token) == 0 && offsetof(lg_token_logprob, logprob) == 4);
     CHECK(sizeof(lg_status) == 4);
 
     CHECK(lg_version() == LG_VERSION);

@@ -377,7 +377,7 @@ fn decoded<B: Backend>(backend: &B, decoding: &Decoding, ops: Ops<B>) -> Vec<f32
     let Context { shape, mask, n_heads, n_pairs, pairing, scale, softcap, .. } = *context;
     let mut rig = Rig::new(backend, Precision::Fast);
     let attention = LayerAttention { mask, phases: context.phases.clone() };
-    let layout = || LayerLayout::new(&attention, shape, *n_ctx as u32, CHUNK);
+    let layout = || LayerLayout::new(&attention, shape, *n_ctx as u32, CHUNK).unwrap();
     let mut caches: Vec<_> = held
         .iter()
         .map(|_| KvCache::new(backend, vec![layout()], std::slice::from_ref(&attention)).unwrap())
@@ -502,7 +502,7 @@ fn attended<B: Backend>(backend: &B, precision: Precision, layer: &Layer) -> Vec
     let attention = LayerAttention { mask, phases: context.phases.clone() };
     let n_ctx = steps.iter().sum::<u32>();
     let most = *steps.iter().max().unwrap();
-    let layout = LayerLayout::new(&attention, shape, n_ctx, most);
+    let layout = LayerLayout::new(&attention, shape, n_ctx, most).unwrap();
     let mut cache = KvCache::new(backend, vec![layout], std::slice::from_ref(&attention)).unwrap();
     let mut desc = backend.descriptor().unwrap();
     let [q, k, v, o] = products.each_ref().map(|product| rig.linear(product));
@@ -553,7 +553,8 @@ fn attended<B: Backend>(backend: &B, precision: Precision, layer: &Layer) -> Vec
                 },
             };
             backend.attention(ws, args)?;
-            backend.copy_blocks(ws, CopyBlocksArgs { parts: &mut cache.fill_rings(&desc) })
+            backend
+                .copy_blocks(ws, CopyBlocksArgs { parts: &mut cache.fill_rings(&desc).collect::<Vec<_>>() })
         })
         .unwrap();
         cache.advance(n_tokens);

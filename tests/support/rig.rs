@@ -471,7 +471,7 @@ impl Context {
     fn slots_for(&self, mask: &Mask) -> SlotMap {
         let n_ctx = self.q.len() / (self.n_heads * self.shape.head_dim);
         let n_kv_heads = u32::try_from(self.shape.n_kv_heads).unwrap();
-        SlotMap::new(mask, &self.phases, n_kv_heads, u32::try_from(n_ctx).unwrap())
+        SlotMap::new(mask, &self.phases, n_kv_heads, u32::try_from(n_ctx).unwrap()).unwrap()
     }
 
     /// Bytes of the scratch of a step, and where blocks lie in it.

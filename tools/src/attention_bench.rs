@@ -319,7 +319,7 @@ impl<'a, B: Backend> Layer<'a, B> {
             head_dim,
             n_ctx: n_tokens as usize,
         };
-        let layout = LayerLayout::new(&bench.attention, bench.kv_shape(), n_tokens, step_tokens);
+        let layout = LayerLayout::new(&bench.attention, bench.kv_shape(), n_tokens, step_tokens)?;
         let attention = std::slice::from_ref(&bench.attention);
         let n_caches = match bench.is_decoding() {
             true => usize::try_from(ROTATED_BYTES.div_ceil(bench.last_query_bytes()))?,
@@ -399,7 +399,10 @@ impl<'a, B: Backend> Layer<'a, B> {
         backend.run(&mut self.workspace, self.cancel, |ws| {
             caches.iter_mut().try_for_each(|cache| {
                 backend.copy_blocks(ws, CopyBlocksArgs { parts: &mut cache.layer(0, desc).stage() })?;
-                backend.copy_blocks(ws, CopyBlocksArgs { parts: &mut cache.fill_rings(desc) })
+                backend.copy_blocks(
+                    ws,
+                    CopyBlocksArgs { parts: &mut cache.fill_rings(desc).collect::<Vec<_>>() },
+                )
             })
         })?;
         caches.iter_mut().for_each(|cache| cache.advance(n));

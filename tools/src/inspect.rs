@@ -192,7 +192,8 @@ impl Plan {
         let of_layer = |layer: &LayerAttention| {
             let block_size = layer.mask.block_size() as usize;
             let block = KvShape { n_kv_heads, head_dim, block_size, ty: cache.kv.into() };
-            let slots = SlotMap::new(&layer.mask, &layer.phases, heads, cache.n_ctx);
+            let slots = SlotMap::new(&layer.mask, &layer.phases, heads, cache.n_ctx)
+                .expect("room for a few numbers a head");
             u64::from(slots.n_slots()) * block.block_bytes() as u64
         };
         attention.iter().map(of_layer).collect()

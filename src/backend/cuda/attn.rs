@@ -4,6 +4,7 @@ use super::device::Matrix16;
 use super::params::{self, MAX_PARTS, OUT_BF16, OUT_F16, OUT_F32, filled, word};
 use super::workspace::Workspace;
 use super::{CudaBackend, Slots, gemm, rows_of};
+use crate::alloc::try_collect;
 use crate::backend::args::*;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kv::layer::LayerKv;
@@ -120,14 +121,12 @@ pub(super) fn append_attn(
     let staged_of = |seq: &LayerKv<'_, CudaBackend>| {
         seq.ring.as_ref().map_or((0, 0), |ring| (ring.staged.address(), ring.stage_blocks))
     };
-    let staged = args.seqs.iter().map(staged_of).collect();
-    let segments: Vec<_> = args.seqs.iter().map(LayerKv::held).collect();
-    let seqs: Vec<_> = args
-        .seqs
-        .iter()
-        .zip(&segments)
-        .map(|(seq, held)| AttnSeq { desc: seq.desc, segments: std::slice::from_ref(held) })
-        .collect();
+    let staged = try_collect(args.seqs.iter().map(staged_of))?;
+    let segments = try_collect(args.seqs.iter().map(LayerKv::held))?;
+    let seqs = args.seqs.iter().zip(&segments);
+    let seqs = try_collect(
+        seqs.map(|(seq, held)| AttnSeq { desc: seq.desc, segments: std::slice::from_ref(held) }),
+    )?;
     let AppendAttnArgs { out, q, scale, softcap, sink_logits, phases, .. } = args;
     let args = AttnArgs { out, q, n_heads, shape, scale, softcap, sink_logits, mask, phases, seqs: &seqs };
     run(backend, ws, &args, Some(&Appended { append, staged }), None)?;
@@ -209,7 +208,7 @@ fn run(
     // Sessions with a token each, as in decoding, are computed together.
     let at_once = if seqs.iter().all(|seq| seq.desc.rows.n_tokens == 1) { MAX_PARTS } else { 1 };
     let staged = |i: usize| appended.map_or((0, 0), |appended| appended.staged[i]);
-    let described: Vec<_> = seqs.iter().enumerate().map(|(i, seq)| of_seq(seq, staged(i))).collect();
+    let described = try_collect(seqs.iter().enumerate().map(|(i, seq)| of_seq(seq, staged(i))))?;
     for (seqs, described) in seqs.chunks(at_once).zip(described.chunks(at_once)) {
         let params = params::Attn {
             out: out.f32s(n_rows * n_heads * head_dim)?,

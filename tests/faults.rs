@@ -1,0 +1,339 @@
+//! Memory that the system refuses, one allocation after the other: the call ends with an error that says so, everything
+//! stands as it stood, and going on gives what it would have given.
+//!
+//! The allocator of this program refuses on demand, so what is tested is the library as it is. Allocations of less than a
+//! few hundred bytes are never refused, as include/longgen.h says.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::ffi::CString;
+use std::mem::zeroed;
+use std::ptr::{null, null_mut};
+use std::sync::Arc;
+
+use longgen::backend::args::SharedBytes;
+use longgen::backend::reference::ReferenceBackend;
+use longgen::capi::model::{lg_model_free, lg_model_open};
+use longgen::capi::session::{
+    lg_session, lg_session_decode_batch, lg_session_free, lg_session_new, lg_session_params,
+};
+use longgen::capi::state::lg_session_position;
+use longgen::capi::status::lg_status;
+use longgen::model::config::Config;
+use longgen::model::network::{Engine, Network};
+use longgen::model::opening::Opening;
+use longgen::weights::WeightFile;
+use longgen::{
+    Cancel, Device, ErrorKind, Model, ModelParams, Result, Sampler, SamplerParams, Session, SessionParams,
+};
+use longgen_format::{Directory, TensorType};
+use support::random::Random;
+use support::tiny_model;
+
+/// Smaller allocations are never refused.
+const SMALL: usize = 300;
+
+thread_local! {
+    /// How many allocations of this thread are left until one is refused; `None` refuses none.
+    static LEFT: Cell<Option<usize>> = const { Cell::new(None) };
+    /// Whether one was refused.
+    static REFUSED: Cell<bool> = const { Cell::new(false) };
+}
+
+struct Refusing;
+
+fn is_refused(n_bytes: usize) -> bool {
+    if n_bytes < SMALL {
+        return false;
+    }
+    let left = LEFT.get();
+    LEFT.set(left.and_then(|left| left.checked_sub(1)));
+    let is_refused = left == Some(0);
+    REFUSED.set(REFUSED.get() || is_refused);
+    is_refused
+}
+
+// SAFETY: what is not refused is the system's.
+unsafe impl GlobalAlloc for Refusing {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as the caller says.
+        if is_refused(layout.size()) { null_mut() } else { unsafe { System.alloc(layout) } }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as the caller says.
+        if is_refused(layout.size()) { null_mut() } else { unsafe { System.alloc_zeroed(layout) } }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: as the caller says.
+        unsafe { System.dealloc(memory, layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: as the caller says.
+        if is_refused(size) { null_mut() } else { unsafe { System.realloc(memory, layout, size) } }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Refusing = Refusing;
+
+/// What the test itself allocates is not refused.
+fn granted<T>(run: impl FnOnce() -> T) -> T {
+    let left = LEFT.replace(None);
+    let value = run();
+    LEFT.set(left);
+    value
+}
+
+/// Calls `call` with one allocation after the other refused - the first ones all, then fewer and fewer - and `check` after
+/// each failure, until no allocation was refused; then returns its result, and how often it failed.
+fn with_refusals<S, T>(
+    state: &mut S,
+    mut call: impl FnMut(&mut S) -> Result<T>,
+    mut check: impl FnMut(&mut S),
+) -> (T, usize) {
+    for (n_failures, n) in std::iter::successors(Some(0), |n| Some(n + 1 + n / 32)).enumerate() {
+        LEFT.set(Some(n));
+        REFUSED.set(false);
+        let result = call(state);
+        LEFT.set(None);
+        match result {
+            Ok(value) => {
+                assert!(!REFUSED.get(), "allocation {n} was refused, and nothing was said");
+                return (value, n_failures);
+            }
+            Err(error) => {
+                assert!(REFUSED.get(), "{error}");
+                assert_eq!(error.kind(), ErrorKind::OutOfMemory, "allocation {n}: {error}");
+            }
+        }
+        check(state);
+    }
+    unreachable!("there are more allocations than numbers")
+}
+
+/// Models on the processor and on the oracle.
+fn models() -> [Arc<Model>; 2] {
+    let bytes = Arc::new(tiny_model::bytes(TensorType::Q8_0));
+    [Device::Cpu, Device::Reference].map(|device| {
+        let params = ModelParams { device, n_threads: 2, ..Default::default() };
+        Arc::new(
+            Model::from_bytes(bytes.clone(), &params, &Cancel::default(), &mut |_, _| {}, &mut |_, _| {})
+                .unwrap(),
+        )
+    })
+}
+
+fn new_session(model: &Arc<Model>) -> Result<Session> {
+    let params = SessionParams { n_ctx: 400, chunk_tokens: 50, logits_rows: 3, ..Default::default() };
+    Session::new(model, &params)
+}
+
+fn tokens(n: usize, seed: u64) -> Vec<u32> {
+    let mut random = Random::new(seed);
+    (0..n).map(|_| u32::try_from(random.below(tiny_model::N_VOCAB)).unwrap()).collect()
+}
+
+fn prefill(session: &mut Session, tokens: &[u32]) -> Result<()> {
+    session.prefill(tokens, &Cancel::default(), &mut |_, _| {})
+}
+
+/// A session with this prompt, with every allocation granted.
+fn session_with(model: &Arc<Model>, tokens: &[u32]) -> Session {
+    let mut session = new_session(model).unwrap();
+    prefill(&mut session, tokens).unwrap();
+    session
+}
+
+/// Whether both hold the same and say the same about what comes next.
+#[track_caller]
+fn assert_same(session: &mut Session, expected: &mut Session) {
+    assert_eq!(session.tokens(), expected.tokens());
+    assert_eq!(session.logits().unwrap(), expected.logits().unwrap());
+}
+
+/// Everything of a file but its text, which other libraries take apart: those end the process when they get no memory.
+#[test]
+fn a_file_that_lacks_memory_is_not_a_wrong_file() {
+    let bytes = Arc::new(tiny_model::bytes(TensorType::Q4_1));
+    let shared: SharedBytes = bytes.clone();
+    let read = |()| Directory::read(&bytes).map_err(longgen::Error::from);
+    let (directory, n) = with_refusals(&mut (), |&mut state| read(state), |()| {});
+    assert!(n > 5, "{n}");
+    with_refusals(&mut (), |()| Ok(directory.verify(|_| {})?), |()| {});
+    let file = WeightFile { bytes: &shared, directory: &directory };
+    let (config, _) = with_refusals(&mut (), |()| Config::read(&file), |()| {});
+    let config = Arc::new(config);
+    let load = |()| {
+        let (backend, cancel) = (ReferenceBackend::default(), Cancel::default());
+        let (progress, log) = (&mut |_, _| {}, &mut |_, _: &str| {});
+        Network::load(backend, &file, config.clone(), &mut Opening::new(1, &cancel, progress, log))
+    };
+    let (network, n) = with_refusals(&mut (), |&mut state| load(state), |()| {});
+    assert!(n > 10, "{n}");
+    assert_eq!(network.session_bytes(), 0);
+}
+
+#[test]
+fn a_session_that_cannot_open_keeps_nothing() {
+    for model in models() {
+        let (_session, n) =
+            with_refusals(&mut (), |()| new_session(&model), |()| assert_eq!(model.session_bytes(), 0));
+        assert!(n > 15, "{n}");
+    }
+}
+
+#[test]
+fn a_prompt_that_lacks_memory_can_go_on() {
+    let text = tokens(170, 1);
+    for model in models() {
+        let mut session = new_session(&model).unwrap();
+        let call = |session: &mut Session| prefill(session, &text[session.tokens().len()..]);
+        let (_, n) = with_refusals(&mut session, call, |session| {
+            assert_eq!(session.tokens(), &text[..session.tokens().len()]);
+            assert!(session.tokens().len().is_multiple_of(50));
+        });
+        assert!(n > 5, "{n}");
+        assert_same(&mut session, &mut session_with(&model, &text));
+    }
+}
+
+#[test]
+fn rows_of_a_prompt_are_all_there_after_going_on() {
+    let text = tokens(120, 2);
+    let rows: Vec<usize> = (0..40).map(|i| 3 * i).collect();
+    for model in models() {
+        let [n_vocab, d_model] = [model.config().n_vocab, model.config().d_model];
+        let run = |session: &mut Session, logits: &mut [f32], hidden: &mut [f32]| {
+            let done = session.tokens().len();
+            let first = rows.partition_point(|&row| row < done);
+            let left: Vec<usize> = granted(|| rows[first..].iter().map(|row| row - done).collect());
+            let (logits, hidden) = (&mut logits[first * n_vocab..], &mut hidden[first * d_model..]);
+            let (cancel, nothing) = (Cancel::default(), &mut |_, _| {});
+            session.prefill_rows(&text[done..], &left, Some(logits), Some(hidden), &cancel, nothing)
+        };
+        let new = || (new_session(&model).unwrap(), vec![0.0; 40 * n_vocab], vec![0.0; 40 * d_model]);
+        let (mut has, mut expected) = (new(), new());
+        with_refusals(&mut has, |(session, logits, hidden)| run(session, logits, hidden), |_| {});
+        run(&mut expected.0, &mut expected.1, &mut expected.2).unwrap();
+        assert_eq!(has.0.tokens(), text);
+        assert!((has.1, has.2) == (expected.1, expected.2));
+
+        let mut session = new_session(&model).unwrap();
+        let each = |session: &mut Session| {
+            let mut n_rows = 0;
+            let left = &text[session.tokens().len()..];
+            session.prefill_each(left, &Cancel::default(), &mut |_, logits| {
+                n_rows += logits.len() / n_vocab;
+                Ok(())
+            })?;
+            assert_eq!(n_rows, left.len());
+            Ok(())
+        };
+        with_refusals(&mut session, each, |_| {});
+        assert_same(&mut session, &mut session_with(&model, &text));
+    }
+}
+
+#[test]
+fn a_token_that_lacks_memory_leaves_the_session_as_it_was() {
+    let text = tokens(100, 3);
+    for model in models() {
+        let (mut session, mut expected) = (session_with(&model, &text), session_with(&model, &text));
+        for token in tokens(4, 4) {
+            let decode = |session: &mut Session| session.decode(token, &Cancel::default());
+            with_refusals(&mut session, decode, |session| assert_same(session, &mut expected));
+            expected.decode(token, &Cancel::default()).unwrap();
+            assert_same(&mut session, &mut expected);
+            let hidden = |session: &mut Session| session.hidden().map(<[f32]>::as_ptr);
+            with_refusals(&mut session, hidden, |_| {});
+            assert_eq!(session.hidden().unwrap(), expected.hidden().unwrap());
+        }
+    }
+}
+
+#[test]
+fn a_batch_that_lacks_memory_leaves_all_of_its_sessions_as_they_were() {
+    for model in models() {
+        let new = || (0..9).map(|i| session_with(&model, &tokens(1 + 7 * i, i as u64))).collect::<Vec<_>>();
+        let (mut sessions, mut expected) = (new(), new());
+        let decode = |sessions: &mut Vec<Session>| {
+            let mut batch: Vec<_> = granted(|| sessions.iter_mut().map(|session| (session, 7)).collect());
+            Session::decode_batch(&mut batch, &Cancel::default())
+        };
+        let check = |sessions: &mut Vec<Session>, expected: &mut Vec<Session>| {
+            sessions.iter_mut().zip(expected).for_each(|(session, expected)| assert_same(session, expected));
+        };
+        let (_, n) = with_refusals(&mut sessions, decode, |sessions| check(sessions, &mut expected));
+        assert!(n > 15, "{n}");
+        decode(&mut expected).unwrap();
+        check(&mut sessions, &mut expected);
+    }
+}
+
+#[test]
+fn a_choice_that_lacks_memory_costs_no_random_number() {
+    for model in models() {
+        let mut session = session_with(&model, &tokens(100, 5));
+        for params in [
+            SamplerParams { repeat_penalty: 1.2, repeat_last_n: 90, ..Default::default() },
+            SamplerParams { temperature: 1.0, seed: 8, ..Default::default() },
+            SamplerParams { temperature: 0.9, top_k: 60, repeat_penalty: 0.9, seed: 9, ..Default::default() },
+            SamplerParams { temperature: 0.9, top_k: 60, repeat_penalty: 1.1, seed: 9, ..Default::default() },
+        ] {
+            let mut expected = Sampler::new(&params).unwrap();
+            let mut sampler = Sampler::new(&params).unwrap();
+            for _ in 0..3 {
+                let (token, _) = with_refusals(&mut sampler, |sampler| session.sample(sampler), |_| {});
+                assert_eq!(token, session.sample(&mut expected).unwrap());
+            }
+        }
+        let (top, n) = with_refusals(&mut session, |session| session.top_logprobs(100), |_| {});
+        assert!(n > 3, "{n}");
+        assert_eq!(top, session.top_logprobs(100).unwrap());
+    }
+}
+
+/// What a call from C returned.
+fn outcome(status: lg_status) -> Result<()> {
+    match status {
+        lg_status::LG_OK => Ok(()),
+        lg_status::LG_ERR_OUT_OF_MEMORY => Err(longgen::Error::new(ErrorKind::OutOfMemory, "said in C")),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn programs_in_c_are_told() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), tiny_model::bytes(TensorType::F16)).unwrap();
+    let path = CString::new(file.path().to_str().unwrap()).unwrap();
+    let mut model = null_mut();
+    // SAFETY: all pointers are those of locals, or NULL where that is allowed.
+    unsafe {
+        outcome(lg_model_open(path.as_ptr(), null(), &raw mut model, null_mut())).unwrap();
+        let mut sessions = [null_mut::<lg_session>(); 30];
+        for session in &mut sessions {
+            let params =
+                lg_session_params { struct_size: size_of::<lg_session_params>(), n_ctx: 60, ..zeroed() };
+            let new =
+                |session: &mut _| outcome(lg_session_new(model, &raw const params, session, null_mut()));
+            with_refusals(session, new, |session| assert!(session.is_null()));
+        }
+        let decode = |sessions: &mut [*mut lg_session; 30]| {
+            let tokens = [1; 30];
+            outcome(lg_session_decode_batch(sessions.as_ptr(), tokens.as_ptr(), 30, null(), null_mut()))
+        };
+        let held = |sessions: &[*mut lg_session; 30]| sessions.map(|session| lg_session_position(session));
+        for round in 0..3 {
+            with_refusals(&mut sessions, decode, |sessions| assert_eq!(held(sessions), [round; 30]));
+        }
+        sessions.into_iter().for_each(|session| lg_session_free(session));
+        lg_model_free(model);
+    }
+}
