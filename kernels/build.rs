@@ -19,10 +19,12 @@ struct Part {
     may_spill: bool,
     /// Whether it uses instructions that only Hopper has.
     is_hopper: bool,
+    /// Whether only the runtime's own tests have it.
+    is_test: bool,
 }
 
 const fn part(name: &'static str, source: &'static str) -> Part {
-    Part { name, source, define: None, may_spill: false, is_hopper: false }
+    Part { name, source, define: None, may_spill: false, is_hopper: false, is_test: false }
 }
 
 /// Attention with one type of the cache.
@@ -30,7 +32,7 @@ const fn attn(name: &'static str, source: &'static str, define: &'static str, ma
     Part { define: Some(define), may_spill, ..part(name, source) }
 }
 
-const PARTS: [Part; 19] = [
+const PARTS: [Part; 20] = [
     attn("attn_decode_f16", "attn_decode.cu", "-DLG_KV_F16", false),
     attn("attn_decode_bf16", "attn_decode.cu", "-DLG_KV_BF16", false),
     attn("attn_decode_q8", "attn_decode.cu", "-DLG_KV_Q8", true),
@@ -50,6 +52,7 @@ const PARTS: [Part; 19] = [
     Part { is_hopper: true, ..part("attn_decode_sm90", "sm90/attn_decode.cu") },
     Part { is_hopper: true, ..part("attn_prefill_sm90", "sm90/attn_prefill.cu") },
     Part { is_hopper: true, ..part("gemm_sm90", "sm90/gemm.cu") },
+    Part { is_hopper: true, is_test: true, ..part("ptx_test_sm90", "sm90/ptx_test.cu") },
 ];
 
 /// Machine code for Hopper.
@@ -103,8 +106,9 @@ fn compile_all(nvcc: &Path, kernels: &Path, out: &Path) {
             scope.spawn(work);
         }
     });
-    let entry = |Part { name, is_hopper, .. }: &Part| {
-        format!("    ({is_hopper}, include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}.fatbin\"))),\n")
+    let entry = |Part { name, is_hopper, is_test, .. }: &Part| {
+        let cfg = if *is_test { "#[cfg(test)] " } else { "" };
+        format!("    {cfg}({is_hopper}, include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}.fatbin\"))),\n")
     };
     let list = format!("[\n{}]\n", PARTS.iter().map(entry).collect::<String>());
     if let Err(error) = std::fs::write(out.join("kernels.rs"), list) {
@@ -113,7 +117,7 @@ fn compile_all(nvcc: &Path, kernels: &Path, out: &Path) {
 }
 
 fn compile(nvcc: &Path, kernels: &Path, out: &Path, part: &Part) {
-    let Part { name, source, define, may_spill, is_hopper } = *part;
+    let Part { name, source, define, may_spill, is_hopper, .. } = *part;
     let (result, stamp) = (out.join(format!("{name}.fatbin")), out.join(format!("{name}.stamp")));
     let mut command = Command::new(nvcc);
     command.args(["-std=c++17", "-O3", "-fatbin", "-Werror", "all-warnings"]);

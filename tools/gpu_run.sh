@@ -59,6 +59,7 @@ step() {
 }
 
 tests() {
+    step "test longgen" "$bin/test_longgen" backend::cuda
     for name in ops kv session; do
         step "test $name" "$bin/test_$name"
     done

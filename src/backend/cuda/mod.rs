@@ -14,6 +14,8 @@ mod graph;
 mod matmul;
 mod matvec;
 mod params;
+#[cfg(test)]
+mod ptx_test;
 mod weight;
 mod workspace;
 
