@@ -111,14 +111,24 @@ bench() {
     record "bench=$name" "memory_mib=$(sort -n "$used" | tail -n 1)" <<<"$said"
 }
 
-# Attention alone, and the same by others.
+# attention NAME IMPLEMENTATION ARGUMENTS...: what lgeval bench-attention measures.
+attention() {
+    local name=$1 implementation=$2
+    shift 2
+    { timeout 120 "$bin/lgeval" bench-attention --json "$@" 2>&1 </dev/null || echo "ended with status $?"; } |
+        record "bench=$name" "implementation=$implementation"
+}
+
+# Attention alone; of some cases with the kernels for older cards, too.
 bench_attention() {
     local name flags
     while read -r name flags; do
         [[ $name == [a-z]* ]] || continue
         # shellcheck disable=SC2086
-        { timeout 120 "$bin/lgeval" bench-attention --json $flags 2>&1 </dev/null || echo "ended with status $?"; } |
-            record "bench=$name" implementation=longgen
+        attention "$name" longgen $flags
+        [[ $name =~ ^(prefill-mha|sink-mha|decode-mha|decode-gqa)-(4k|32k)$ ]] || continue
+        # shellcheck disable=SC2086
+        attention "$name" longgen-portable --portable $flags
     done <tools/bench/attention_cases.txt
 }
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 BEGIN, END = "<!-- made by tools/bench/table.py -->", "<!-- end of what it made -->"
-OURS = "longgen"
+OURS, PORTABLE = "longgen", "longgen-portable"
 
 
 def table(head, rows):
@@ -38,14 +38,16 @@ def attention(plan):
 
 
 def attention_table(benches, unit):
-    """Ours beside every peer, in this unit, and how many times the best peer's speed ours is."""
-    names = {name: None for lines in benches.values() for name in lines if name != OURS}
+    """Ours beside every other, in this unit, and how many times the best peer's speed ours is."""
+    measured = {name: None for lines in benches.values() for name in lines}
+    peers = [name for name in measured if name not in (OURS, PORTABLE)]
+    names = [name for name in (PORTABLE,) if name in measured] + peers
     head = ["attention", "heads", "context", "queries", "cache", "ms", f"LongGen, {unit}"]
     rows = []
     for lines in benches.values():
         ours = lines[OURS]
         speed = {name: line.get(unit_key(unit)) for name, line in lines.items()}
-        peers = [speed[name] for name in names if speed.get(name)]
+        best = max((speed[name] for name in peers if speed.get(name)), default=None)
         cells = [number(speed[name]) if speed.get(name) else "failed" if name in lines else "" for name in names]
         rows.append(
             [
@@ -57,9 +59,10 @@ def attention_table(benches, unit):
                 number(ours["ms"]["median"]),
                 number(speed[OURS]),
                 *cells,
-                f"{speed[OURS] / max(peers):.2f}" if peers else "",
+                f"{speed[OURS] / best:.2f}" if best else "",
             ]
         )
+    names = ["for every card" if name == PORTABLE else name for name in names]
     return table([*head, *names, "to the best"], rows)
 
 
@@ -99,6 +102,7 @@ def tables(lines):
         elif test:
             of_models[line["bench"], test] = line
     measured = {name: lines for name, lines in of_attention.items() if "ms" in lines.get(OURS, {})}
+    has_portable = any(PORTABLE in lines for lines in measured.values())
     prefill = {name: lines for name, lines in measured.items() if lines[OURS]["queries"] > 1}
     decode = {name: lines for name, lines in measured.items() if lines[OURS]["queries"] == 1}
     prompts = [prompt_row(line) for line in of_models.values() if line["test"].startswith("pp")]
@@ -110,6 +114,7 @@ def tables(lines):
         parts.append(
             "### Attention alone\n\nOne layer, random numbers; peers are PyTorch's, in bf16. Heads are query / KV heads. A "
             "FLOP counts where the mask keeps the pair, and a byte of keys and values once.\n"
+            + ("Kernels for every card are those that cards before Hopper have.\n" if has_portable else "")
         )
     if prefill:
         parts.append(attention_table(prefill, "TFLOP/s"))

@@ -60,6 +60,10 @@ pub struct BenchAttentionArgs {
     /// Only the last token is a query, as in decoding
     #[arg(long, conflicts_with = "chunk")]
     pub decode: bool,
+    /// Of the kernels for CUDA devices, those that cards before Hopper have are timed, on any card
+    #[cfg(feature = "cuda")]
+    #[arg(long)]
+    pub portable: bool,
     /// Repetitions
     #[arg(short, long, default_value_t = 10, value_parser = value_parser!(u32).range(1..))]
     pub repeat: u32,
@@ -79,12 +83,19 @@ impl BenchAttentionArgs {
     pub fn bench(&self) -> Result<AttentionBench> {
         let n_queries = if self.decode { 1 } else { self.chunk.unwrap_or(self.tokens) };
         ensure!(n_queries <= self.tokens, "--chunk {n_queries} of --tokens {}", self.tokens);
+        #[cfg(feature = "cuda")]
+        ensure!(
+            !self.portable || matches!(self.compute.device, Device::Cuda(_)),
+            "--portable is for --device cuda"
+        );
         Ok(AttentionBench {
             n_kv_heads: self.kv_heads.into(),
             head_dim: self.head_dim.into(),
             n_tokens: self.tokens,
             n_queries,
             attention: self.attention.layer(self.heads.into(), self.kv_heads.into())?,
+            #[cfg(feature = "cuda")]
+            portable: self.portable,
             repeat: usize::try_from(self.repeat)?,
             compute: self.compute.clone(),
         })
@@ -104,6 +115,9 @@ pub struct AttentionBench {
     pub n_queries: u32,
     /// Who sees whom, with a phase for each query head.
     pub attention: LayerAttention,
+    /// Whether CUDA devices do without the kernels that are for Hopper alone.
+    #[cfg(feature = "cuda")]
+    pub portable: bool,
     /// Samples.
     pub repeat: usize,
     /// Where and how.
@@ -136,6 +150,8 @@ impl AttentionBench {
         match self.compute.device {
             Device::Cpu => on_cpu(),
             Device::Reference => self.run_on(&ReferenceBackend::default(), cancel),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ordinal) if self.portable => self.run_on(&CudaBackend::portable(ordinal)?, cancel),
             #[cfg(feature = "cuda")]
             Device::Cuda(ordinal) => self.run_on(&CudaBackend::new(ordinal)?, cancel),
             #[cfg(feature = "cuda")]
@@ -189,7 +205,7 @@ impl AttentionBench {
         let (min, median, max) = summary(&times.ms);
         json!({
             "device": times.device,
-            "implementation": "longgen",
+            "implementation": self.implementation(),
             "attention": plan::to_json(std::slice::from_ref(&self.attention))[0],
             "heads": self.n_heads(),
             "kv_heads": self.n_kv_heads,
@@ -205,6 +221,15 @@ impl AttentionBench {
             "tflops": self.tflops(median),
             "gbs": self.gbs(median),
         })
+    }
+
+    /// What raw results tell it from others by.
+    fn implementation(&self) -> &'static str {
+        #[cfg(feature = "cuda")]
+        if self.portable {
+            return "longgen-portable";
+        }
+        "longgen"
     }
 
     /// Query heads.

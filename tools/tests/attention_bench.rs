@@ -128,6 +128,12 @@ fn what_cannot_be_timed_is_refused() {
         let args: Vec<_> = ["bench-attention"].into_iter().chain(flags.split_whitespace()).collect();
         assert_refused(LGEVAL, &args, parts);
     }
+    #[cfg(feature = "cuda")]
+    assert_refused(
+        LGEVAL,
+        &["bench-attention", "--portable", "--device", "cpu"],
+        &["--portable", "--device cuda"],
+    );
     // Numbers that no attention has are refused as any flag's.
     for flag in ["--heads", "--kv-heads", "--head-dim", "--tokens", "--chunk", "--repeat"] {
         let output = run(LGEVAL, &["bench-attention", flag, "0"]);

@@ -137,6 +137,16 @@ impl CudaBackend {
         Ok(backend)
     }
 
+    /// The same with the kernels that cards before Hopper have, whatever this one is, on all it has.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new).
+    pub fn portable(ordinal: usize) -> Result<Self> {
+        let mut backend = Self::new(ordinal)?;
+        backend.limits.has_hopper = false;
+        Ok(backend)
+    }
+
     /// The same with what is there on every card, whatever this one has: without cuBLASLt, products of many rows are
     /// our own, without Hopper's kernels and with the least shared memory attention takes smaller tiles, and a few blocks
     /// do all the work of a few rows, keeping nothing.
