@@ -5,6 +5,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::cast_possible_truncation, reason = "small numbers")]
 
+#[cfg(feature = "cuda")]
+mod support;
+
 use half::{bf16, f16};
 use longgen::Cancel;
 use longgen::attention::mask::Mask;
@@ -248,7 +251,7 @@ proptest! {
     fn every_query_sees_what_its_mask_says_on_a_cuda_device(case in any_case()) {
         use longgen::backend::cuda::CudaBackend;
         static BACKEND: std::sync::LazyLock<Option<CudaBackend>> = std::sync::LazyLock::new(|| {
-            CudaBackend::new(0).map_err(|error| eprintln!("SKIPPED on CUDA devices: {error}")).ok()
+            CudaBackend::new(0).map_err(|error| support::say_skipped_on_cuda(&error)).ok()
         });
         if let Some(backend) = &*BACKEND {
             check(backend, &case);

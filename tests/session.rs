@@ -35,7 +35,7 @@ fn devices() -> Vec<Device> {
     #[cfg(feature = "cuda")]
     match longgen::backend::cuda::CudaBackend::new(0) {
         Ok(_) => return vec![Device::Cpu, Device::Cuda(0)],
-        Err(error) => eprintln!("SKIPPED on CUDA devices: {error}"),
+        Err(error) => support::say_skipped_on_cuda(&error),
     }
     vec![Device::Cpu]
 }

@@ -16,7 +16,7 @@ pub fn backends() -> Vec<(String, CudaBackend)> {
                 .into()
         }
         Err(error) => {
-            eprintln!("SKIPPED on CUDA devices: {error}");
+            support::say_skipped_on_cuda(&error);
             Vec::new()
         }
     }
