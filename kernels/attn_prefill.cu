@@ -121,7 +121,7 @@ struct Prefill {
         }
     }
 
-    // Queries, rounded to 16 bits.
+    // Queries, rounded to 16 bits: finite ones stay finite.
     __device__ __forceinline__ void fetch_queries() const {
         for (uint32_t i = threadIdx.x; i < TILE_QUERIES * DIM / 2; i += THREADS) {
             uint32_t token = i / (DIM / 2), pair = i % (DIM / 2), position = first_query + token;
@@ -130,7 +130,7 @@ struct Prefill {
                 uint64_t row = rows.row + position - rows.pos;
                 q = reinterpret_cast<const float2*>(p.q + (row * p.n_heads + head) * DIM)[pair];
             }
-            uint32_t packed = T::pack(q.x, q.y);
+            uint32_t packed = T::pack_finite(q.x, q.y);
             asm volatile("st.shared.b32 [%0], %1;\n" ::"r"(shared + token * PITCH + pair * 4), "r"(packed));
         }
     }

@@ -222,7 +222,7 @@ struct RunHeads {
         for (int step = 0; step < DIM / 16; step++) {
             float4 x = make_float4(0, 0, 0, 0);
             if (lane / 4 < n_heads) x = *reinterpret_cast<const float4*>(query + Products::key_element(step, lane));
-            q[step][0] = T::pack(x.x, x.y), q[step][1] = T::pack(x.z, x.w);
+            q[step][0] = T::pack_finite(x.x, x.y), q[step][1] = T::pack_finite(x.z, x.w);
         }
 #pragma unroll
         for (int h = 0; h < 2; h++) phases[h] = p.phases[first_head + min(lane % 4 * 2 + h, n_heads - 1)];
