@@ -416,6 +416,9 @@ fn random_parts(random: &mut Random, pos: u32, n_tokens: u32) -> Vec<Part> {
     parts
 }
 
+/// Tokens around the edges of what is computed side by side: of vectors, of runs and tiles of keys and of queries.
+const EDGES: [u32; 15] = [1, 4, 5, 32, 33, 35, 36, 63, 64, 65, 66, 127, 128, 129, 130];
+
 fn whole(end: u32) -> [Part; 1] {
     [Part { end, lie: Lie::Order, copied: false }]
 }
@@ -430,6 +433,10 @@ fn attention_over_any_context_is_the_oracles() {
         let ends = [1, 63, 64, 65, 2047, 2048, 2049, 2112];
         let mut steps: Vec<(u32, u32)> =
             ends.iter().flat_map(|end| [1, 5.min(*end)].map(|n| (end - n, n))).collect();
+        for end in EDGES {
+            let n_tokens = pick(&mut random, &EDGES).min(end);
+            steps.extend([(0, end), (end - n_tokens, n_tokens)]);
+        }
         for _ in 0..40 {
             let n_tokens = pick(&mut random, &[1, 1, 2, 4, 5, 17, 40, 70]);
             steps.push((pick(&mut random, &[0, 0, 1, 63, 64, 100, 500, 513, 1100]), n_tokens));
@@ -613,6 +620,34 @@ fn attention_gives_a_query_the_same_bits_alone_and_among_others() {
     }
 }
 
+/// Queries that no float of 16 bits holds, which all look at the first key.
+#[test]
+fn huge_queries_attend_to_the_key_they_look_at() {
+    let oracle = ReferenceBackend::default();
+    on_every_backend!(|name, backend| {
+        let mut random = Random::new(43);
+        for (pos, n_tokens) in [(99, 1), (30, 40), (0, 130)] {
+            for (ty, head_dim) in KV_TYPES.into_iter().flat_map(|ty| [64, 128].map(|dim| (ty, dim))) {
+                let shape = KvShape { n_kv_heads: 1, head_dim, block_size: 64, ty };
+                let n_ctx = (pos + n_tokens) as usize;
+                let mut context = context_of(&mut random, n_ctx, Mask::Full, shape, 2);
+                (context.n_pairs, context.sink_logits) = (0, None);
+                context.k.iter_mut().for_each(|x| *x *= 0.3);
+                context.k[..head_dim].iter_mut().for_each(|x| *x = x.signum());
+                let signs = context.k[..head_dim].repeat(2 * n_ctx);
+                context.q.iter_mut().zip(&signs).for_each(|(q, sign)| *q = sign * (1e5 + 1e6 * q.abs()));
+                let parts = whole(pos + n_tokens);
+                let expected = Rig::new(&oracle, Precision::Exact).attend(&context, &parts, pos, n_tokens);
+                let has = Rig::new(&backend, Precision::Fast).attend(&context, &parts, pos, n_tokens);
+                let what = format!("{name}: {n_tokens} at {pos}, {shape:?}");
+                // Where weights have 16 bits their sum has more.
+                let tolerance = Tolerance { absolute: 1e-2, relative: 1e-2, angle: 1e-4 };
+                assert_close(&what, &has[1], &expected[1], tolerance);
+            }
+        }
+    });
+}
+
 #[test]
 fn attention_of_several_sessions_is_that_of_each() {
     on_every_backend!(|name, backend| {
@@ -693,6 +728,69 @@ fn what_does_not_fit_is_refused() {
         assert_eq!(backend.weight(beyond).err().unwrap().kind(), ErrorKind::Invalid);
         let ragged = WeightData { cols: 63, ..w };
         assert_eq!(backend.weight(ragged).err().unwrap().kind(), ErrorKind::Invalid, "{name}");
+    });
+}
+
+/// Attention of that many heads of that size to nothing, in a workspace of this shape.
+fn attend_to_nothing<B: Backend>(
+    backend: &B,
+    shape: &WorkspaceShape,
+    n_heads: usize,
+    head_dim: usize,
+) -> longgen::Result<()> {
+    let mut rig = Rig::with_shape(backend, Precision::Fast, shape);
+    let (q, phases) = (rig.buf(&vec![1.0f32; n_heads * head_dim]), rig.buf(&vec![0u32; n_heads]));
+    let mut out = rig.poisoned(n_heads * head_dim * 4);
+    rig.run(|backend, ws| {
+        let args = AttnArgs {
+            out: &mut out,
+            q: &q,
+            n_heads,
+            shape: KvShape { n_kv_heads: 1, head_dim, block_size: 64, ty: KvType::F16 },
+            scale: 1.0,
+            softcap: 0.0,
+            sink_logits: None,
+            mask: Mask::Full,
+            phases: &phases,
+            seqs: &[],
+        };
+        backend.attn(ws, args)
+    })
+}
+
+/// A product of rows, in a workspace of this shape.
+fn multiply<B: Backend>(
+    backend: &B,
+    shape: &WorkspaceShape,
+    w: &WeightData,
+    n_rows: usize,
+) -> longgen::Result<()> {
+    let mut rig = Rig::with_shape(backend, Precision::Fast, shape);
+    let x = rig.buf(&vec![1.0f32; n_rows * w.cols]);
+    let (w, mut out) = (backend.weight(w.clone())?, rig.poisoned(n_rows * w.rows * 4));
+    rig.run(|backend, ws| {
+        let parts = &mut [MatmulPart { out: &mut out, w: &w, bias: None }];
+        backend.matmul(ws, MatmulArgs { parts, input: Input::Rows(&x), n_rows, add: false })
+    })
+}
+
+#[test]
+fn a_workspace_that_is_too_small_is_refused() {
+    let mut random = Random::new(44);
+    let w = random_weight(&mut random, TensorType::F16, 24, 64);
+    let shape = WorkspaceShape { max_rows: 40, max_cols: 64, n_heads: 4, head_dim: 64, ..SHAPE };
+    on_every_backend!(|name, backend| {
+        multiply(&backend, &shape, &w, 40).unwrap();
+        attend_to_nothing(&backend, &shape, 4, 64).unwrap();
+        for (what, result) in [
+            ("a row more", multiply(&backend, &shape, &w, 41)),
+            ("fewer columns", multiply(&backend, &WorkspaceShape { max_cols: 56, ..shape }, &w, 40)),
+            ("a head more", attend_to_nothing(&backend, &shape, 5, 64)),
+            ("larger heads", attend_to_nothing(&backend, &shape, 4, 72)),
+        ] {
+            let kind = result.err().map(|error| error.kind());
+            assert_eq!(kind, Some(ErrorKind::Invalid), "{name}: {what}");
+        }
     });
 }
 

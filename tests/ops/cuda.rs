@@ -324,6 +324,114 @@ fn attention_of_many_rows_to_a_long_context_is_as_near() {
     }
 }
 
+/// As many keys and queries as end just around what is computed side by side.
+#[test]
+fn attention_around_the_edges_of_tiles_is_as_near() {
+    for (name, backend) in backends() {
+        let mut random = Random::new(45);
+        for end in EDGES {
+            for n_tokens in EDGES.into_iter().filter(|&n| n <= end) {
+                let ty = pick(&mut random, &[KvType::F16, KvType::Bf16, KvType::Q8]);
+                for head_dim in [64, 128] {
+                    let shape = KvShape { n_kv_heads: 1, head_dim, block_size: 64, ty };
+                    let context = context_of(&mut random, end as usize, Mask::Full, shape, 2);
+                    assert_near(&name, &backend, &context, &whole(end), end - n_tokens, n_tokens);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_has_the_same_bits_however_often_it_is_launched() {
+    for (name, backend) in backends() {
+        let mut random = Random::new(46);
+        for (pos, n_tokens) in [(3000, 1), (500, 5), (700, 300)] {
+            for ty in [KvType::F16, KvType::Bf16, KvType::Q8] {
+                let head_dim = pick(&mut random, &[64, 128]);
+                let shape = KvShape { n_kv_heads: 2, head_dim, block_size: 64, ty };
+                let end = pos + n_tokens;
+                let context = context_of(&mut random, end as usize, Mask::Full, shape, 4);
+                let mut rig = Rig::new(&backend, Precision::Fast);
+                let outs = rig.attend_again(&context, &whole(end), (pos, n_tokens), 100);
+                for (i, out) in outs.iter().enumerate() {
+                    let what = format!("{name}: launch {i} of {n_tokens} at {pos}, {shape:?}");
+                    assert_same_bits(&what, out, &outs[0]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_have_the_same_bits_however_often_they_are_launched() {
+    for (name, backend) in backends() {
+        let mut random = Random::new(47);
+        for ty in [TensorType::F16, TensorType::BF16, TensorType::Q4_0] {
+            let w = random_weight(&mut random, ty, 520, 640);
+            let products = [Product { w, bias: None, before: vec![] }];
+            for n_rows in [1, 8, 16, 300] {
+                let x = random.vector(n_rows * 640, 1.0);
+                let mut rig = Rig::new(&backend, Precision::Fast);
+                let first = rig.matmul(&products, &x, n_rows, false);
+                for i in 1..100 {
+                    let what = format!("{name}: launch {i} of {n_rows} rows, {ty}");
+                    assert_same_bits(&what, &rig.matmul(&products, &x, n_rows, false), &first);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_of_rounded_queries_is_that_of_others_rounded() {
+    for (name, backend) in backends() {
+        let mut random = Random::new(48);
+        for case in 0..60 {
+            let n_tokens = pick(&mut random, &[1, 15, 16, 63, 64, 65, 130, 300]);
+            let pos = pick(&mut random, &[0, 1, 63, 64, 500, 1100]);
+            let mut contexts =
+                std::iter::repeat_with(|| random_context(&mut random, (pos + n_tokens) as usize));
+            let mut context = contexts.find(|context| case % 4 == 0 || is_for_hopper(context)).unwrap();
+            if case % 4 > 0 {
+                context.shape.ty = pick(&mut random, &[KvType::F16, KvType::Bf16]);
+            }
+            let parts = random_parts(&mut random, pos, n_tokens);
+            let mut rig = Rig::new(&backend, Precision::Fast);
+            let [_, exact] = rig.attend(&context, &parts, pos, n_tokens);
+            let words = rig.attend_rounded(&context, &parts, pos, n_tokens);
+            let what = format!("{name}, case {case}: {n_tokens} at {pos}, {:?}", context.shape);
+            // Results of 16 bits fill the first half.
+            let (results, rest) = words.split_at(exact.len() / 2);
+            if rest.iter().all(|&word| word == u32::MAX) {
+                let round = |x: &f32| match context.shape.ty {
+                    KvType::Bf16 => half::bf16::from_f32(*x).to_bits(),
+                    _ => half::f16::from_f32(*x).to_bits(),
+                };
+                let rounded: Vec<_> = exact.iter().map(round).collect();
+                assert!(bytemuck::cast_slice::<_, u16>(results) == rounded, "{what}, in 16 bits");
+            } else {
+                let has: Vec<_> = words.iter().map(|&word| f32::from_bits(word)).collect();
+                assert_same_bits(&what, &has, &exact);
+            }
+        }
+    }
+}
+
+/// What the other backends need no memory for.
+#[test]
+fn a_workspace_without_room_for_what_is_converted_is_refused() {
+    let mut random = Random::new(49);
+    let w = random_weight(&mut random, TensorType::Q8_0, 24, 640);
+    for (name, backend) in backends() {
+        let shape = WorkspaceShape { max_weight_elems: 64 * 640, ..SHAPE };
+        multiply(&backend, &shape, &w, 40).unwrap();
+        let error =
+            multiply(&backend, &WorkspaceShape { max_weight_elems: 639, ..SHAPE }, &w, 40).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{name}");
+    }
+}
+
 /// One key that draws most of the attention, as the first token does: what all others weigh together still counts.
 #[test]
 fn what_is_left_beside_a_key_that_draws_all_attention_counts() {

@@ -274,7 +274,44 @@ impl<'b, B: Backend> Rig<'b, B> {
     /// The same for several sessions in one call, each with (pos, n_tokens, parts).
     pub fn attend_all(&mut self, context: &Context, seqs: &[(u32, u32, &[Part])]) -> Vec<[Vec<f32>; 2]> {
         let width = context.n_heads * context.shape.head_dim;
-        let n_rows = seqs.iter().map(|seq| seq.1 as usize).sum::<usize>();
+        let (q, outs) = self.launched(context, seqs, 1, false);
+        let out = self.read(&outs[0], q.len());
+        let mut row = 0;
+        let of_seq = |&(_, n_tokens, _): &(u32, u32, &[Part])| {
+            let range = row * width..(row + n_tokens as usize) * width;
+            row += n_tokens as usize;
+            [q[range.clone()].to_vec(), out[range].to_vec()]
+        };
+        seqs.iter().map(of_seq).collect()
+    }
+
+    /// The attention that [`attend`](Self::attend) returns, of each of `n_launches` one right after the other.
+    pub fn attend_again(
+        &mut self,
+        context: &Context,
+        parts: &[Part],
+        (pos, n_tokens): (u32, u32),
+        n_launches: usize,
+    ) -> Vec<Vec<f32>> {
+        let (q, outs) = self.launched(context, &[(pos, n_tokens, parts)], n_launches, false);
+        outs.iter().map(|out| self.read(out, q.len())).collect()
+    }
+
+    /// The words of the attention of queries that the backend has rounded, in the form in which it leaves it; what it does
+    /// not write stays `u32::MAX`.
+    pub fn attend_rounded(&mut self, context: &Context, parts: &[Part], pos: u32, n_tokens: u32) -> Vec<u32> {
+        let (q, outs) = self.launched(context, &[(pos, n_tokens, parts)], 1, true);
+        self.read(&outs[0], q.len()).iter().map(|x| x.to_bits()).collect()
+    }
+
+    /// Launches attention; returns all sessions' turned queries and the buffers of each launch.
+    fn launched(
+        &mut self,
+        context: &Context,
+        seqs: &[(u32, u32, &[Part])],
+        n_launches: usize,
+        rounds: bool,
+    ) -> (Vec<f32>, Vec<B::Buf>) {
         let (slots, in_order) = (context.slots(), context.slots_in_order());
         let on_device = |map: &SlotMap| self.backend.slots(map).unwrap();
         let (slots, in_order) =
@@ -315,33 +352,26 @@ impl<'b, B: Backend> Rig<'b, B> {
             .collect();
         let views: Vec<_> =
             descs.iter().zip(&segments).map(|(desc, segments)| AttnSeq { desc, segments }).collect();
-        let (q, phases) = (self.buf(&q_rows), self.buf(&context.phases));
+        let (mut q, phases) = (self.buf(&q_rows), self.buf(&context.phases));
         let sinks = context.sink_logits.as_ref().map(|sinks| self.buf(sinks));
-        let mut out = self.poisoned(n_rows * width * 4);
+        let mut outs: Vec<_> = (0..n_launches).map(|_| self.poisoned(size_of_val(&q_rows[..]))).collect();
+        let Context { shape, n_heads, mask, scale, softcap, .. } = *context;
         self.run(|backend, ws| {
-            let attend = AttnArgs {
-                out: &mut out,
-                q: &q,
-                n_heads: context.n_heads,
-                shape: context.shape,
-                scale: context.scale,
-                softcap: context.softcap,
-                sink_logits: sinks.as_ref(),
-                mask: context.mask,
-                phases: &phases,
-                seqs: &views,
-            };
-            backend.attn(ws, attend)
+            if rounds {
+                let n_tokens = row as usize;
+                let args = RoundQueriesArgs { q: &mut q, n_tokens, n_heads, shape, scale, softcap };
+                backend.round_queries(ws, args)?;
+            }
+            outs.iter_mut().try_for_each(|out| {
+                let (q, sink_logits) = (&q, sinks.as_ref());
+                let (phases, seqs) = (&phases, &views[..]);
+                let args =
+                    AttnArgs { out, q, n_heads, shape, scale, softcap, sink_logits, mask, phases, seqs };
+                if rounds { backend.attn_rounded(ws, args) } else { backend.attn(ws, args) }
+            })
         })
         .unwrap();
-        let out = self.read(&out, n_rows * width);
-        let mut row = 0;
-        let of_seq = |&(_, n_tokens, _): &(u32, u32, &[Part])| {
-            let range = row * width..(row + n_tokens as usize) * width;
-            row += n_tokens as usize;
-            [q_rows[range.clone()].to_vec(), out[range].to_vec()]
-        };
-        seqs.iter().map(of_seq).collect()
+        (q_rows, outs)
     }
 
     /// Queries of some tokens, turned.

@@ -52,7 +52,7 @@ const TOP_THREADS: u32 = 1024;
 const LEAST_SHARED_BYTES: u32 = 99 * 1024;
 
 /// See [`CudaBackend::with_few_blocks`].
-const FEW_BLOCKS: usize = 3;
+const FEW_BLOCKS: usize = 5;
 
 /// Recorded steps that a session keeps.
 const MAX_RECORDINGS: usize = 16;
