@@ -204,7 +204,8 @@ struct Heads {
 #pragma unroll
                 for (uint32_t n = 0; n < COLUMNS / 8; n++) {
                     const float* pair = d + (from / 8 + n) * 4 + h * 2;
-                    store4(outbox.of_pair<4>(h, n), KV::pack(pair[0] * factor, pair[1] * factor));
+                    float x = pair[0] * factor, y = pair[1] * factor;
+                    store4(outbox.of_pair<4>(h, n), p.kind == HEAD_QUERY ? KV::pack_finite(x, y) : KV::pack(x, y));
                 }
             }
             // Every lane finds out where a head of one of the 16 rows goes.
