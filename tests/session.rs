@@ -649,6 +649,78 @@ fn a_cancelled_prompt_leaves_the_chunks_before_it_and_no_trace() {
     }
 }
 
+/// A text, with every call stopped at random moments until it is through, or never.
+fn generated(model: &Arc<Model>, prompt: &[u32], mut random: Option<Random>) -> (Vec<u32>, usize) {
+    let mut n_cancelled = 0;
+    // Mostly early, and at times not at all.
+    let mut cancel = || match &mut random {
+        Some(random) => {
+            let most = 1 << random.below(17);
+            Cancel::after(random.below(most) as u64)
+        }
+        None => Cancel::default(),
+    };
+    let mut again = |result: longgen::Result<()>| match result {
+        Ok(()) => false,
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::Cancelled);
+            n_cancelled += 1;
+            true
+        }
+    };
+    let params = params(50, Precision::Fast, KvType::F16);
+    let mut sessions = [0, 1].map(|_| Session::new(model, &params).unwrap());
+    let [first, second] = &mut sessions;
+    while again(first.prefill(&prompt[first.tokens().len()..], &cancel(), &mut |_, _| {})) {}
+    while again(second.prefill_each(&prompt[second.tokens().len()..], &cancel(), &mut |_, _| Ok(()))) {}
+    let sampler = SamplerParams { temperature: 0.9, seed: 11, ..Default::default() };
+    let mut sampler = Sampler::new(&sampler).unwrap();
+    for i in 0..40 {
+        let tokens = sessions.each_mut().map(|session| session.sample(&mut sampler).unwrap());
+        if i % 2 == 0 {
+            for (session, token) in sessions.iter_mut().zip(tokens) {
+                while again(session.decode(token, &cancel())) {}
+            }
+        } else {
+            let step = |sessions: &mut [Session; 2], cancel: &Cancel| {
+                let mut batch: Vec<_> = sessions.iter_mut().zip(tokens).collect();
+                Session::decode_batch(&mut batch, cancel)
+            };
+            while again(step(&mut sessions, &cancel())) {}
+        }
+    }
+    (sessions.iter().flat_map(|session| session.tokens().to_vec()).collect(), n_cancelled)
+}
+
+#[test]
+fn a_text_that_is_stopped_at_random_moments_is_the_text_that_is_not() {
+    let bytes = tiny_model::bytes(TensorType::Q8_0);
+    let prompt = tokens(170, 80);
+    for device in devices() {
+        let params = ModelParams { device, n_threads: 2, ..Default::default() };
+        let open = |cancel: &Cancel| {
+            Model::from_bytes(Arc::new(bytes.clone()), &params, cancel, &mut |_, _| {}).map(Arc::new)
+        };
+        let (expected, _) = generated(&open(&Cancel::default()).unwrap(), &prompt, None);
+        let mut n_cancelled = 0;
+        for seed in 0..5 {
+            // Loading is stopped, too, at one tensor after the other.
+            let mut looks = (seed..).step_by(7).map(Cancel::after);
+            let model = loop {
+                match open(&looks.next().unwrap()) {
+                    Ok(model) => break model,
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::Cancelled),
+                }
+                n_cancelled += 1;
+            };
+            let (has, n) = generated(&model, &prompt, Some(Random::new(seed)));
+            assert_eq!(has, expected, "{device:?}: seed {seed}");
+            n_cancelled += n;
+        }
+        assert!(n_cancelled > 200, "{device:?}: {n_cancelled}");
+    }
+}
+
 #[test]
 fn another_thread_stops_a_prompt_between_its_chunks() {
     for device in devices() {
