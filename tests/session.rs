@@ -260,10 +260,13 @@ fn the_hidden_state_is_the_last_tokens_however_it_was_computed() {
         let session = &mut sessions[0].0;
         assert!(session.decode(258, &Cancel::default()).is_err());
         check(session);
-        assert!(session.decode(1, &Cancel::after(5)).is_err());
-        assert_eq!(kind(session), ErrorKind::Invalid);
-        session.logits().unwrap();
-        session.decode(1, &Cancel::default()).unwrap();
+        let mut n_looks = 0;
+        while session.decode(1, &Cancel::after(n_looks)).is_err() {
+            assert_eq!(kind(session), ErrorKind::Invalid);
+            session.logits().unwrap();
+            n_looks += 1;
+        }
+        assert!(n_looks > 0, "{device:?}");
         check(session);
         session.rewind(session.tokens().len() - 1).unwrap();
         assert_eq!(kind(session), ErrorKind::Invalid);
@@ -699,7 +702,8 @@ fn a_text_that_is_stopped_at_random_moments_is_the_text_that_is_not() {
     for device in devices() {
         let params = ModelParams { device, n_threads: 2, ..Default::default() };
         let open = |cancel: &Cancel| {
-            Model::from_bytes(Arc::new(bytes.clone()), &params, cancel, &mut |_, _| {}).map(Arc::new)
+            Model::from_bytes(Arc::new(bytes.clone()), &params, cancel, &mut |_, _| {}, &mut |_, _| {})
+                .map(Arc::new)
         };
         let (expected, _) = generated(&open(&Cancel::default()).unwrap(), &prompt, None);
         let mut n_cancelled = 0;
@@ -717,7 +721,9 @@ fn a_text_that_is_stopped_at_random_moments_is_the_text_that_is_not() {
             assert_eq!(has, expected, "{device:?}: seed {seed}");
             n_cancelled += n;
         }
-        assert!(n_cancelled > 200, "{device:?}: {n_cancelled}");
+        // Steps that a card replays cannot be stopped on their way.
+        let enough = if matches!(device, Device::Cuda(_)) { 50 } else { 200 };
+        assert!(n_cancelled > enough, "{device:?}: {n_cancelled}");
     }
 }
 
