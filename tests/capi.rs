@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use longgen::attention::mask::Mask;
 use longgen::{
-    Cancel, KvType, Model, ModelParams, Precision, Sampler, SamplerParams, Session, SessionParams,
+    Cancel, GenerateParams, KvType, Model, ModelParams, Precision, Sampler, SamplerParams, Session,
+    SessionParams,
 };
 use longgen_format::{Directory, OwnedValue, TensorType};
 use serde_json::Value;
@@ -110,6 +111,37 @@ fn structs_and_versions_are_the_same_on_both_sides() {
 fn hostile_arguments_are_refused_and_change_nothing() {
     let workshop = Workshop::new();
     workshop.check("tests/capi/hostile.c", &[workshop.model(), workshop.folder.path().to_str().unwrap()]);
+}
+
+#[test]
+fn errors_say_what_is_wrong_with_which_argument() {
+    let workshop = Workshop::new();
+    workshop.check("tests/capi/says.c", &[workshop.model(), workshop.folder.path().to_str().unwrap()]);
+}
+
+/// What the programs of tests/abi must print.
+fn answer(model: &str) -> String {
+    let params = SessionParams { kv_type: KvType::F32, precision: Precision::Exact, ..Default::default() };
+    let model = Arc::new(Model::open(model, &ModelParams::default()).unwrap());
+    let mut session = Session::new(&model, &params).unwrap();
+    let mut sampler = Sampler::new(&SamplerParams::default()).unwrap();
+    let params = GenerateParams { max_tokens: 20, ignore_eos: true, ..Default::default() };
+    let mut text = String::new();
+    let on_text = &mut |_, more: &str| {
+        text += more;
+        true
+    };
+    session.generate(&mut sampler, &[1, 2, 3, 4], &params, &Cancel::default(), on_text).unwrap();
+    text
+}
+
+/// Each was compiled when its version came out, with the header that lies beside it.
+#[test]
+fn programs_of_earlier_versions_run() {
+    let workshop = Workshop::new();
+    let program = workshop.build(&C99, "tests/abi/v0.1/client.c", &[]);
+    let printed = workshop.run(&program, &[workshop.model()]);
+    assert_eq!(String::from_utf8(printed).unwrap(), answer(workshop.model()));
 }
 
 #[test]
