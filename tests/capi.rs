@@ -1,11 +1,11 @@
-//! C and C++ programs on the shared library: compiled without a warning, run, and run again under valgrind.
+//! C and C++ programs on the shared library: compiled without a warning, run, and run again under valgrind and with
+//! sanitizers.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::sync::Arc;
 
 use longgen::attention::mask::Mask;
@@ -16,86 +16,8 @@ use longgen::{
 use longgen_format::{Directory, OwnedValue, TensorType};
 use serde_json::Value;
 use support::random::Random;
-use support::{library, metadata, tiny_model};
-
-const C99: [&str; 6] = ["cc", "-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror"];
-const CPP: [&str; 6] = ["c++", "-std=c++11", "-pedantic", "-Wall", "-Wextra", "-Werror"];
-
-const VALGRIND: [&str; 7] = [
-    "valgrind",
-    "--quiet",
-    "--error-exitcode=99",
-    "--leak-check=full",
-    "--show-leak-kinds=definite",
-    "--errors-for-leak-kinds=definite",
-    concat!("--suppressions=", env!("CARGO_MANIFEST_DIR"), "/tests/capi/valgrind.supp"),
-];
-
-fn no_valgrind(program: &str, error: &std::io::Error) {
-    assert!(std::env::var_os("CI").is_none(), "valgrind: {error}");
-    eprintln!("SKIPPED: {program} under valgrind: {error}");
-}
-
-/// A folder with the library, a model, and what is compiled.
-struct Workshop {
-    folder: tempfile::TempDir,
-    model: PathBuf,
-}
-
-impl Workshop {
-    fn new() -> Self {
-        let folder = library::folder();
-        let model = folder.path().join("tiny.gguf");
-        std::fs::write(&model, tiny_model::bytes(TensorType::Q8_0)).unwrap();
-        Self { folder, model }
-    }
-
-    /// Compiles a file of this repository; returns where the result lies.
-    fn compile(&self, compiler: &[&str], source: &str, options: &[&str]) -> PathBuf {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let out = self.folder.path().join(Path::new(source).file_stem().unwrap());
-        let mut command = Command::new(compiler[0]);
-        command.args(&compiler[1..]).arg("-g").arg("-I").arg(root.join("include"));
-        command.arg("-o").arg(&out).arg(root.join(source)).args(options);
-        succeeded(&command.output().unwrap(), source);
-        out
-    }
-
-    /// Compiles and links a program.
-    fn build(&self, compiler: &[&str], source: &str, more: &[&str]) -> PathBuf {
-        let folder = self.folder.path().to_str().unwrap();
-        let rpath = format!("-Wl,-rpath,{folder}");
-        self.compile(compiler, source, &[more, &["-L", folder, "-llonggen", "-pthread", &rpath]].concat())
-    }
-
-    /// What a program writes, by itself and again under valgrind.
-    fn run(&self, program: &Path, arguments: &[&str]) -> Vec<u8> {
-        let name = program.display().to_string();
-        let alone = Command::new(program).args(arguments).output().unwrap();
-        succeeded(&alone, &name);
-        match Command::new(VALGRIND[0]).args(&VALGRIND[1..]).arg(program).args(arguments).output() {
-            Ok(checked) => {
-                succeeded(&checked, &format!("valgrind {name}"));
-                assert_eq!(checked.stdout, alone.stdout, "{name} does the same under valgrind");
-            }
-            Err(error) => no_valgrind(&name, &error),
-        }
-        alone.stdout
-    }
-
-    fn check(&self, source: &str, arguments: &[&str]) {
-        self.run(&self.build(&C99, source, &[]), arguments);
-    }
-
-    fn model(&self) -> &str {
-        self.model.to_str().unwrap()
-    }
-}
-
-fn succeeded(output: &Output, what: &str) {
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{what}: {}\n{said}", output.status);
-}
+use support::workshop::{C99, CPP, Workshop};
+use support::{metadata, tiny_model};
 
 #[test]
 fn structs_and_versions_are_the_same_on_both_sides() {
@@ -252,18 +174,14 @@ fn opening_a_model_is_told_and_can_be_stopped() {
     let program = workshop.build(&C99, "tests/capi/open.c", &[]);
     let model = std::fs::read(&workshop.model).unwrap();
     let text = workshop.folder.path().join("text.gguf");
-    let run = |in_front: &[&str]| {
+    let prepare = || {
         std::fs::write(&workshop.model, &model).unwrap();
         std::fs::write(&text, tiny_model::text_bytes()).unwrap();
-        let command: Vec<&str> = [in_front, &[program.to_str().unwrap()]].concat();
-        let mut run = Command::new(command[0]);
-        run.args(&command[1..]).arg(&workshop.model).arg(&text).output()
     };
-    let output = run(&[]).unwrap();
-    succeeded(&output, "open");
+    let output = workshop.run_after(prepare, &program, &[workshop.model(), text.to_str().unwrap()]);
     assert_eq!(String::from_utf8_lossy(&output.stderr), "", "the library itself is silent");
 
-    let printed = String::from_utf8(output.stdout.clone()).unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
     let lines: Vec<&str> = printed.lines().collect();
     let [summary, device, opened, text_alone, text_opened, chosen @ ..] = &lines[..] else {
         panic!("{printed}")
@@ -279,14 +197,6 @@ fn opening_a_model_is_told_and_can_be_stopped() {
         [why, device] => assert!(why.contains("CUDA device") && device.contains("CPU"), "{why}, {device}"),
         [device] => assert!(!device.contains("CPU"), "{device}"),
         other => panic!("{other:?}"),
-    }
-
-    match run(&VALGRIND) {
-        Ok(checked) => {
-            succeeded(&checked, "valgrind open");
-            assert_eq!(checked.stdout, output.stdout);
-        }
-        Err(error) => no_valgrind("open", &error),
     }
 }
 

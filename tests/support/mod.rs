@@ -11,6 +11,7 @@ pub mod metadata;
 pub mod random;
 pub mod rig;
 pub mod tiny_model;
+pub mod workshop;
 
 /// Says that a test did without CUDA devices, past the test harness, which would swallow it.
 pub fn say_skipped_on_cuda(why: &impl Display) {
