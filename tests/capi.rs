@@ -352,6 +352,42 @@ fn the_header_serves_cpp_and_c_in_one_program() {
     workshop.run(&program, &[workshop.model()]);
 }
 
+#[test]
+fn the_cpp_header_gives_what_the_c_header_gives() {
+    const MORE: [&str; 6] = ["-Wpedantic", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror"];
+    let workshop = Workshop::new();
+    let text = |text: &str| OwnedValue::Str(text.to_owned());
+    let template = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}\
+                    {% if add_generation_prompt %}assistant:{% endif %}";
+    let more = [
+        ("tokenizer.chat_template", text(template)),
+        ("test.u64", OwnedValue::U64(u64::MAX)),
+        ("test.i64", OwnedValue::I64(-5)),
+        ("test.f64", OwnedValue::F64(0.1)),
+        ("test.bool", OwnedValue::Bool(true)),
+        ("test.text", text("a\0é")),
+        ("test.empty", text("")),
+        ("test.array", OwnedValue::U64s(vec![7, 8, 9])),
+    ];
+    let more = more.map(|(key, value)| (key.to_owned(), value));
+    std::fs::write(&workshop.model, tiny_model::bytes_with_metadata(TensorType::Q8_0, &more)).unwrap();
+    for standard in ["-std=c++17", "-std=c++20"] {
+        let compiler = [&["c++", standard], &MORE[..]].concat();
+        let part = workshop.compile(&compiler, "tests/capi/cpp_part.cpp", &["-c"]);
+        let program = workshop.build(&compiler, "tests/capi/cpp.cpp", &[part.to_str().unwrap()]);
+        workshop.run(&program, &[workshop.model(), "/no/such/model.gguf"]);
+    }
+}
+
+#[test]
+fn the_cpp_header_reaches_every_function() {
+    let header = include_str!("../include/longgen.hpp");
+    let names: Vec<&str> = header.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+    for symbol in include_str!("abi/symbols.txt").lines() {
+        assert!(names.contains(&symbol), "include/longgen.hpp does not call {symbol}");
+    }
+}
+
 /// What the example must write, from the Rust API.
 fn continuation(model: &str, prompt: &str, n_new: usize) -> String {
     let model = Arc::new(Model::open(model, &ModelParams::default()).unwrap());
