@@ -1380,7 +1380,7 @@ lg_status lg_session_generate(struct lg_session *session,
 lg_status lg_cancel_new(struct lg_cancel **out, struct lg_error *error);
 
 // Asks the calls that were given this object to stop soon; they return `LG_ERR_CANCELLED`. Calls that come later stop
-// at once, until `lg_cancel_reset`. NULL does nothing.
+// at once, until `lg_cancel_reset`. NULL does nothing. A signal handler may call it.
 //
 // # Safety
 // The caller must not free the object before this returns.

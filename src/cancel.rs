@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// Looks that are left while nobody has asked to stop.
 const NEVER: u64 = u64::MAX;
 
-/// Asks a running call to stop. Clones share the flag; setting it is safe from any thread.
+/// Asks a running call to stop. Clones share the flag; setting it is safe from any thread and in a signal handler.
 #[derive(Clone, Debug)]
 pub struct Cancel {
     /// How often the flag may still be looked at before it counts as set.

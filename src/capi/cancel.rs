@@ -28,14 +28,17 @@ pub unsafe extern "C" fn lg_cancel_new(out: *mut *mut lg_cancel, error: *mut lg_
 }
 
 /// Asks the calls that were given this object to stop soon; they return `LG_ERR_CANCELLED`. Calls that come later stop
-/// at once, until `lg_cancel_reset`. NULL does nothing.
+/// at once, until `lg_cancel_reset`. NULL does nothing. A signal handler may call it.
 ///
 /// # Safety
 /// The caller must not free the object before this returns.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lg_cancel_set(cancel: *mut lg_cancel) {
+    // Without the guard, whose thread locals are not for signal handlers: one atomic store does not panic.
     // SAFETY: the caller's word.
-    guard_or((), || unsafe { reference(cancel, "cancel") }.map(|cancel| cancel.0.cancel()));
+    if let Ok(cancel) = unsafe { reference(cancel, "cancel") } {
+        cancel.0.cancel();
+    }
 }
 
 /// Makes the object usable for the next call. NULL does nothing.
