@@ -1,0 +1,3 @@
+module longgen.example
+
+go 1.19

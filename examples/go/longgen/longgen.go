@@ -1,0 +1,221 @@
+// Package longgen runs long-context language models in this process, by liblonggen.so. What a call does is written in
+// include/longgen.h.
+//
+// What Open and NewSession give must be closed. A Model may be used by any number of goroutines at once, a Session by one at
+// a time.
+package longgen
+
+/*
+#cgo CFLAGS: -I${SRCDIR}/../../../include
+#cgo LDFLAGS: -llonggen
+#include <longgen.h>
+
+#include <stdlib.h>
+
+bool longgenOnText(uintptr_t user, uint32_t token, char *text, size_t n_bytes);
+
+static bool on_text(void *user, uint32_t token, const char *text, size_t n_bytes)
+{
+    return longgenOnText((uintptr_t)user, token, (char *)text, n_bytes);
+}
+
+static lg_status generate(lg_session *session, lg_sampler *sampler, const uint32_t *tokens, size_t n_tokens,
+                          uint32_t max_tokens, uintptr_t user, const lg_cancel *cancel, lg_generate_result *result,
+                          lg_error *error)
+{
+    const lg_generate_params params = {.struct_size = sizeof params, .max_tokens = max_tokens};
+    return lg_session_generate(session, sampler, tokens, n_tokens, &params, on_text, (void *)user, cancel, result, error);
+}
+
+static lg_status apply_chat_template(const lg_model *model, const char *role, size_t role_bytes, const char *content,
+                                     size_t content_bytes, char *text, size_t cap, size_t *n_bytes, lg_error *error)
+{
+    const lg_message message = {role, role_bytes, content, content_bytes};
+    return lg_model_apply_chat_template(model, &message, 1, NULL, 0, LG_CHAT_ADD_GENERATION_PROMPT, text, cap, n_bytes,
+                                        error);
+}
+*/
+import "C"
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/cgo"
+	"time"
+	"unsafe"
+)
+
+// Error is what a failed call has to say.
+type Error struct {
+	Code    uint32
+	Message string
+	Where   string
+}
+
+func (e *Error) Error() string {
+	return fmt.Sprintf("%s: %s (%s)", C.GoString(C.lg_status_str(C.uint32_t(e.Code))), e.Message, e.Where)
+}
+
+// call runs a function that takes an lg_error last.
+func call(function func(*C.lg_error) C.lg_status) error {
+	var e C.lg_error
+	e.struct_size = C.sizeof_lg_error
+	if function(&e) == C.LG_OK {
+		return nil
+	}
+	return &Error{uint32(e.code), C.GoString(&e.message[0]), C.GoString(&e.where[0])}
+}
+
+// Model is an open model.
+type Model struct {
+	c *C.lg_model
+}
+
+// Open opens a model file.
+func Open(path string) (*Model, error) {
+	if version := C.lg_abi_version(); version != C.LG_ABI_VERSION {
+		return nil, fmt.Errorf("liblonggen.so has the ABI %d, this program needs %d", version, C.LG_ABI_VERSION)
+	}
+	name := C.CString(path)
+	defer C.free(unsafe.Pointer(name))
+	m := &Model{}
+	err := call(func(e *C.lg_error) C.lg_status { return C.lg_model_open(name, nil, &m.c, e) })
+	if err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// Close frees the model. Its sessions go on.
+func (m *Model) Close() {
+	C.lg_model_free(m.c)
+	m.c = nil
+}
+
+// ContextLength is the longest context, in tokens, that the model was trained for.
+func (m *Model) ContextLength() int {
+	return int(C.lg_model_n_ctx_train(m.c))
+}
+
+// Prompt is what a user's message is to the model: the tokens of what its chat template makes of it.
+func (m *Model) Prompt(message string) ([]uint32, error) {
+	role := []byte("user")
+	content := []byte(message)
+	text, err := filled(func(text *byte, cap C.size_t, n *C.size_t, e *C.lg_error) C.lg_status {
+		return C.apply_chat_template(m.c, chars(role), C.size_t(len(role)), chars(content), C.size_t(len(content)),
+			(*C.char)(unsafe.Pointer(text)), cap, n, e)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return filled(func(tokens *uint32, cap C.size_t, n *C.size_t, e *C.lg_error) C.lg_status {
+		return C.lg_model_tokenize(m.c, chars(text), C.size_t(len(text)), C.LG_TOKENIZE_SPECIAL|C.LG_TOKENIZE_ADD_BOS,
+			(*C.uint32_t)(tokens), cap, n, e)
+	})
+}
+
+// Session is one sequence of tokens with its memory, and the sampler that goes on with it: it takes the likeliest tokens.
+type Session struct {
+	c       *C.lg_session
+	sampler *C.lg_sampler
+}
+
+// NewSession opens a session for so many tokens.
+func (m *Model) NewSession(contextLength int) (*Session, error) {
+	s := &Session{}
+	params := C.lg_session_params{struct_size: C.sizeof_lg_session_params, n_ctx: C.uint32_t(contextLength)}
+	err := call(func(e *C.lg_error) C.lg_status { return C.lg_session_new(m.c, &params, &s.c, e) })
+	if err == nil {
+		err = call(func(e *C.lg_error) C.lg_status { return C.lg_sampler_new(nil, &s.sampler, e) })
+	}
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// Close frees the session.
+func (s *Session) Close() {
+	C.lg_sampler_free(s.sampler)
+	C.lg_session_free(s.c)
+	s.sampler, s.c = nil, nil
+}
+
+// Bytes is how much memory the session takes.
+func (s *Session) Bytes() uint64 {
+	return uint64(C.lg_session_n_bytes(s.c))
+}
+
+// Took is how long the session has computed tokens of prompts, and of answers.
+func (s *Session) Took() (prompt, answer time.Duration, err error) {
+	counters := C.lg_counters{struct_size: C.sizeof_lg_counters}
+	err = call(func(e *C.lg_error) C.lg_status { return C.lg_session_counters(s.c, &counters, e) })
+	prompt = time.Duration(float64(counters.prompt_ms) * float64(time.Millisecond))
+	answer = time.Duration(float64(counters.generated_ms) * float64(time.Millisecond))
+	return prompt, answer, err
+}
+
+// answer is what longgenOnText is told with: where an answer goes, and until when.
+type answer struct {
+	ctx  context.Context
+	text chan<- string
+}
+
+// Generate appends tokens and generates an answer of at most maxTokens. It sends the answer's text piece by piece, closes the
+// channel, and returns how many tokens the answer has. When ctx is done it stops soon and returns ctx.Err().
+func (s *Session) Generate(ctx context.Context, tokens []uint32, maxTokens int, text chan<- string) (int, error) {
+	defer close(text)
+	var cancel *C.lg_cancel
+	if err := call(func(e *C.lg_error) C.lg_status { return C.lg_cancel_new(&cancel, e) }); err != nil {
+		return 0, err
+	}
+	defer C.lg_cancel_free(cancel)
+	finished, watched := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(watched)
+		select {
+		case <-ctx.Done():
+			C.lg_cancel_set(cancel)
+		case <-finished:
+		}
+	}()
+	defer func() { close(finished); <-watched }()
+
+	user := cgo.NewHandle(answer{ctx, text})
+	defer user.Delete()
+	result := C.lg_generate_result{struct_size: C.sizeof_lg_generate_result}
+	err := call(func(e *C.lg_error) C.lg_status {
+		return C.generate(s.c, s.sampler, (*C.uint32_t)(first(tokens)), C.size_t(len(tokens)), C.uint32_t(maxTokens),
+			C.uintptr_t(user), cancel, &result, e)
+	})
+	var stopped *Error
+	if errors.As(err, &stopped) && stopped.Code == C.LG_ERR_CANCELLED || err == nil && result.reason == C.LG_STOP_CALLBACK {
+		err = ctx.Err()
+	}
+	return int(result.n_tokens), err
+}
+
+// filled is what a function gives that takes a buffer, its room, and where to write how much there is.
+func filled[T byte | uint32](function func(*T, C.size_t, *C.size_t, *C.lg_error) C.lg_status) ([]T, error) {
+	var n C.size_t
+	if err := call(func(e *C.lg_error) C.lg_status { return function(nil, 0, &n, e) }); err != nil {
+		return nil, err
+	}
+	buffer := make([]T, n)
+	err := call(func(e *C.lg_error) C.lg_status { return function(first(buffer), n, &n, e) })
+	return buffer[:n], err
+}
+
+// first is where a slice lies.
+func first[T any](slice []T) *T {
+	if len(slice) == 0 {
+		return nil
+	}
+	return &slice[0]
+}
+
+func chars(text []byte) *C.char {
+	return (*C.char)(unsafe.Pointer(first(text)))
+}
