@@ -5,8 +5,8 @@
 #     bash tools/test.sh --all    # everything: 30 minutes; what CI runs
 #
 # Every step runs whatever became of the others. Their output is kept in the target folder under test-logs/; a failed
-# step's last lines are printed. Gets what it needs: a model (tools/models.sh), vocabularies (tools/vocabs.sh), a Python
-# environment (tools/venv.sh).
+# step's last lines are printed, and so is what was skipped. Gets what it needs: programs (tools/packages.sh), a model
+# (tools/models.sh), vocabularies (tools/vocabs.sh), a Python environment (tools/venv.sh).
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
@@ -54,6 +54,7 @@ step() {
     if [ $status -eq 0 ]; then
         passed=$((passed + 1))
         printf 'ok     %4d s\n' $((SECONDS - started))
+        sed -n 's/^SKIPPED/    &/p' "$log" | sort -u
     else
         failed=$((failed + 1))
         printf 'FAILED %4d s   status %d, %s\n' $((SECONDS - started)) $status "$log"
@@ -61,6 +62,7 @@ step() {
     fi
 }
 
+step "packages" bash tools/packages.sh
 step "formatting" cargo fmt --all --check
 step "clippy" cargo clippy --workspace --all-targets -- -D warnings
 step "documentation" env RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps
