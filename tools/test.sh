@@ -71,6 +71,8 @@ step "vocabularies" bash tools/vocabs.sh
 step "cargo test" cargo test --workspace
 step "release build" cargo build --workspace --release
 
+step "install" bash tests/install/run.sh
+
 # The kernels for every card, and that a build with them runs where there is no card. Their tests need one: gpu_run.sh.
 step "nvcc" bash tools/nvcc.sh
 step "clippy, with CUDA" cargo clippy --workspace --all-targets --features longgen-tools/cuda -- -D warnings

@@ -118,7 +118,7 @@ static void open_session(const lg_model *model)
     snprintf(fits, sizeof fits, "a context of %u tokens would fit", (unsigned)longest);
     SAYS(LG_ERR_OUT_OF_MEMORY, fits, lg_session_new, NEW);
     params = (lg_session_params){.struct_size = sizeof params, .max_bytes = 10};
-    SAYS(LG_ERR_OUT_OF_MEMORY, " 10 bytes", lg_session_new, NEW);
+    SAYS(LG_ERR_OUT_OF_MEMORY, "max_bytes is 10; no context is short enough", lg_session_new, NEW);
 }
 
 static void on_progress(void *user, size_t n_done, size_t n_total)
@@ -164,12 +164,12 @@ static void sessions(const lg_model *model, const lg_model *other)
 
     lg_session *const twice[2] = {session, session}, *const strangers[2] = {session, foreign}, *const none[1] = {NULL};
     SAYS(LG_ERR_INVALID, "a batch of no sessions", lg_session_decode_batch, (NULL, NULL, 0, NULL, &error));
-    SAYS(LG_ERR_INVALID, "the session is in use by another call", lg_session_decode_batch, (twice, tokens, 2, NULL, &error));
+    SAYS(LG_ERR_INVALID, "sessions[1] is in the batch already", lg_session_decode_batch, (twice, tokens, 2, NULL, &error));
     SAYS(LG_ERR_INVALID, "sessions of several models", lg_session_decode_batch, (strangers, tokens, 2, NULL, &error));
     SAYS(LG_ERR_INVALID, "sessions[0] is NULL", lg_session_decode_batch, (none, tokens, 1, NULL, &error));
 
     lg_cancel_set(cancel);
-    SAYS(LG_ERR_CANCELLED, "cancelled", lg_session_prefill, (session, tokens, 3, cancel, NULL, NULL, &error));
+    SAYS(LG_ERR_CANCELLED, "stopped at the caller's request", lg_session_prefill, (session, tokens, 3, cancel, NULL, NULL, &error));
     CALL(lg_session_prefill, (session, tokens, 64, NULL, on_progress, session, &error));
     SAYS(LG_ERR_CONTEXT_FULL, "1 more tokens behind 64 do not fit in a context of 64", lg_session_decode, (session, 1, NULL, &error));
     SAYS(LG_ERR_INVALID, "the 1000 likeliest tokens: at most ", lg_session_top_logprobs, (session, 1000, top, &error));

@@ -5,7 +5,7 @@
 // A model (lg_model) is opened from a file and shared by its sessions. A session (lg_session) is one sequence of tokens
 // with its memory: lg_session_prefill appends a prompt, lg_session_decode one more token, lg_session_rewind goes back. A
 // sampler (lg_sampler) chooses the next token. lg_session_generate does all of that until an answer ends. A text stream
-// (lg_text_stream) makes text of tokens, lg_model_apply_chat_template makes it of a conversation. examples/c/generate.c is
+// (lg_text_stream) makes text of tokens, lg_model_apply_chat_template makes it of a conversation. examples/c/ask.c is
 // a whole program.
 //
 // Conventions, which hold wherever a function does not say otherwise:
@@ -1380,7 +1380,7 @@ lg_status lg_session_generate(struct lg_session *session,
 lg_status lg_cancel_new(struct lg_cancel **out, struct lg_error *error);
 
 // Asks the calls that were given this object to stop soon; they return `LG_ERR_CANCELLED`. Calls that come later stop
-// at once, until `lg_cancel_reset`. NULL does nothing.
+// at once, until `lg_cancel_reset`. NULL does nothing. A signal handler may call it.
 //
 // # Safety
 // The caller must not free the object before this returns.

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Installs into a folder, moves it, and builds programs against it with pkg-config and with CMake, as its users would.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+DESTDIR=$work bash tools/install.sh --prefix /made --libdir lib/here
+mkdir "$work/a place"
+mv "$work/made" "$work/a place/moved"
+prefix="$work/a place/moved"
+library=$prefix/lib/here
+cp tests/install/{version.c,CMakeLists.txt} "$work"
+version=$("$prefix/bin/lgrun" --version | cut -d ' ' -f 2)
+
+# runs PROGRAM: which prints the version of the header and of the library.
+runs() {
+    [ "$("$@")" = "$version $version" ] || {
+        echo "$* says $("$@"), not $version twice" >&2
+        exit 1
+    }
+}
+
+echo "== files"
+(cd "$prefix" && find . ! -type d | sort)
+[ "$(readlink "$library/liblonggen.so.0")" = "liblonggen.so.$version" ]
+
+echo "== pkg-config"
+export PKG_CONFIG_PATH=$library/pkgconfig
+[ "$(pkg-config --modversion longgen)" = "$version" ]
+eval "flags=($(pkg-config --cflags --libs longgen))"
+cc -o "$work/by_pkg_config" "$work/version.c" "${flags[@]}"
+LD_LIBRARY_PATH=$library runs "$work/by_pkg_config"
+eval "flags=($(pkg-config --cflags --libs --static longgen | sed 's/-llonggen/-l:liblonggen.a/'))"
+cc -o "$work/by_pkg_config_static" "$work/version.c" "${flags[@]}"
+runs "$work/by_pkg_config_static"
+
+echo "== CMake"
+cmake -S "$work" -B "$work/build" -DCMAKE_PREFIX_PATH="$prefix/lib/here/cmake"
+cmake --build "$work/build"
+runs "$work/build/shared"
+runs "$work/build/static"
+
+echo "== the shared library is lean"
+du -k "$library/liblonggen.so.$version" "$library/liblonggen.a"
+needed=$(readelf --dynamic --wide "$library/liblonggen.so.$version" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p')
+echo "$needed"
+[ -z "$(grep -vE '^(libc|libm|libgcc_s|ld-linux-.*)\.so\.' <<<"$needed")" ] || {
+    echo "it needs more than libc, libm and libgcc_s" >&2
+    exit 1
+}
