@@ -34,6 +34,7 @@
 //   Whether other pointers point to what they should cannot be checked: that is the caller's promise, and what "Safety"
 //   means below.
 // - Threads. Each type says who may use it when. No state belongs to a thread: a call may be made from any.
+// - Everything is there since version 0.1.0; what came later says since when.
 // - The library never prints, exits, changes signal handlers or reads environment variables. A bug in it is
 //   LG_ERR_INTERNAL, and poisons the session, sampler or text stream at hand: that can only be freed; models and other
 //   objects go on. Memory that the system refuses is LG_ERR_OUT_OF_MEMORY, and what the call was to change is as it was.

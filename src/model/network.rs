@@ -127,7 +127,8 @@ impl<B: Backend> Network<B> {
     /// Finds the matrices in the file.
     ///
     /// # Errors
-    /// Those of [`Weights::load`], and `Unsupported` for heads that the backend cannot compute.
+    /// `Format` for a tensor that is missing or has another shape than the model's numbers say; `Unsupported` for an element
+    /// type that this runtime does not know, and for heads that the backend cannot compute; `Cancelled`.
     pub fn load(
         backend: B,
         file: &WeightFile<'_>,

@@ -17,4 +17,5 @@ pub mod progress;
 pub mod random;
 pub mod run_args;
 pub mod signals;
+pub mod stop_bench;
 pub mod synthetic;

@@ -134,7 +134,7 @@ impl RunArgs {
 
     /// The model file. Where none is named, the process ends as it does for any other flag that is missing: only `lgeval
     /// bench` can do without.
-    fn path(&self) -> &PathBuf {
+    pub(crate) fn path(&self) -> &PathBuf {
         let missing = || {
             let message = "which model? -m, --model FILE names it\n";
             clap::Error::raw(clap::error::ErrorKind::MissingRequiredArgument, message).exit()

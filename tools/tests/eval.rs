@@ -181,6 +181,23 @@ fn perplexity_is_what_the_logits_say() {
 }
 
 #[test]
+fn calls_that_are_stopped_say_how_long_they_went_on() {
+    let args = ["bench-stop", "-m", tiny(), "-p", "300", "-r", "6", "--json", "--device", "cpu"];
+    let printed = printed(&run(LGEVAL, &args));
+    let tests: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(tests.iter().map(|test| &test["test"]).collect::<Vec<_>>(), ["open", "prefill", "decode"]);
+    for test in &tests {
+        // Those that had ended before do not count.
+        let ms = test["ms"].as_array().unwrap();
+        assert!(ms.len() <= 6 && test["calls"] == ms.len(), "{test}");
+        let whole = test["whole_ms"].as_f64().unwrap();
+        assert!(whole > 0.0 && ms.iter().all(|ms| ms.as_f64().unwrap() < 10.0 * whole + 1000.0), "{test}");
+    }
+    let said = failure(&run(LGEVAL, &["bench-stop", "-m", tiny(), "-p", "300", "-c", "100"]));
+    assert!(said.contains("300 tokens do not fit in a context of 100"), "{said}");
+}
+
+#[test]
 fn what_cannot_be_measured_is_refused_in_one_line() {
     let place = Place::new();
     let (missing, folder) = (place.path("missing"), place.path(""));

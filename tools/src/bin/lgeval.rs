@@ -15,6 +15,7 @@ use longgen_tools::plan::AttentionArgs;
 use longgen_tools::progress::Progress;
 use longgen_tools::run_args::{RunArgs, name, tokenizer};
 use longgen_tools::signals::cancel_on_signals;
+use longgen_tools::stop_bench::BenchStopArgs;
 use longgen_tools::synthetic::{Shape, Type};
 use serde_json::{Value, json};
 
@@ -127,6 +128,14 @@ enum Command {
         #[command(flatten)]
         args: BenchAttentionArgs,
     },
+    /// How long opening, a prompt and decoding go on after they were asked to stop
+    BenchStop {
+        /// One JSON object per line
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        args: BenchStopArgs,
+    },
 }
 
 /// Reads `--sessions`.
@@ -228,6 +237,16 @@ fn run(cli: Cli) -> Result<()> {
                 }
             });
         }
+        Command::BenchStop { json, args } => args.run(&cancel, &mut |device, times| {
+            let (min, median, max) = eval::summary(&times.ms);
+            print(&match json {
+                true => format!("{}\n", times.to_json(device)),
+                false => format!(
+                    "{:>8} stops after {median:.2} ms  ({min:.2} to {max:.2}), by itself after {:.0}\n",
+                    times.name, times.whole_ms
+                ),
+            });
+        })?,
     }
     Ok(())
 }
