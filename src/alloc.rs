@@ -51,6 +51,14 @@ pub(crate) fn try_collect_ok<T>(elements: impl Iterator<Item = Result<T>>) -> Re
     Ok(vec)
 }
 
+/// Whether `n_bytes` can be had, or `OutOfMemory`: for other libraries that are about to take them, and would end the
+/// process if they were refused.
+pub(crate) fn check_room(n_bytes: usize) -> Result<()> {
+    // Else the compiler would leave the allocation out.
+    std::hint::black_box(try_with_capacity::<u8>(n_bytes)?);
+    Ok(())
+}
+
 /// `value` in memory of its own, or `OutOfMemory`.
 pub(crate) fn try_box<T>(value: T) -> Result<Box<T>> {
     const { assert!(size_of::<T>() > 0) };

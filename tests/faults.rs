@@ -11,6 +11,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::ffi::CString;
 use std::mem::zeroed;
+use std::path::Path;
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
 
@@ -25,6 +26,7 @@ use longgen::capi::status::lg_status;
 use longgen::model::config::Config;
 use longgen::model::network::{Engine, Network};
 use longgen::model::opening::Opening;
+use longgen::text::{Tokenizer, split_hf_tokenizer};
 use longgen::weights::WeightFile;
 use longgen::{
     Cancel, Device, ErrorKind, Model, ModelParams, Result, Sampler, SamplerParams, Session, SessionParams,
@@ -41,6 +43,8 @@ thread_local! {
     static LEFT: Cell<Option<usize>> = const { Cell::new(None) };
     /// Whether one was refused.
     static REFUSED: Cell<bool> = const { Cell::new(false) };
+    /// Bytes of this thread that live, the most that lived at once, and the largest that were asked for at once.
+    static LIVE: Cell<[usize; 3]> = const { Cell::new([0; 3]) };
 }
 
 struct Refusing;
@@ -56,24 +60,35 @@ fn is_refused(n_bytes: usize) -> bool {
     is_refused
 }
 
+/// Counts an allocation of `new` bytes in the place of `old`.
+fn count(old: usize, new: usize) {
+    let [live, most, largest] = LIVE.get();
+    let live = (live + new).saturating_sub(old);
+    LIVE.set([live, most.max(live), largest.max(new)]);
+}
+
 // SAFETY: what is not refused is the system's.
 unsafe impl GlobalAlloc for Refusing {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as the caller says.
+        count(0, layout.size());
         if is_refused(layout.size()) { null_mut() } else { unsafe { System.alloc(layout) } }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(0, layout.size());
         // SAFETY: as the caller says.
         if is_refused(layout.size()) { null_mut() } else { unsafe { System.alloc_zeroed(layout) } }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        count(layout.size(), 0);
         // SAFETY: as the caller says.
         unsafe { System.dealloc(memory, layout) }
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(layout.size(), size);
         // SAFETY: as the caller says.
         if is_refused(size) { null_mut() } else { unsafe { System.realloc(memory, layout, size) } }
     }
@@ -148,6 +163,25 @@ fn session_with(model: &Arc<Model>, tokens: &[u32]) -> Session {
     let mut session = new_session(model).unwrap();
     prefill(&mut session, tokens).unwrap();
     session
+}
+
+/// That of a model in tests/data, and those of the vocabularies that tools/vocabs.sh gets, if they are there.
+fn tokenizers() -> Vec<(String, Tokenizer)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text =
+        |name: &str| std::fs::read_to_string(root.join("tests/data/longgen-tiny-8k").join(name)).unwrap();
+    let parts = split_hf_tokenizer(&text("tokenizer.json"), Some(&text("tokenizer_config.json"))).unwrap();
+    let mut tokenizers = vec![("longgen-tiny-8k".to_owned(), parts.tokenizer().unwrap())];
+    for file in std::fs::read_dir(root.join("models/vocabs")).into_iter().flatten() {
+        let path = file.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "gguf") {
+            let bytes = std::fs::read(&path).unwrap();
+            let directory = Directory::read(&bytes).unwrap();
+            let tokenizer = Tokenizer::from_metadata(&directory.metadata);
+            tokenizers.extend(tokenizer.ok().map(|tokenizer| (path.display().to_string(), tokenizer)));
+        }
+    }
+    tokenizers
 }
 
 /// Whether both hold the same and say the same about what comes next.
@@ -335,5 +369,30 @@ fn programs_in_c_are_told() {
         }
         sessions.into_iter().for_each(|session| lg_session_free(session));
         lg_model_free(model);
+    }
+}
+
+/// The most memory that texts of many kinds take meanwhile is what is asked for first.
+#[test]
+fn a_text_that_is_too_long_for_the_memory_is_refused_before_it_takes_any() {
+    let mut random = Random::new(31);
+    let words =
+        ["lighthouse", " the", "\n\n", "é", "🦀", " 1843", "7", "<|im_end|>", "\t", "_", "ﬁ", "a", " ", "ท"];
+    // Lists grow by doubling: just below a power of two, and just above.
+    let repeated = words.iter().flat_map(|word| [8000, 8300].map(|n| word.repeat(n)));
+    let mixed = (0..20_000).map(|_| words[random.below(words.len())]).collect();
+    let texts: Vec<String> = repeated.chain([mixed]).collect();
+    for (name, tokenizer) in &tokenizers() {
+        for text in &texts {
+            LEFT.set(Some(0));
+            let refused = tokenizer.encode(text, true, true);
+            LEFT.set(None);
+            assert_eq!(refused.unwrap_err().kind(), ErrorKind::OutOfMemory, "{name}");
+            LIVE.set([0; 3]);
+            tokenizer.encode(text, true, true).unwrap();
+            let [_, most, largest] = LIVE.get();
+            let (start, n_bytes) = (text.chars().take(20).collect::<String>(), text.len());
+            assert!(most <= largest, "{name}: {start:?}, {n_bytes} bytes: {most} of {largest}");
+        }
     }
 }

@@ -21,7 +21,8 @@ pub const LG_TOKENIZE_ADD_BOS: u32 = 2;
 /// `LG_TOKENIZE_*` together. `tokens` has room for `cap` tokens; `*n_tokens` is how many the text has. NULL with 0 asks
 /// only for that; a buffer that is too small is `LG_ERR_INVALID` and nothing is written.
 ///
-/// Errors: `LG_ERR_INVALID`, also for text that is no UTF-8.
+/// Errors: `LG_ERR_INVALID`, also for text that is no UTF-8; `LG_ERR_OUT_OF_MEMORY` for one that is too long for the memory
+/// there is, of which a text takes some hundred times its length meanwhile.
 ///
 /// # Safety
 /// The caller must pass pointers as the conventions ask.

@@ -10,6 +10,7 @@ use super::pipeline::Pipeline;
 use super::scores::Scores;
 use super::special::{SpecialToken, SpecialTokens};
 use super::vocabulary::{Merges, TokenKind, Vocabulary};
+use crate::alloc::check_room;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Control tokens that end a turn or a document in the models that have them.
@@ -23,6 +24,9 @@ const END_TOKENS: [&str; 8] = [
     "<end_of_turn>",
     "<|eos|>",
 ];
+
+/// Bytes of memory that a text takes at most while it is tokenized, for each of its own: measured by `tests/faults.rs`.
+pub const ROOM_PER_BYTE: usize = 384;
 
 /// Longest run of whitespace, in characters, that the splitting patterns are trusted with: their engine keeps a state
 /// for each and gives up in silence at 1,000,000.
@@ -125,7 +129,8 @@ impl Tokenizer {
     /// and the text does not spell it itself. An end-of-text token is never appended.
     ///
     /// # Errors
-    /// More than 500,000 whitespace characters in a row; or parts of the tokenizer that contradict each other.
+    /// `OutOfMemory` for a text that is too long for the memory there is, which takes up to [`ROOM_PER_BYTE`] bytes for each
+    /// of its own meanwhile; more than 500,000 whitespace characters in a row; or parts of the tokenizer that contradict each other.
     pub fn encode(&self, text: &str, special: bool, add_bos: bool) -> Result<Vec<u32>> {
         let run = longest_whitespace_run(text);
         if run > MAX_WHITESPACE_RUN {
@@ -133,6 +138,7 @@ impl Tokenizer {
                 "text has {run} whitespace characters in a row, at most {MAX_WHITESPACE_RUN} can be tokenized"
             )));
         }
+        check_room(text.len().saturating_mul(ROOM_PER_BYTE))?;
         let internal = |error| Error::new(ErrorKind::Internal, format!("tokenizer: {error}"));
         let added = if special { &self.with_special } else { &self.without_special };
         let mut pieces = added.extract_and_normalize(self.normalizer.as_ref(), text);

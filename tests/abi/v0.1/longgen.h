@@ -38,8 +38,9 @@
 // - The library never prints, exits, changes signal handlers or reads environment variables. A bug in it is
 //   LG_ERR_INTERNAL, and poisons the session, sampler or text stream at hand: that can only be freed; models and other
 //   objects go on. Memory that the system refuses is LG_ERR_OUT_OF_MEMORY, and what the call was to change is as it was.
-//   The process ends only if not even a few hundred bytes can be had, or if other libraries get none: those that know the
-//   texts of a model, which open, tokenize and apply templates, those that start threads, and the driver of a device.
+//   The process ends only if not even a few hundred bytes can be had, or if other libraries get none: those that read a
+//   vocabulary and apply templates, those that start threads, and the driver of a device. What tokenizing will take is
+//   asked for before.
 
 
 #ifndef LONGGEN_H
@@ -903,7 +904,8 @@ lg_status lg_model_longest_context(const struct lg_model *model,
 // `LG_TOKENIZE_*` together. `tokens` has room for `cap` tokens; `*n_tokens` is how many the text has. NULL with 0 asks
 // only for that; a buffer that is too small is `LG_ERR_INVALID` and nothing is written.
 //
-// Errors: `LG_ERR_INVALID`, also for text that is no UTF-8.
+// Errors: `LG_ERR_INVALID`, also for text that is no UTF-8; `LG_ERR_OUT_OF_MEMORY` for one that is too long for the memory
+// there is, of which a text takes some hundred times its length meanwhile.
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.
