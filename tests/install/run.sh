@@ -26,21 +26,33 @@ echo "== files"
 (cd "$prefix" && find . ! -type d | sort)
 [ "$(readlink "$library/liblonggen.so.0")" = "liblonggen.so.$version" ]
 
-echo "== pkg-config"
-export PKG_CONFIG_PATH=$library/pkgconfig
-[ "$(pkg-config --modversion longgen)" = "$version" ]
-eval "flags=($(pkg-config --cflags --libs longgen))"
-cc -o "$work/by_pkg_config" "$work/version.c" "${flags[@]}"
-LD_LIBRARY_PATH=$library runs "$work/by_pkg_config"
-eval "flags=($(pkg-config --cflags --libs --static longgen | sed 's/-llonggen/-l:liblonggen.a/'))"
-cc -o "$work/by_pkg_config_static" "$work/version.c" "${flags[@]}"
-runs "$work/by_pkg_config_static"
+# has PROGRAM: or says what is left out; with CI set that is a failure.
+has() {
+    command -v "$1" >/dev/null && return
+    echo "SKIPPED programs that are built with $1: it is not installed"
+    [ -z "${CI-}" ] || exit 1
+    return 1
+}
 
-echo "== CMake"
-cmake -S "$work" -B "$work/build" -DCMAKE_PREFIX_PATH="$prefix/lib/here/cmake"
-cmake --build "$work/build"
-runs "$work/build/shared"
-runs "$work/build/static"
+if has pkg-config; then
+    echo "== pkg-config"
+    export PKG_CONFIG_PATH=$library/pkgconfig
+    [ "$(pkg-config --modversion longgen)" = "$version" ]
+    eval "flags=($(pkg-config --cflags --libs longgen))"
+    cc -o "$work/by_pkg_config" "$work/version.c" "${flags[@]}"
+    LD_LIBRARY_PATH=$library runs "$work/by_pkg_config"
+    eval "flags=($(pkg-config --cflags --libs --static longgen | sed 's/-llonggen/-l:liblonggen.a/'))"
+    cc -o "$work/by_pkg_config_static" "$work/version.c" "${flags[@]}"
+    runs "$work/by_pkg_config_static"
+fi
+
+if has cmake; then
+    echo "== CMake"
+    cmake -S "$work" -B "$work/build" -DCMAKE_PREFIX_PATH="$prefix/lib/here/cmake"
+    cmake --build "$work/build"
+    runs "$work/build/shared"
+    runs "$work/build/static"
+fi
 
 echo "== the shared library is lean"
 du -k "$library/liblonggen.so.$version" "$library/liblonggen.a"
