@@ -16,8 +16,8 @@ use crate::weights::Load;
 
 /// An open model: its weights, its vocabulary, and the device that runs it.
 ///
-/// Threads: immutable; any number of threads may use it at once. Sessions keep what they need of it alive, so a model
-/// may be freed before its sessions.
+/// Threads: immutable; any number of threads may use it at once, each with a session of its own, and several models may
+/// be at work at once. Sessions keep what they need of it alive, so a model may be freed before its sessions.
 pub struct lg_model {
     pub(super) model: Arc<Model>,
     /// [`Config::architecture`](crate::model::config::Config::architecture), as C programs read it.

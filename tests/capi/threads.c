@@ -1,4 +1,4 @@
-// One model, several threads: sessions compute what they compute alone, and any thread can stop a call.
+// Several threads: sessions of one model and of two compute what they compute alone, and any thread can stop a call.
 // usage: threads MODEL
 #define _POSIX_C_SOURCE 200809L
 #include "check.h"
@@ -39,13 +39,13 @@ static void *generate(void *user)
     return NULL;
 }
 
-static void sessions_side_by_side_compute_what_they_compute_alone(const lg_model *model)
+static void sessions_side_by_side_compute_what_they_compute_alone(const lg_model *model, const lg_model *other)
 {
-    enum { N = 3 };
+    enum { N = 4 };
     Generation alone[N], together[N];
     pthread_t threads[N];
     for (uint32_t i = 0; i < N; i++) {
-        alone[i] = together[i] = (Generation){.model = model, .seed = i};
+        alone[i] = together[i] = (Generation){.model = i % 2 ? other : model, .seed = i};
         generate(&alone[i]);
     }
     for (size_t i = 0; i < N; i++)
@@ -231,7 +231,10 @@ int main(int argc, char **argv)
     const lg_model_params params = {.struct_size = sizeof params, .n_threads = 2};
     lg_model *model = NULL;
     CALL(lg_model_open, (argv[1], &params, &model, &error));
-    sessions_side_by_side_compute_what_they_compute_alone(model);
+    lg_model *other = NULL;
+    CALL(lg_model_open, (argv[1], NULL, &other, &error));
+    sessions_side_by_side_compute_what_they_compute_alone(model, other);
+    lg_model_free(other);
     another_thread_stops_a_call(model);
     calls_that_are_stopped_at_any_moment_add_up_to_one_that_is_not(model);
     lg_model_free(model);

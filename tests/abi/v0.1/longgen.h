@@ -277,8 +277,8 @@ typedef struct lg_cancel lg_cancel;
 
 // An open model: its weights, its vocabulary, and the device that runs it.
 //
-// Threads: immutable; any number of threads may use it at once. Sessions keep what they need of it alive, so a model
-// may be freed before its sessions.
+// Threads: immutable; any number of threads may use it at once, each with a session of its own, and several models may
+// be at work at once. Sessions keep what they need of it alive, so a model may be freed before its sessions.
 typedef struct lg_model lg_model;
 
 // Chooses tokens, one after the other, from one stream of random numbers. It belongs to no model.
