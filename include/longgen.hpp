@@ -122,6 +122,8 @@ template <class Buffer, class Function, class... Arguments> Buffer filled(Functi
     buffer.resize(n);
     if (n > 0)
         call(function, arguments..., buffer.data(), n, &n);
+    // What depends on the clock may have become shorter.
+    buffer.resize(n);
     return buffer;
 }
 
@@ -199,7 +201,7 @@ class Told {
 public:
     Told(const Cancel *cancel, const Progress &progress, const Log *log = nullptr) : progress_(progress), log_(log)
     {
-        if (cancel == nullptr && (progress || log != nullptr))
+        if (cancel == nullptr && (progress || (log != nullptr && *log)))
             cancel = &own_.emplace();
         cancel_ = handle(cancel);
     }

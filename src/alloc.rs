@@ -51,6 +51,14 @@ pub(crate) fn try_collect_ok<T>(elements: impl Iterator<Item = Result<T>>) -> Re
     Ok(vec)
 }
 
+/// A copy of a text, or `OutOfMemory`.
+pub(crate) fn try_string(text: &str) -> Result<String> {
+    let mut copy = String::new();
+    copy.try_reserve_exact(text.len()).map_err(|_| out_of_memory(text.len()))?;
+    copy.push_str(text);
+    Ok(copy)
+}
+
 /// Whether `n_bytes` can be had, or `OutOfMemory`: for other libraries that are about to take them, and would end the
 /// process if they were refused.
 pub(crate) fn check_room(n_bytes: usize) -> Result<()> {

@@ -1,5 +1,6 @@
 //! From a session to an answer: token by token, as text.
 
+use crate::alloc::{try_collect_ok, try_string};
 use crate::cancel::Cancel;
 use crate::error::{ErrorKind, Result};
 use crate::sampler::Sampler;
@@ -51,7 +52,8 @@ pub struct Generated {
 }
 
 /// Told about each token of an answer, with the text that is certain since, which may be empty; and about no token, with the
-/// text that was held back until the end, if there is any. False ends the answer.
+/// text that was held back until the end, if there is any. False ends the answer: nothing more is told, and text that was
+/// held back is dropped.
 pub type OnText<'a> = &'a mut dyn FnMut(Option<u32>, &str) -> bool;
 
 impl Session {
@@ -74,10 +76,12 @@ impl Session {
             [] => cancel.check()?,
             _ => self.prefill(tokens, cancel, &mut |_, _| {})?,
         }
-        let mut stream = TextStream::new(&params.stops);
+        let stops = try_collect_ok(params.stops.iter().map(|stop| try_string(stop)))?;
+        let mut stream = TextStream::new(stops);
         let result = self.answer(sampler, params, cancel, &mut stream, on_text);
         let rest = stream.finish()?;
-        if !rest.is_empty() {
+        let may_be_told = !matches!(result, Ok(Generated { reason: StopReason::Callback, .. }));
+        if may_be_told && !rest.is_empty() {
             on_text(None, rest);
         }
         result

@@ -295,6 +295,7 @@ impl Session {
         progress: Progress<'_>,
     ) -> Result<()> {
         self.check(tokens)?;
+        cancel.check()?;
         // The logits of the step before are given up row by row.
         self.has_logits &= wanted.logits.is_none();
         let leaves_logits = wanted.logits.is_some() && wanted.rows.last() == Some(&(tokens.len() - 1));

@@ -23,6 +23,7 @@ use longgen::capi::session::{
 };
 use longgen::capi::state::lg_session_position;
 use longgen::capi::status::lg_status;
+use longgen::capi::stream::{lg_text_stream_free, lg_text_stream_new};
 use longgen::model::config::Config;
 use longgen::model::network::{Engine, Network};
 use longgen::model::opening::Opening;
@@ -70,8 +71,8 @@ fn count(old: usize, new: usize) {
 // SAFETY: what is not refused is the system's.
 unsafe impl GlobalAlloc for Refusing {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: as the caller says.
         count(0, layout.size());
+        // SAFETY: as the caller says.
         if is_refused(layout.size()) { null_mut() } else { unsafe { System.alloc(layout) } }
     }
 
@@ -200,6 +201,8 @@ fn a_file_that_lacks_memory_is_not_a_wrong_file() {
     let (directory, n) = with_refusals(&mut (), |&mut state| read(state), |()| {});
     assert!(n > 5, "{n}");
     with_refusals(&mut (), |()| Ok(directory.verify(|_| {})?), |()| {});
+    let (_, n) = with_refusals(&mut (), |()| Ok(directory.metadata_index()?), |()| {});
+    assert!(n > 0, "{n}");
     let file = WeightFile { bytes: &shared, directory: &directory };
     let (config, _) = with_refusals(&mut (), |()| Config::read(&file), |()| {});
     let config = Arc::new(config);
@@ -369,6 +372,14 @@ fn programs_in_c_are_told() {
         }
         sessions.into_iter().for_each(|session| lg_session_free(session));
         lg_model_free(model);
+
+        let stops = [400, 5000, 9].map(|n| CString::new("x".repeat(n)).unwrap());
+        let stops = stops.each_ref().map(|stop| stop.as_ptr());
+        let new = |stream: &mut _| outcome(lg_text_stream_new(stops.as_ptr(), 3, stream, null_mut()));
+        let mut stream = null_mut();
+        let (_, n) = with_refusals(&mut stream, new, |stream| assert!(stream.is_null()));
+        assert!(n >= 2, "{n}");
+        lg_text_stream_free(stream);
     }
 }
 

@@ -60,36 +60,53 @@ pub struct ValueShape {
 
 impl Directory<'_> {
     /// Where the key-value pairs lie in the bytes that the directory was read from.
-    pub fn metadata_index(&self) -> MetadataIndex {
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn metadata_index(&self) -> Result<MetadataIndex, Error> {
         let range = |part: &[u8]| {
             // Every part lies in the file's own bytes.
             let begin = part.as_ptr().addr() - self.bytes.as_ptr().addr();
             begin..begin + part.len()
         };
-        let place = |value: &Value<'_>| match *value {
-            Value::UInt(ty, x) => Place::Scalar(Value::UInt(ty, x)),
-            Value::Int(ty, x) => Place::Scalar(Value::Int(ty, x)),
-            Value::Float(ty, x) => Place::Scalar(Value::Float(ty, x)),
-            Value::Bool(x) => Place::Scalar(Value::Bool(x)),
-            Value::Str(text) => Place::Str(range(text.as_bytes())),
-            Value::Array(array) => {
-                let Array { ty, len, bytes } = array;
-                let begin = range(bytes).start;
-                Place::Array { ty, len, bytes: range(bytes), marks: marks(&array, begin) }
-            }
+        let place = |value: &Value<'_>| -> Result<Place, Error> {
+            Ok(match *value {
+                Value::UInt(ty, x) => Place::Scalar(Value::UInt(ty, x)),
+                Value::Int(ty, x) => Place::Scalar(Value::Int(ty, x)),
+                Value::Float(ty, x) => Place::Scalar(Value::Float(ty, x)),
+                Value::Bool(x) => Place::Scalar(Value::Bool(x)),
+                Value::Str(text) => Place::Str(range(text.as_bytes())),
+                Value::Array(array) => {
+                    let Array { ty, len, bytes } = array;
+                    let begin = range(bytes).start;
+                    Place::Array { ty, len, bytes: range(bytes), marks: marks(&array, begin)? }
+                }
+            })
         };
-        let entry =
-            |(key, value): (&str, &Value<'_>)| Entry { key: range(key.as_bytes()), place: place(value) };
-        let entries: Vec<Entry> = self.metadata.iter().map(entry).collect();
-        let mut by_key: Vec<usize> = (0..entries.len()).collect();
-        by_key.sort_unstable_by_key(|&i| &self.bytes[entries[i].key.clone()]);
-        MetadataIndex { entries, by_key }
+        let mut entries = with_capacity(self.metadata.len())?;
+        for (key, value) in self.metadata.iter() {
+            entries.push(Entry { key: range(key.as_bytes()), place: place(value)? });
+        }
+        let mut by_key = with_capacity(entries.len())?;
+        by_key.extend(0..entries.len());
+        by_key.sort_unstable_by_key(|&i: &usize| &self.bytes[entries[i].key.clone()]);
+        Ok(MetadataIndex { entries, by_key })
     }
 }
 
+/// Room for `n` elements.
+fn with_capacity<T>(n: usize) -> Result<Vec<T>, Error> {
+    let mut values = Vec::new();
+    values.try_reserve_exact(n)?;
+    Ok(values)
+}
+
 /// Where every [`STRINGS_PER_MARK`]-th string of an array begins that begins at `begin`.
-fn marks(array: &Array<'_>, begin: usize) -> Vec<usize> {
-    let mut marks = Vec::new();
+fn marks(array: &Array<'_>, begin: usize) -> Result<Vec<usize>, Error> {
+    if array.ty != ValueType::Str {
+        return Ok(Vec::new());
+    }
+    let mut marks = with_capacity(array.len.div_ceil(STRINGS_PER_MARK))?;
     let mut at = begin;
     for (i, value) in array.iter().enumerate() {
         let Value::Str(text) = value else { break };
@@ -98,7 +115,7 @@ fn marks(array: &Array<'_>, begin: usize) -> Vec<usize> {
         }
         at += LENGTH_BYTES + text.len();
     }
-    marks
+    Ok(marks)
 }
 
 /// A string, its length first, that begins at `at`: the text, and where it ends.

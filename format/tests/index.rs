@@ -128,7 +128,7 @@ proptest! {
         let writer = Writer::new(Cursor::new(Vec::new()), pairs.clone(), Vec::new()).unwrap();
         let bytes = writer.finish().unwrap().into_inner();
         let directory = Directory::read(&bytes).unwrap();
-        let index = directory.metadata_index();
+        let index = directory.metadata_index().unwrap();
         // The index holds for a copy of the header as well.
         let header = bytes[..usize::try_from(directory.data_offset()).unwrap().min(bytes.len())].to_vec();
         drop(bytes);

@@ -43,7 +43,7 @@ fn an_index_takes_little_memory() {
         Writer::new(Cursor::new(Vec::new()), pairs, Vec::new()).unwrap().finish().unwrap().into_inner();
     let directory = Directory::read(&bytes).unwrap();
     let before = N_BYTES.load(Ordering::Relaxed);
-    let index = directory.metadata_index();
+    let index = directory.metadata_index().unwrap();
     let taken = N_BYTES.load(Ordering::Relaxed) - before;
     assert!(taken > 0 && taken < bytes.len() / 50, "{taken} bytes for a file of {}", bytes.len());
     assert_eq!(index.str(&bytes, "tokens", n - 1).unwrap(), format!("token {}", n - 1));

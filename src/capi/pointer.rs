@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 use std::path::Path;
 
 use super::guard::guard_or;
-use crate::alloc::try_box;
+use crate::alloc::{try_box, try_collect_ok, try_string};
 use crate::error::{Error, Result};
 
 /// Moves a value behind a handle; [`free`] takes it back.
@@ -137,9 +137,9 @@ pub(super) unsafe fn strings(pointer: *const *const c_char, n: usize, name: &str
     let pointers = unsafe { slice(pointer, n, name) }?;
     let string = |(i, &pointer): (usize, &*const c_char)| {
         // SAFETY: as the caller says.
-        unsafe { self::string(pointer, &format!("{name}[{i}]")) }.map(str::to_owned)
+        try_string(unsafe { self::string(pointer, &format!("{name}[{i}]")) }?)
     };
-    pointers.iter().enumerate().map(string).collect()
+    try_collect_ok(pointers.iter().enumerate().map(string))
 }
 
 /// A path: bytes up to a zero byte, as the system's own calls take them.

@@ -19,7 +19,7 @@ pub struct ModelMetadata {
 impl ModelMetadata {
     /// Those of a file. With `only_header`, a copy of its header is kept and not all of the file.
     pub(super) fn new(file: &WeightFile<'_>, only_header: bool) -> Result<Self> {
-        let index = file.directory.metadata_index();
+        let index = file.directory.metadata_index()?;
         if !only_header {
             return Ok(Self { index, bytes: file.bytes.clone() });
         }

@@ -40,16 +40,18 @@ pub(super) fn gather(
     Ok(())
 }
 
-/// The logit of a token after all that happens to it.
+/// The logit of a token after all that happens to it. Only a bias forbids a token: penalties leave it finite, so that one
+/// which is all that is left stays possible.
 pub(super) fn apply(changes: &[Change], params: &SamplerParams, token: u32, logit: f32) -> f32 {
     let Ok(i) = changes.binary_search_by_key(&token, |change| change.token) else { return logit };
     let Change { bias, n_recent, n_repeated, .. } = changes[i];
     let mut logit = logit + bias;
+    let is_finite = logit.is_finite();
     if n_recent > 0 {
         logit = params.penalized(logit, n_recent);
     }
     if n_repeated > 0 {
         logit -= params.dry_penalty(n_repeated);
     }
-    logit
+    if is_finite { logit.clamp(f32::MIN, f32::MAX) } else { logit }
 }

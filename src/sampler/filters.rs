@@ -38,19 +38,20 @@ pub(super) fn typical(choices: &mut Vec<Choice>, typical_p: f32) {
         return;
     }
     let total = total(choices);
-    let surprise = |choice: &Choice| (total / choice.p).ln();
-    let share = |choice: &Choice| if choice.p > 0.0 { choice.p / total * surprise(choice) } else { 0.0 };
-    let average: f32 = choices.iter().map(share).sum();
+    let surprise = |choice: &Choice| (total / f64::from(choice.p)).ln();
+    let share =
+        |choice: &Choice| if choice.p > 0.0 { f64::from(choice.p) / total * surprise(choice) } else { 0.0 };
+    let average: f64 = choices.iter().map(share).sum();
     let distance = |i: usize| (surprise(&choices[i]) - average).abs();
     let n_likely = choices.partition_point(|choice| surprise(choice) <= average);
     let (mut start, mut end) = (n_likely, n_likely);
     let mut reached = 0.0;
-    while reached < total * typical_p && end - start < choices.len() {
+    while reached < total * f64::from(typical_p) && end - start < choices.len() {
         if end == choices.len() || (start > 0 && distance(start - 1) <= distance(end)) {
             start -= 1;
-            reached += choices[start].p;
+            reached += f64::from(choices[start].p);
         } else {
-            reached += choices[end].p;
+            reached += f64::from(choices[end].p);
             end += 1;
         }
     }
@@ -68,10 +69,10 @@ pub(super) fn top_p(choices: &mut Vec<Choice>, top_p: f32) {
     if top_p >= 1.0 {
         return;
     }
-    let enough = total(choices) * top_p;
+    let enough = total(choices) * f64::from(top_p);
     let mut reached = 0.0;
     let last = choices.iter().position(|choice| {
-        reached += choice.p;
+        reached += f64::from(choice.p);
         reached >= enough
     });
     choices.truncate(last.map_or(choices.len(), |last| last + 1));
@@ -84,12 +85,13 @@ pub(super) fn min_p(choices: &mut Vec<Choice>, min_p: f32) {
 }
 
 /// Divides probabilities by their sum.
+#[expect(clippy::cast_possible_truncation, reason = "results are f32")]
 pub(super) fn normalize(choices: &mut [Choice]) {
     let total = total(choices);
-    choices.iter_mut().for_each(|choice| choice.p /= total);
+    choices.iter_mut().for_each(|choice| choice.p = (f64::from(choice.p) / total) as f32);
 }
 
-/// The probabilities of all together.
-pub(super) fn total(choices: &[Choice]) -> f32 {
-    choices.iter().map(|choice| choice.p).sum()
+/// The probabilities of all together: a sum in f32 would lose the tail of a large vocabulary.
+pub(super) fn total(choices: &[Choice]) -> f64 {
+    choices.iter().map(|choice| f64::from(choice.p)).sum()
 }

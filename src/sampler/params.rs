@@ -124,11 +124,10 @@ impl SamplerParams {
         self.repeat_penalty < 1.0 || self.frequency_penalty < 0.0 || self.presence_penalty < 0.0
     }
 
-    /// What a token loses that would go on with a repetition of `n` tokens. Always finite: a token that is all that is left
-    /// stays possible.
+    /// What a token loses that would go on with a repetition of `n` tokens.
     pub(super) fn dry_penalty(&self, n: usize) -> f32 {
         let excess = n.saturating_sub(self.dry_allowed_length as usize);
-        (self.dry_multiplier * self.dry_base.powf(excess as f32)).min(f32::MAX)
+        self.dry_multiplier * self.dry_base.powf(excess as f32)
     }
 }
 

@@ -16,16 +16,16 @@ impl SplitMix {
         z ^ (z >> 31)
     }
 
-    /// Uniform in [0, 1), in steps of 2^-24.
-    pub(super) fn unit(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1u32 << 24) as f32
+    /// Uniform in [0, 1), in steps of 2^-53.
+    pub(super) fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// One of the choices by its probability; `None` if there are none.
     pub(super) fn draw(&mut self, choices: &[Choice]) -> Option<u32> {
         let mut left = self.unit() * filters::total(choices);
         let drawn = choices.iter().find(|choice| {
-            left -= choice.p;
+            left -= f64::from(choice.p);
             left < 0.0
         });
         // Rounding can leave a last sliver of the unit interval uncovered.

@@ -41,7 +41,7 @@ impl Case {
     /// Logits of `n` tokens, of which some are equal and one is impossible, and a text of the first `n_symbols` of them.
     fn new(params: SamplerParams, n: u32, n_text: usize, n_symbols: u32, random: &mut SplitMix) -> Self {
         // Steps that no penalty makes of one another: whether tokens are equal is then no matter of rounding.
-        let mut logits: Vec<f32> = (0..n).map(|_| (random.unit() * 40.0).round() * 0.137 - 2.9).collect();
+        let mut logits: Vec<f32> = (0..n).map(|_| random.below(41) as f32 * 0.137 - 2.9).collect();
         logits[5] = f32::NEG_INFINITY;
         let text = (0..n_text).map(|_| random.below(n_symbols)).collect();
         Self { params, logits, text, ..Self::default() }
@@ -466,5 +466,45 @@ fn parameters_out_of_range_are_refused() {
             assert!(error.starts_with(&format!("{name} {value} is not")), "{error}");
         }
         assert!(with(change, 1.0).is_ok());
+    }
+}
+
+/// Of as many tokens as large vocabularies have, sums of 32 bits lose some.
+#[test]
+fn the_tail_of_a_large_vocabulary_is_as_likely_as_it_should_be() {
+    let mut random = SplitMix(8);
+    // About a normal distribution.
+    let logits: Vec<f32> =
+        (0..128_256).map(|_| (0..6).map(|_| random.below(1000) as f32 / 1000.0).sum::<f32>() - 3.0).collect();
+    let mut sampler = Sampler::new(&SamplerParams { temperature: 1.0, ..Default::default() }).unwrap();
+    let total: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
+    for _ in 0..20 {
+        let token = sampler.sample(&logits, &[]).unwrap();
+        let choices = sampler.choices();
+        let sum: f64 = choices.iter().map(|choice| f64::from(choice.p)).sum();
+        assert!((sum - 1.0).abs() < 1e-6, "{sum}");
+        for choice in choices.iter().step_by(997) {
+            let expected = f64::from(logits[choice.token as usize]).exp() / total;
+            assert!((f64::from(choice.p) / expected - 1.0).abs() < 1e-5, "{choice:?}: {expected}");
+        }
+        // What rounding would leave over.
+        assert_ne!(Some(token), choices.last().map(|choice| choice.token));
+    }
+}
+
+#[test]
+fn no_penalty_forbids_the_only_token_that_is_left() {
+    let params = SamplerParams {
+        frequency_penalty: f32::MAX,
+        presence_penalty: f32::MAX,
+        dry_multiplier: f32::MAX,
+        repeat_penalty: f32::MAX,
+        ..Default::default()
+    };
+    for temperature in [0.0, 1.0] {
+        let mut sampler = Sampler::new(&SamplerParams { temperature, ..params.clone() }).unwrap();
+        let text = [1, 0, 1, 0, 1, 0, 1];
+        let place = sampler.behind(&text).unwrap().masked(&[1]);
+        assert_eq!(place.sample(&[-4.0, 3.0]).unwrap(), 0);
     }
 }

@@ -26,7 +26,7 @@ const END_TOKENS: [&str; 8] = [
 ];
 
 /// Bytes of memory that a text takes at most while it is tokenized, for each of its own: measured by `tests/faults.rs`.
-pub const ROOM_PER_BYTE: usize = 384;
+const ROOM_PER_BYTE: usize = 384;
 
 /// Longest run of whitespace, in characters, that the splitting patterns are trusted with: their engine keeps a state
 /// for each and gives up in silence at 1,000,000.
@@ -129,7 +129,7 @@ impl Tokenizer {
     /// and the text does not spell it itself. An end-of-text token is never appended.
     ///
     /// # Errors
-    /// `OutOfMemory` for a text that is too long for the memory there is, which takes up to [`ROOM_PER_BYTE`] bytes for each
+    /// `OutOfMemory` for a text that is too long for the memory there is, which takes up to 384 bytes for each
     /// of its own meanwhile; more than 500,000 whitespace characters in a row; or parts of the tokenizer that contradict each other.
     pub fn encode(&self, text: &str, special: bool, add_bos: bool) -> Result<Vec<u32>> {
         let run = longest_whitespace_run(text);

@@ -41,7 +41,8 @@ static bool on_text(void *user, uint32_t token, const char *text, size_t n_bytes
     CHECK(lg_sampler_sample(answer->sampler, answer->session, &other, &inner) == LG_ERR_INVALID);
     if (answer->n_tokens == answer->cancel_at)
         lg_cancel_set(answer->cancel);
-    return answer->n_tokens != answer->stop_at;
+    answer->has_ended = answer->n_tokens == answer->stop_at;
+    return !answer->has_ended;
 }
 
 static lg_session *new_session(const lg_model *model)

@@ -21,6 +21,9 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 
+/// Stack of a worker, which holds a job's locals.
+const STACK_BYTES: usize = 2 << 20;
+
 /// How long a worker without work looks for more before it sleeps: longer than the leader needs between two jobs.
 const SPIN: Duration = Duration::from_micros(60);
 /// Most threads: far more than help, and few enough for any system to start.
@@ -173,7 +176,8 @@ impl Team {
                 return Err(Error::invalid(format!("{n} threads: 1 to {MAX_THREADS} work")));
             }
             n => {
-                let builder = ThreadPoolBuilder::new().num_threads(n - 1);
+                // Without a size, the standard library would look for one in the environment.
+                let builder = ThreadPoolBuilder::new().num_threads(n - 1).stack_size(STACK_BYTES);
                 let pool = builder.thread_name(|i| format!("longgen-{}", i + 1)).build();
                 Some(pool.map_err(|error| {
                     Error::new(ErrorKind::OutOfMemory, format!("cannot start {} threads: {error}", n - 1))

@@ -571,7 +571,7 @@ typedef struct lg_generate_params {
 
 // Told about each token of an answer, with the text that is certain since: `n_bytes` of UTF-8, which may be none, without a
 // zero byte behind them, and valid until it returns. The text that was held back until the end, if there is any, comes with
-// `LG_TOKEN_NONE`. False ends the answer.
+// `LG_TOKEN_NONE`. False ends the answer: it is not called again, and text that was held back is dropped.
 //
 // Called in the thread of the running call. It must return: no exception and no longjmp may leave it. The session and the
 // sampler are in use meanwhile.
@@ -1360,8 +1360,8 @@ void lg_sampler_free(struct lg_sampler *sampler);
 // `params` may be NULL: all defaults. `on_text` may be NULL; `user` is handed to it. `cancel` may be NULL.
 //
 // Errors: those of `lg_session_prefill`, `lg_sampler_sample` and `lg_session_decode`, but for `LG_ERR_CONTEXT_FULL` once the
-// answer has begun. Text that was held back is told before; the session holds all tokens that were told, but for the last,
-// or what `lg_session_prefill` leaves of a prompt.
+// answer has begun. Text that was held back is told before; the session holds all tokens that were told, but perhaps for the
+// last (`lg_session_tokens` says), or what `lg_session_prefill` leaves of a prompt.
 //
 // # Safety
 // The caller must pass pointers as the conventions ask, and an `on_text` that keeps its promises.
