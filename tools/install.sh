@@ -33,18 +33,21 @@ while [ $# -gt 0 ]; do
     shift
 done
 [ -n "$prefix" ] && [[ $libdir != /* ]] || usage
+[[ $prefix == /* ]] || prefix=$PWD/$prefix
 mkdir -p "${DESTDIR-}$prefix"
 to=$(cd "${DESTDIR-}$prefix" && pwd)
 
-(cd "$root" && cargo build --release --workspace "${features[@]}")
-built=${CARGO_TARGET_DIR:-$root/target}/release
+cd "$root"
+cargo build --release --locked --workspace "${features[@]}"
+built=${CARGO_TARGET_DIR:-target}/release
 
-version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$root/Cargo.toml" | head -n 1)
-soname=$(sed -n 's/^pub const LG_ABI_VERSION: u32 = \(.*\);/liblonggen.so.\1/p' "$root/src/capi/version.rs")
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+soname=$(sed -n 's/^pub const LG_ABI_VERSION: u32 = \(.*\);/liblonggen.so.\1/p' src/capi/version.rs)
+[ -n "$version" ] && [[ $soname =~ \.[0-9]+$ ]]
 
 # From a template: with the versions, and the way from its folder to the prefix.
 fill() {
-    local from=$root/tools/install/$1.in folder=$to/$2
+    local from=tools/install/$1.in folder=$to/$2
     mkdir -p "$folder"
     sed -e "s|@VERSION@|$version|g" -e "s|@SONAME@|$soname|g" -e "s|@LIBDIR@|$libdir|g" \
         -e "s|@TO_PREFIX@|$(sed 's|[^/][^/]*|..|g' <<<"$2")|g" "$from" >"$folder/$1"
@@ -54,7 +57,7 @@ fill() {
 library=$to/$libdir/liblonggen.so.$version
 install -d "$to/bin" "$to/include" "$to/$libdir"
 install -m 755 "$built"/{lgconvert,lgrun,lgeval} "$to/bin"
-install -m 644 "$root"/include/longgen.h* "$to/include"
+install -m 644 include/longgen.h* "$to/include"
 install -m 755 "$built/liblonggen.so" "$library"
 install -m 644 "$built/liblonggen.a" "$to/$libdir"
 # Line numbers are for developers, and most of what there is.

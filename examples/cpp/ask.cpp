@@ -27,6 +27,16 @@ extern "C" void on_interrupt(int number)
     interrupted->set();
 }
 
+// As long as it lives.
+struct OnInterrupt {
+    explicit OnInterrupt(longgen::Cancel &cancel)
+    {
+        interrupted = &cancel;
+        std::signal(SIGINT, on_interrupt);
+    }
+    ~OnInterrupt() { std::signal(SIGINT, SIG_DFL); }
+};
+
 std::string read(const char *path)
 {
     std::ifstream file(path, std::ios::binary);
@@ -74,11 +84,9 @@ int main(int argc, char **argv)
     }
     try {
         longgen::Cancel cancel;
-        interrupted = &cancel;
-        std::signal(SIGINT, on_interrupt);
+        const OnInterrupt guard(cancel);
         const auto max_tokens = argc > 4 ? static_cast<std::uint32_t>(std::strtoul(argv[4], nullptr, 10)) : 256;
         ask(argv[1], argv[2], argv[3], max_tokens, cancel);
-        std::signal(SIGINT, SIG_DFL);
     } catch (const longgen::Error &error) {
         std::cerr << longgen::status_str(error.code()) << ": " << error.what() << " (" << error.where() << ")\n";
         return error.code() == LG_ERR_CANCELLED ? 130 : 1;

@@ -110,7 +110,7 @@ def filled(kind, name, *arguments):
     call(name, *arguments, None, c_size_t(0), byref(n))
     buffer = (kind * n.value)()
     call(name, *arguments, buffer, n, byref(n))
-    return buffer
+    return buffer[: n.value]
 
 
 class Model:
@@ -154,7 +154,7 @@ class Model:
             try:
                 self._generate(prompt, max_tokens, on_text, cancel)
                 parts.put(None)
-            except Error as error:
+            except BaseException as error:
                 parts.put(error)
 
         # In a thread of its own, so that this one hears of Ctrl-C while the library computes.
@@ -162,7 +162,7 @@ class Model:
         worker.start()
         try:
             while (part := parts.get()) is not None:
-                if isinstance(part, Error):
+                if isinstance(part, BaseException):
                     raise part
                 yield part
         finally:
