@@ -13,6 +13,8 @@ pub struct lg_cancel(Cancel);
 
 /// Makes a cancel object that is not set. `lg_cancel_free` frees it.
 ///
+/// Errors: `LG_ERR_INVALID`, `LG_ERR_OUT_OF_MEMORY`.
+///
 /// # Safety
 /// The caller must pass pointers as the conventions ask.
 #[unsafe(no_mangle)]

@@ -9,11 +9,12 @@ use crate::logprobs::TokenLogprob;
 /// The logits behind the session's last token: `*n_logits` floats, one per token of the vocabulary.
 ///
 /// They are not copied, since a vocabulary can have half a megabyte of them per token: `*logits` points into the session,
-/// must not be written to, and is valid until the session is next appended to, rewound or freed.
+/// must not be written to, and is valid until the session is next appended to, rewound, reset
+/// or freed.
 ///
 /// Errors: `LG_ERR_INVALID` if nothing was computed behind the last token: the session is empty, was rewound,
-/// `lg_session_prefill` stopped between two chunks, or `lg_session_prefill_rows` was asked for other logits only;
-/// `LG_ERR_DEVICE`, `LG_ERR_POISONED`.
+/// `lg_session_prefill` stopped between two chunks, or `lg_session_prefill_rows` was asked for other logits only or
+/// failed, or the device failed; `LG_ERR_DEVICE`, `LG_ERR_POISONED`.
 ///
 /// # Safety
 /// The caller must pass pointers as the conventions ask.
@@ -88,7 +89,7 @@ pub struct lg_token_logprob {
 ///
 /// `out` has room for `n` of them, at most 256 and as many as the vocabulary has.
 ///
-/// Errors: those of `lg_session_logits`, and `LG_ERR_INVALID` for more tokens than that.
+/// Errors: those of `lg_session_logits`, `LG_ERR_OUT_OF_MEMORY`, and `LG_ERR_INVALID` for more tokens than that.
 ///
 /// # Safety
 /// The caller must pass pointers as the conventions ask.

@@ -29,9 +29,9 @@ pub struct lg_memory_plan {
     pub activation_bytes: u64,
     /// Working memory of the operations.
     pub workspace_bytes: u64,
-    /// Tables that say where cache blocks lie.
+    /// Tables that say where cache blocks lie and which rows of a step are the session's.
     pub table_bytes: u64,
-    /// Logits, where they are computed and where they are read.
+    /// Logits, where they are computed and where they are read, and the hidden state that is read.
     pub logits_bytes: u64,
     /// All of them together.
     pub total_bytes: u64,

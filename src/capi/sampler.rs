@@ -34,7 +34,8 @@ impl lg_sampler {
 pub struct lg_sampler_params {
     /// `sizeof(lg_sampler_params)`.
     pub struct_size: usize,
-    /// Start of the random numbers: the same seed gives the same choices, on every machine.
+    /// Start of the random numbers: the same seed gives the same numbers, on every machine, and the same choices
+    /// where logits are the same.
     pub seed: u64,
     /// Divides the logits; not negative. 0 takes the likeliest token, and only masks, biases,
     /// penalties and DRY have an effect, too.
@@ -130,7 +131,7 @@ pub struct lg_choice {
 
 /// Makes a sampler. `params` may be NULL: all defaults. `*out` is the caller's and is freed by `lg_sampler_free`.
 ///
-/// Errors: `LG_ERR_INVALID`.
+/// Errors: `LG_ERR_INVALID`, `LG_ERR_OUT_OF_MEMORY`.
 ///
 /// # Safety
 /// The caller must pass pointers as the conventions ask.

@@ -21,6 +21,10 @@ use crate::session::{Session, SessionParams};
 /// at the same time. After `LG_ERR_INTERNAL` every call returns `LG_ERR_POISONED`.
 pub struct lg_session {
     session: Exclusive<Session>,
+    /// What never changes can be told while another call runs.
+    pub(super) n_ctx: u32,
+    pub(super) n_bytes: u64,
+    pub(super) kv_bytes: u64,
 }
 
 impl lg_session {
@@ -51,7 +55,7 @@ pub const LG_PRECISION_EXACT: u32 = 1;
 pub struct lg_session_params {
     /// `sizeof(lg_session_params)`.
     pub struct_size: usize,
-    /// Longest context in tokens; 0 means the one that the model was trained for.
+    /// Longest context in tokens, at most 2^30; 0 means the one that the model was trained for.
     pub n_ctx: u32,
     /// Most tokens that run through the layers together; 0 means 2048, and on a Hopper card a sixteenth
     /// of the context, up to 8192, if that is more. More need more memory. On the processor results do
@@ -106,7 +110,8 @@ impl lg_session_params {
 /// must return: no exception and no longjmp may leave it. A session that is at work is in use meanwhile.
 pub type lg_progress = Option<unsafe extern "C" fn(user: *mut c_void, n_done: usize, n_total: usize)>;
 
-/// Opens an empty session. Allocates all memory that it will ever need: what `lg_model_plan` says.
+/// Opens an empty session. Allocates what `lg_model_plan` says, which is all that it needs but for its list of tokens, of 4
+/// bytes each, and what calls take and give back.
 ///
 /// `params` may be NULL: all defaults. `*out` is the caller's and is freed by `lg_session_free`; the model may be freed
 /// before.
@@ -128,8 +133,11 @@ pub unsafe extern "C" fn lg_session_new(
         let (model, out) = unsafe { (reference(model, "model")?, output(out, "out")?) };
         // SAFETY: as above.
         let params = unsafe { params::read(params, "lg_session_params") }?.checked()?;
-        let session = Exclusive::new(Session::new(&model.model, &params)?);
-        out.write(into_handle(lg_session { session })?);
+        let session = Session::new(&model.model, &params)?;
+        let (n_ctx, n_bytes, kv_bytes) =
+            (session.n_ctx(), session.n_bytes() as u64, session.kv_bytes() as u64);
+        let session = Exclusive::new(session);
+        out.write(into_handle(lg_session { session, n_ctx, n_bytes, kv_bytes })?);
         Ok(())
     };
     // SAFETY: the caller's word.

@@ -7,8 +7,8 @@ use super::session::lg_session;
 use super::status::{lg_error, lg_status};
 use crate::session::Counters;
 
-/// Number of tokens that the session holds, which is the position of the next one. 0 for NULL, and while another call
-/// runs in the session.
+/// Number of tokens that the session holds, which is the position of the next one. 0 for NULL, while another call runs in
+/// the session, and after `LG_ERR_INTERNAL`.
 ///
 /// # Safety
 /// The caller must not free the session before this returns.
@@ -18,36 +18,35 @@ pub unsafe extern "C" fn lg_session_position(session: *const lg_session) -> usiz
     guard_or(0, || unsafe { reference(session, "session") }?.with(|session| Ok(session.tokens().len())))
 }
 
-/// Longest context of the session in tokens. 0 for NULL, and while another call runs in the session.
+/// Longest context of the session in tokens. 0 for NULL.
 ///
 /// # Safety
 /// The caller must not free the session before this returns.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lg_session_n_ctx(session: *const lg_session) -> u32 {
     // SAFETY: the caller's word.
-    guard_or(0, || unsafe { reference(session, "session") }?.with(|session| Ok(session.n_ctx())))
+    guard_or(0, || unsafe { reference(session, "session") }.map(|session| session.n_ctx))
 }
 
 /// Bytes of memory that the session occupies, all of it, on whatever device it lies: what `lg_model_plan` said. 0 for
-/// NULL, and while another call runs in the session.
+/// NULL.
 ///
 /// # Safety
 /// The caller must not free the session before this returns.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lg_session_n_bytes(session: *const lg_session) -> u64 {
     // SAFETY: the caller's word.
-    guard_or(0, || unsafe { reference(session, "session") }?.with(|session| Ok(session.n_bytes() as u64)))
+    guard_or(0, || unsafe { reference(session, "session") }.map(|session| session.n_bytes))
 }
 
-/// Those of the session's bytes that are its cache of keys and values. 0 for NULL, and while another call runs in the
-/// session.
+/// Those of the session's bytes that are its cache of keys and values. 0 for NULL.
 ///
 /// # Safety
 /// The caller must not free the session before this returns.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lg_session_kv_bytes(session: *const lg_session) -> u64 {
     // SAFETY: the caller's word.
-    guard_or(0, || unsafe { reference(session, "session") }?.with(|session| Ok(session.kv_bytes() as u64)))
+    guard_or(0, || unsafe { reference(session, "session") }.map(|session| session.kv_bytes))
 }
 
 /// The tokens that the session holds.

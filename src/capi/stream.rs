@@ -37,7 +37,7 @@ impl lg_text_stream {
 /// Makes a text stream that ends at the first of `n_stops` strings; each ends with a zero byte. Empty ones are ignored.
 /// `*out` is the caller's and is freed by `lg_text_stream_free`.
 ///
-/// Errors: `LG_ERR_INVALID`, also for a stop string that is no UTF-8.
+/// Errors: `LG_ERR_INVALID`, also for a stop string that is no UTF-8; `LG_ERR_OUT_OF_MEMORY`.
 ///
 /// # Safety
 /// The caller must pass pointers as the conventions ask.

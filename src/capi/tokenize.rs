@@ -59,8 +59,8 @@ pub unsafe extern "C" fn lg_model_tokenize(
 
 /// The bytes that a token adds to a text. They need not be whole characters, and no zero byte follows them.
 ///
-/// `bytes` has room for `cap` bytes; `*n_bytes` is how many the token has, 0 for one that stands for no text. NULL with 0
-/// asks only for that; a buffer that is too small is `LG_ERR_INVALID` and nothing is written.
+/// `bytes` has room for `cap` bytes; `*n_bytes` is how many the token has: special tokens have their spelling, rows of the
+/// output that are no token of the vocabulary have 0. NULL with 0 asks only for that; a buffer that is too small is `LG_ERR_INVALID` and nothing is written.
 ///
 /// Errors: `LG_ERR_INVALID`, also for a token beyond the vocabulary.
 ///

@@ -85,6 +85,7 @@ static void on_progress(void *user, size_t n_done, size_t n_tokens)
     // The session is in use: calls into it are refused and harm nothing.
     REFUSED(LG_ERR_INVALID, lg_session_decode, (progress->session, 1, NULL, &error));
     CHECK(lg_session_position(progress->session) == 0);
+    CHECK(lg_session_n_ctx(progress->session) == 256 && lg_session_n_bytes(progress->session) > 0);
     if (n_done >= progress->stop_at)
         lg_cancel_set(progress->cancel);
 }

@@ -11,25 +11,26 @@
 // Conventions, which hold wherever a function does not say otherwise:
 //
 // - Status. A call that can fail returns lg_status, 0 for success, and takes a last argument lg_error *error that tells
-//   more; it may be NULL. The error object is the caller's, so there is no error text per thread or per handle.
+//   more; it may be NULL. The error object is the caller's, so there is no error text per thread or per handle; it serves
+//   one call at a time.
 // - Outputs are pointers behind the inputs and before the error. They must not be NULL and must not overlap; they are
-//   written only by a call that succeeds.
+//   written only by a call that succeeds, and belong to the call until it returns: a callback must not touch them.
 // - Handles are opaque. What a function with "new" or "open" in its name gives belongs to the caller and goes back to
 //   the function with "free", once. A free function with NULL does nothing. Objects may be freed in any order: a session
 //   keeps what it needs of its model.
 // - Parameter structs begin with struct_size, which the caller sets to the struct's sizeof. Zero means the default for
 //   every other field, and NULL instead of the struct means all defaults. A library accepts the smaller structs of
-//   programs compiled with older headers, and larger ones of newer headers if what it does not know is zero. Fields
-//   called reserved are zero.
+//   programs compiled with older headers, and larger ones of newer headers if what it does not know is zero, and is
+//   LG_ERR_UNSUPPORTED otherwise. Fields called reserved are zero.
 // - Structs of results begin with struct_size, too, set by the caller before the call. The library writes no more bytes
-//   than that, and zero to fields of newer headers.
+//   than that, and zero to fields of newer headers. Structs that come in arrays have no struct_size and never change.
 // - Arrays are a pointer and a count; NULL with 0 is an empty one. Input arrays and structs are only read, and only
 //   during the call.
 // - Callbacks are a function, which may be NULL, and a `user` pointer that is handed to it as the first argument. They are
 //   called in the thread of the running call and must return: no exception and no longjmp may leave them.
 // - Enumerations come in as uint32_t. A number without a meaning is LG_ERR_INVALID.
-// - Text is UTF-8 with a length. Only paths, stop strings, and strings that the library returns, end with a zero byte
-//   instead.
+// - Text is UTF-8 with a length. Only paths, keys of metadata, stop strings, messages of a log and of an error, and the
+//   const char * that a function returns end with a zero byte instead.
 // - A handle, an array or an output that is NULL where it must not be, or not aligned to its type, is LG_ERR_INVALID.
 //   Whether other pointers point to what they should cannot be checked: that is the caller's promise, and what "Safety"
 //   means below.
@@ -391,7 +392,7 @@ typedef struct lg_layer_attention {
 typedef struct lg_session_params {
     // `sizeof(lg_session_params)`.
     size_t struct_size;
-    // Longest context in tokens; 0 means the one that the model was trained for.
+    // Longest context in tokens, at most 2^30; 0 means the one that the model was trained for.
     uint32_t n_ctx;
     // Most tokens that run through the layers together; 0 means 2048, and on a Hopper card a sixteenth
     // of the context, up to 8192, if that is more. More need more memory. On the processor results do
@@ -429,9 +430,9 @@ typedef struct lg_memory_plan {
     uint64_t activation_bytes;
     // Working memory of the operations.
     uint64_t workspace_bytes;
-    // Tables that say where cache blocks lie.
+    // Tables that say where cache blocks lie and which rows of a step are the session's.
     uint64_t table_bytes;
-    // Logits, where they are computed and where they are read.
+    // Logits, where they are computed and where they are read, and the hidden state that is read.
     uint64_t logits_bytes;
     // All of them together.
     uint64_t total_bytes;
@@ -494,7 +495,8 @@ typedef struct lg_counters {
 typedef struct lg_sampler_params {
     // `sizeof(lg_sampler_params)`.
     size_t struct_size;
-    // Start of the random numbers: the same seed gives the same choices, on every machine.
+    // Start of the random numbers: the same seed gives the same numbers, on every machine, and the same choices
+    // where logits are the same.
     uint64_t seed;
     // Divides the logits; not negative. 0 takes the likeliest token, and only masks, biases,
     // penalties and DRY have an effect, too.
@@ -920,8 +922,8 @@ lg_status lg_model_tokenize(const struct lg_model *model,
 
 // The bytes that a token adds to a text. They need not be whole characters, and no zero byte follows them.
 //
-// `bytes` has room for `cap` bytes; `*n_bytes` is how many the token has, 0 for one that stands for no text. NULL with 0
-// asks only for that; a buffer that is too small is `LG_ERR_INVALID` and nothing is written.
+// `bytes` has room for `cap` bytes; `*n_bytes` is how many the token has: special tokens have their spelling, rows of the
+// output that are no token of the vocabulary have 0. NULL with 0 asks only for that; a buffer that is too small is `LG_ERR_INVALID` and nothing is written.
 //
 // Errors: `LG_ERR_INVALID`, also for a token beyond the vocabulary.
 //
@@ -937,7 +939,7 @@ lg_status lg_model_token_bytes(const struct lg_model *model,
 // Makes a text stream that ends at the first of `n_stops` strings; each ends with a zero byte. Empty ones are ignored.
 // `*out` is the caller's and is freed by `lg_text_stream_free`.
 //
-// Errors: `LG_ERR_INVALID`, also for a stop string that is no UTF-8.
+// Errors: `LG_ERR_INVALID`, also for a stop string that is no UTF-8; `LG_ERR_OUT_OF_MEMORY`.
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.
@@ -1035,7 +1037,8 @@ lg_status lg_model_apply_chat_template(const struct lg_model *model,
                                        size_t *n_bytes,
                                        struct lg_error *error);
 
-// Opens an empty session. Allocates all memory that it will ever need: what `lg_model_plan` says.
+// Opens an empty session. Allocates what `lg_model_plan` says, which is all that it needs but for its list of tokens, of 4
+// bytes each, and what calls take and give back.
 //
 // `params` may be NULL: all defaults. `*out` is the caller's and is freed by `lg_session_free`; the model may be freed
 // before.
@@ -1133,11 +1136,12 @@ lg_status lg_session_decode_batch(struct lg_session *const *sessions,
 // The logits behind the session's last token: `*n_logits` floats, one per token of the vocabulary.
 //
 // They are not copied, since a vocabulary can have half a megabyte of them per token: `*logits` points into the session,
-// must not be written to, and is valid until the session is next appended to, rewound or freed.
+// must not be written to, and is valid until the session is next appended to, rewound, reset
+// or freed.
 //
 // Errors: `LG_ERR_INVALID` if nothing was computed behind the last token: the session is empty, was rewound,
-// `lg_session_prefill` stopped between two chunks, or `lg_session_prefill_rows` was asked for other logits only;
-// `LG_ERR_DEVICE`, `LG_ERR_POISONED`.
+// `lg_session_prefill` stopped between two chunks, or `lg_session_prefill_rows` was asked for other logits only or
+// failed, or the device failed; `LG_ERR_DEVICE`, `LG_ERR_POISONED`.
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.
@@ -1166,7 +1170,7 @@ lg_status lg_session_hidden(const struct lg_session *session,
 //
 // `out` has room for `n` of them, at most 256 and as many as the vocabulary has.
 //
-// Errors: those of `lg_session_logits`, and `LG_ERR_INVALID` for more tokens than that.
+// Errors: those of `lg_session_logits`, `LG_ERR_OUT_OF_MEMORY`, and `LG_ERR_INVALID` for more tokens than that.
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.
@@ -1187,28 +1191,27 @@ lg_status lg_session_logprob(const struct lg_session *session,
                              float *logprob,
                              struct lg_error *error);
 
-// Number of tokens that the session holds, which is the position of the next one. 0 for NULL, and while another call
-// runs in the session.
+// Number of tokens that the session holds, which is the position of the next one. 0 for NULL, while another call runs in
+// the session, and after `LG_ERR_INTERNAL`.
 //
 // # Safety
 // The caller must not free the session before this returns.
 size_t lg_session_position(const struct lg_session *session);
 
-// Longest context of the session in tokens. 0 for NULL, and while another call runs in the session.
+// Longest context of the session in tokens. 0 for NULL.
 //
 // # Safety
 // The caller must not free the session before this returns.
 uint32_t lg_session_n_ctx(const struct lg_session *session);
 
 // Bytes of memory that the session occupies, all of it, on whatever device it lies: what `lg_model_plan` said. 0 for
-// NULL, and while another call runs in the session.
+// NULL.
 //
 // # Safety
 // The caller must not free the session before this returns.
 uint64_t lg_session_n_bytes(const struct lg_session *session);
 
-// Those of the session's bytes that are its cache of keys and values. 0 for NULL, and while another call runs in the
-// session.
+// Those of the session's bytes that are its cache of keys and values. 0 for NULL.
 //
 // # Safety
 // The caller must not free the session before this returns.
@@ -1265,7 +1268,7 @@ lg_status lg_session_reset(struct lg_session *session, struct lg_error *error);
 
 // Makes a sampler. `params` may be NULL: all defaults. `*out` is the caller's and is freed by `lg_sampler_free`.
 //
-// Errors: `LG_ERR_INVALID`.
+// Errors: `LG_ERR_INVALID`, `LG_ERR_OUT_OF_MEMORY`.
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.
@@ -1377,6 +1380,8 @@ lg_status lg_session_generate(struct lg_session *session,
                               struct lg_error *error);
 
 // Makes a cancel object that is not set. `lg_cancel_free` frees it.
+//
+// Errors: `LG_ERR_INVALID`, `LG_ERR_OUT_OF_MEMORY`.
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.
