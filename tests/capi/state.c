@@ -167,7 +167,7 @@ static void on_progress(void *user, size_t n_done, size_t n_tokens)
     nested->n_calls++;
     REFUSED(LG_ERR_INVALID, lg_session_decode_batch, (nested->batch, tokens, N_BATCH, NULL, &error));
     REFUSED(LG_ERR_INVALID, lg_session_reset, (nested->batch[0], &error));
-    CHECK(lg_session_n_bytes(nested->batch[0]) == 0 && lg_session_kv_bytes(nested->batch[0]) == 0);
+    CHECK(lg_session_n_bytes(nested->batch[0]) > lg_session_kv_bytes(nested->batch[0]));
 }
 
 static void a_batch_gives_each_session_what_it_gets_alone(const lg_model *model, const lg_model *other_model)
