@@ -2,9 +2,8 @@
 // Prints the log.
 // usage: open MODEL TEXT_ALONE; both files are emptied in the end
 #define _POSIX_C_SOURCE 200809L
-#include "check.h"
+#include "stop.h"
 
-#include <pthread.h>
 #include <unistd.h>
 
 static lg_error error = {.struct_size = sizeof error};
@@ -92,37 +91,12 @@ static void progress_is_told_and_stops_the_call(const char *path, bool has_tenso
     }
 }
 
-// The first tensor is there; the other thread has set the cancel object.
-typedef struct {
-    pthread_mutex_t mutex;
-    pthread_cond_t changed;
-    bool has_started, is_set;
-    lg_cancel *cancel;
-} Stop;
-
-static void *stop(void *user)
-{
-    Stop *state = user;
-    pthread_mutex_lock(&state->mutex);
-    while (!state->has_started)
-        pthread_cond_wait(&state->changed, &state->mutex);
-    lg_cancel_set(state->cancel);
-    state->is_set = true;
-    pthread_cond_signal(&state->changed);
-    pthread_mutex_unlock(&state->mutex);
-    return NULL;
-}
-
+// The first tensor is there.
 static void until_stopped(void *user, size_t n_done, size_t n_total)
 {
     Stop *state = user;
     CHECK(!state->has_started && n_done < n_total);
-    pthread_mutex_lock(&state->mutex);
-    state->has_started = true;
-    pthread_cond_signal(&state->changed);
-    while (!state->is_set)
-        pthread_cond_wait(&state->changed, &state->mutex);
-    pthread_mutex_unlock(&state->mutex);
+    wait_until_set(state);
 }
 
 static void another_thread_stops_the_call(const char *path)

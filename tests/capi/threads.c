@@ -1,9 +1,7 @@
 // Several threads: sessions of one model and of two compute what they compute alone, and any thread can stop a call.
 // usage: threads MODEL
 #define _POSIX_C_SOURCE 200809L
-#include "check.h"
-
-#include <pthread.h>
+#include "stop.h"
 
 enum { N_PROMPT = 90, N_NEW = 20, CHUNK = 16 };
 
@@ -57,37 +55,12 @@ static void sessions_side_by_side_compute_what_they_compute_alone(const lg_model
     CHECK(memcmp(alone[0].tokens, alone[1].tokens, sizeof alone[0].tokens) != 0);
 }
 
-// The first chunk has finished; the other thread has set the cancel object.
-typedef struct {
-    pthread_mutex_t mutex;
-    pthread_cond_t changed;
-    bool has_started, is_set;
-    lg_cancel *cancel;
-} Stop;
-
-static void *stop(void *user)
-{
-    Stop *state = user;
-    pthread_mutex_lock(&state->mutex);
-    while (!state->has_started)
-        pthread_cond_wait(&state->changed, &state->mutex);
-    lg_cancel_set(state->cancel);
-    state->is_set = true;
-    pthread_cond_signal(&state->changed);
-    pthread_mutex_unlock(&state->mutex);
-    return NULL;
-}
-
+// The first chunk has finished.
 static void on_progress(void *user, size_t n_done, size_t n_tokens)
 {
     Stop *state = user;
     CHECK(n_done == CHUNK && n_tokens == N_PROMPT);
-    pthread_mutex_lock(&state->mutex);
-    state->has_started = true;
-    pthread_cond_signal(&state->changed);
-    while (!state->is_set)
-        pthread_cond_wait(&state->changed, &state->mutex);
-    pthread_mutex_unlock(&state->mutex);
+    wait_until_set(state);
 }
 
 static void another_thread_stops_a_call(const lg_model *model)
