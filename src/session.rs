@@ -172,8 +172,7 @@ impl Session {
     /// `Invalid`; `OutOfMemory`, also for more than [`max_bytes`](SessionParams::max_bytes), and then nothing has been
     /// allocated.
     pub fn new(model: &Arc<Model>, params: &SessionParams) -> Result<Self> {
-        let sequence = model.sequence(params)?;
-        let plan = model.plan(params)?;
+        let (sequence, plan) = model.sequence(params)?;
         Ok(Self {
             n_ctx: sequence.n_ctx(),
             chunk_tokens: sequence.chunk_tokens(),

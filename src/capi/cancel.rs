@@ -63,11 +63,11 @@ pub unsafe extern "C" fn lg_cancel_free(cancel: *mut lg_cancel) {
     unsafe { free(cancel) }
 }
 
-/// The flag of a cancel object; NULL stands for one that is never set.
+/// What a cancel object shares; NULL stands for one that is never set.
 ///
 /// # Safety
 /// As for [`reference`].
-pub(super) unsafe fn flag(cancel: *const lg_cancel) -> Result<Cancel> {
+pub(super) unsafe fn get(cancel: *const lg_cancel) -> Result<Cancel> {
     if cancel.is_null() {
         return Ok(Cancel::default());
     }

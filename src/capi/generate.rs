@@ -2,7 +2,7 @@
 
 use std::ffi::{c_char, c_void};
 
-use super::cancel::{flag as cancel_flag, lg_cancel};
+use super::cancel::{self, lg_cancel};
 use super::guard::guard;
 use super::model::LG_TOKEN_NONE;
 use super::params::{self, Params, Results, ResultsOut, flag};
@@ -141,7 +141,7 @@ pub unsafe extern "C" fn lg_session_generate(
         // SAFETY: the caller's word, as for all pointers of this function.
         let (session, sampler) = unsafe { (reference(session, "session")?, reference(sampler, "sampler")?) };
         // SAFETY: as above.
-        let (tokens, cancel) = unsafe { (slice(tokens, n_tokens, "tokens")?, cancel_flag(cancel)?) };
+        let (tokens, cancel) = unsafe { (slice(tokens, n_tokens, "tokens")?, cancel::get(cancel)?) };
         // SAFETY: as above.
         let params = unsafe { params::read(params, "lg_generate_params")?.checked() }?;
         // SAFETY: as above.

@@ -40,6 +40,11 @@ pub const LG_SPECIAL_FIM_REPOSITORY: u32 = 13;
 /// `lg_model_special_token`: fill in the middle: stands between files.
 pub const LG_SPECIAL_FIM_SEPARATOR: u32 = 14;
 
+/// A number of a model: all of them are far below 2^32.
+fn number(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
 /// One of a model's strings, or NULL for NULL.
 ///
 /// # Safety
@@ -78,7 +83,7 @@ pub unsafe extern "C" fn lg_model_device(model: *const lg_model) -> *const c_cha
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lg_model_n_vocab(model: *const lg_model) -> u32 {
     // SAFETY: the caller's word.
-    unsafe { get(model, 0, |model| u32::try_from(model.config().n_vocab).unwrap_or(u32::MAX)) }
+    unsafe { get(model, 0, |model| number(model.config().n_vocab)) }
 }
 
 /// Longest context, in tokens, that the model was trained for. 0 for NULL.
@@ -98,7 +103,7 @@ pub unsafe extern "C" fn lg_model_n_ctx_train(model: *const lg_model) -> u32 {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lg_model_n_layers(model: *const lg_model) -> u32 {
     // SAFETY: the caller's word.
-    unsafe { get(model, 0, |model| u32::try_from(model.config().n_layers).unwrap_or(u32::MAX)) }
+    unsafe { get(model, 0, |model| number(model.config().n_layers)) }
 }
 
 /// Number of query heads of a layer. 0 for NULL.
@@ -108,7 +113,7 @@ pub unsafe extern "C" fn lg_model_n_layers(model: *const lg_model) -> u32 {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lg_model_n_heads(model: *const lg_model) -> u32 {
     // SAFETY: the caller's word.
-    unsafe { get(model, 0, |model| u32::try_from(model.config().n_heads).unwrap_or(u32::MAX)) }
+    unsafe { get(model, 0, |model| number(model.config().n_heads)) }
 }
 
 /// Number of KV heads of a layer, which query heads share in equal groups, in order. 0 for NULL.
@@ -118,7 +123,7 @@ pub unsafe extern "C" fn lg_model_n_heads(model: *const lg_model) -> u32 {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lg_model_n_kv_heads(model: *const lg_model) -> u32 {
     // SAFETY: the caller's word.
-    unsafe { get(model, 0, |model| u32::try_from(model.config().n_kv_heads).unwrap_or(u32::MAX)) }
+    unsafe { get(model, 0, |model| number(model.config().n_kv_heads)) }
 }
 
 /// Number of elements of a head. 0 for NULL.
@@ -128,7 +133,7 @@ pub unsafe extern "C" fn lg_model_n_kv_heads(model: *const lg_model) -> u32 {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lg_model_head_dim(model: *const lg_model) -> u32 {
     // SAFETY: the caller's word.
-    unsafe { get(model, 0, |model| u32::try_from(model.config().head_dim).unwrap_or(u32::MAX)) }
+    unsafe { get(model, 0, |model| number(model.config().head_dim)) }
 }
 
 /// Number of elements of a hidden state. 0 for NULL.
@@ -138,7 +143,7 @@ pub unsafe extern "C" fn lg_model_head_dim(model: *const lg_model) -> u32 {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lg_model_d_model(model: *const lg_model) -> u32 {
     // SAFETY: the caller's word.
-    unsafe { get(model, 0, |model| u32::try_from(model.config().d_model).unwrap_or(u32::MAX)) }
+    unsafe { get(model, 0, |model| number(model.config().d_model)) }
 }
 
 /// Number of parameters: elements of all tensors of the file. 0 for NULL.

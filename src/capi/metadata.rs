@@ -2,8 +2,8 @@
 
 use std::ffi::c_char;
 
-use super::guard::{guard, guard_or};
-use super::model::lg_model;
+use super::guard::guard;
+use super::model::{get, lg_model};
 use super::pointer::{Buffer, output, reference, string};
 use super::status::{lg_error, lg_status};
 use crate::error::Result;
@@ -51,7 +51,7 @@ unsafe fn metadata<'a>(model: *const lg_model, key: *const c_char) -> Result<(&'
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lg_model_n_metadata(model: *const lg_model) -> usize {
     // SAFETY: the caller's word.
-    guard_or(0, || unsafe { reference(model, "model") }.map(|model| model.model.metadata().len()))
+    unsafe { get(model, 0, |model| model.metadata().len()) }
 }
 
 /// The key number `index` of the model's file, in its order.

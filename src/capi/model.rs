@@ -7,7 +7,7 @@ use super::cancel::{self, lg_cancel};
 use super::guard::{guard, guard_or};
 use super::params::{self, Params, flag, reserved, unknown};
 use super::pointer::{c_string, free, into_handle, output, path, reference};
-use super::session::lg_progress;
+use super::session::{lg_progress, teller};
 use super::status::{lg_error, lg_status};
 use crate::error::Result;
 use crate::model::opening::LogLevel;
@@ -145,13 +145,9 @@ pub unsafe extern "C" fn lg_model_open(
         // SAFETY: as above.
         let params = unsafe { params::read(params, "lg_model_params") }?;
         // SAFETY: as above.
-        let cancel = unsafe { cancel::flag(params.cancel) }?;
-        let mut progress = |n_done, n_total| {
-            if let Some(progress) = params.progress {
-                // SAFETY: the caller's word.
-                unsafe { progress(params.progress_user, n_done, n_total) };
-            }
-        };
+        let cancel = unsafe { cancel::get(params.cancel) }?;
+        // SAFETY: as above.
+        let mut progress = unsafe { teller(params.progress, params.progress_user) };
         let mut log = |level, message: &str| {
             if let Some(log) = params.log {
                 // SAFETY: the caller's word; the message ends with a zero byte.

@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use super::cancel::{flag, lg_cancel};
+use super::cancel::{self, lg_cancel};
 use super::exclusive::Exclusive;
 use super::guard::guard;
 use super::model::lg_model;
@@ -110,6 +110,19 @@ impl lg_session_params {
 /// must return: no exception and no longjmp may leave it. A session that is at work is in use meanwhile.
 pub type lg_progress = Option<unsafe extern "C" fn(user: *mut c_void, n_done: usize, n_total: usize)>;
 
+/// Tells a caller's `progress`, if there is one.
+///
+/// # Safety
+/// `progress` may be called with `user` as long as the result lives.
+pub(super) unsafe fn teller(progress: lg_progress, user: *mut c_void) -> impl FnMut(usize, usize) {
+    move |n_done, n_total| {
+        if let Some(progress) = progress {
+            // SAFETY: as the caller says.
+            unsafe { progress(user, n_done, n_total) };
+        }
+    }
+}
+
 /// Opens an empty session. Allocates what `lg_model_plan` says, which is all that it needs but for its list of tokens, of 4
 /// bytes each, and what calls take and give back.
 ///
@@ -180,13 +193,9 @@ pub unsafe extern "C" fn lg_session_prefill(
         let (session, tokens) =
             unsafe { (reference(session, "session")?, slice(tokens, n_tokens, "tokens")?) };
         // SAFETY: as above.
-        let cancel = unsafe { flag(cancel) }?;
-        let mut tell = |n_done, n_tokens| {
-            if let Some(progress) = progress {
-                // SAFETY: the caller's word.
-                unsafe { progress(user, n_done, n_tokens) };
-            }
-        };
+        let cancel = unsafe { cancel::get(cancel) }?;
+        // SAFETY: as above.
+        let mut tell = unsafe { teller(progress, user) };
         session.with(|session| session.prefill(tokens, &cancel, &mut tell))
     };
     // SAFETY: the caller's word.
@@ -225,20 +234,16 @@ pub unsafe extern "C" fn lg_session_prefill_rows(
         let (session, tokens) =
             unsafe { (reference(session, "session")?, slice(tokens, n_tokens, "tokens")?) };
         // SAFETY: as above.
-        let (rows, cancel) = unsafe { (slice(rows, n_rows, "rows")?, flag(cancel)?) };
+        let (rows, cancel) = unsafe { (slice(rows, n_rows, "rows")?, cancel::get(cancel)?) };
         session.with(|session| {
             let Config { n_vocab, d_model, .. } = *session.model().config();
             // SAFETY: as above.
             let logits = unsafe { optional_floats(logits, [n_rows, n_vocab], "logits") }?;
             // SAFETY: as above.
             let hidden = unsafe { optional_floats(hidden, [n_rows, d_model], "hidden") }?;
-            let tell = &mut |n_done, n_tokens| {
-                if let Some(progress) = progress {
-                    // SAFETY: the caller's word.
-                    unsafe { progress(user, n_done, n_tokens) };
-                }
-            };
-            session.prefill_rows(tokens, rows, logits, hidden, &cancel, tell)
+            // SAFETY: as above.
+            let mut tell = unsafe { teller(progress, user) };
+            session.prefill_rows(tokens, rows, logits, hidden, &cancel, &mut tell)
         })
     };
     // SAFETY: the caller's word.
@@ -261,7 +266,7 @@ pub unsafe extern "C" fn lg_session_decode(
 ) -> lg_status {
     let body = || {
         // SAFETY: the caller's word, as for all pointers of this function.
-        let (session, cancel) = unsafe { (reference(session, "session")?, flag(cancel)?) };
+        let (session, cancel) = unsafe { (reference(session, "session")?, cancel::get(cancel)?) };
         session.with(|session| session.decode(token, &cancel))
     };
     // SAFETY: the caller's word.
@@ -292,7 +297,7 @@ pub unsafe extern "C" fn lg_session_decode_batch(
         // SAFETY: the caller's word, as for all pointers of this function.
         let sessions = unsafe { slice(sessions, n_sessions, "sessions") }?;
         // SAFETY: as above.
-        let (tokens, cancel) = unsafe { (slice(tokens, n_sessions, "tokens")?, flag(cancel)?) };
+        let (tokens, cancel) = unsafe { (slice(tokens, n_sessions, "tokens")?, cancel::get(cancel)?) };
         let mut locked = try_with_capacity(n_sessions)?;
         for (i, session) in sessions.iter().enumerate() {
             // SAFETY: as above.

@@ -324,13 +324,14 @@ impl Model {
         Ok(Some(fits).filter(|&n_ctx| n_ctx > 0))
     }
 
-    pub(crate) fn sequence(&self, params: &SessionParams) -> Result<Box<dyn Sequence>> {
+    /// Allocates a sequence; returns what was planned for it, too.
+    pub(crate) fn sequence(&self, params: &SessionParams) -> Result<(Box<dyn Sequence>, MemoryPlan)> {
         let (engine, plan) = (self.engine()?, self.plan(params)?);
         // Where the limit decides how long the context is.
         let params = &SessionParams { n_ctx: plan.n_ctx, ..params.clone() };
         let error = match engine.sequence(params) {
             Err(error) if error.kind() == ErrorKind::OutOfMemory => error,
-            result => return result,
+            result => return result.map(|sequence| (sequence, plan)),
         };
         let needed = plan.total_bytes();
         // Devices hand out memory in pages; a little is lost at every buffer's end.
