@@ -25,5 +25,5 @@ pub use logprobs::TokenLogprob;
 pub use model::opening::{LoadProgress, Log, LogLevel};
 pub use model::{Device, Model, ModelParams};
 pub use sampler::{Candidate, Choice, Sampler, SamplerParams};
-pub use session::{Counters, MemoryPlan, Session, SessionParams, Work};
+pub use session::{Counters, MemoryPlan, Prompted, Session, SessionParams, Work};
 pub use version::build_info;

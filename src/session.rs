@@ -19,6 +19,9 @@ use crate::sampler::{Candidate, Place, Sampler};
 /// 16 bits takes in full layers.
 const CHUNKS_OF_CONTEXT: u32 = 16;
 
+/// Tokens that are decoded between restore points.
+const DECODED_PER_POINT: usize = 1024;
+
 /// Chunks by default are multiples of this, so that they begin with blocks of the cache and tiles of attention.
 const CHUNK_MULTIPLE: u32 = 256;
 
@@ -39,6 +42,11 @@ pub struct SessionParams {
     /// Most bytes that the session may take; 0 means that there is no limit. With `n_ctx` a session that takes more is
     /// refused; without it the longest context is taken that fits, at most the one that the model was trained for.
     pub max_bytes: usize,
+    /// Most bytes of the host's memory that restore points may take, beside the session's own memory and only as they are
+    /// made; they are what [`Session::rewind`] goes back to where layers have given up a part of the context. 0 means a
+    /// tenth of the cache's, or four points' if that is more, and on a card none. Fewer bytes than a point takes, such as
+    /// 1, keep none.
+    pub restore_bytes: usize,
 }
 
 /// [`SessionParams`] without defaults, checked.
@@ -48,6 +56,7 @@ pub(crate) struct Shape {
     pub kv_type: KvType,
     pub precision: Precision,
     pub logits_rows: usize,
+    pub restore_bytes: usize,
 }
 
 impl SessionParams {
@@ -62,7 +71,8 @@ impl SessionParams {
         let default = part.clamp(CHUNK_TOKENS, most_chunk_tokens);
         let chunk_tokens = or(self.chunk_tokens, default).min(n_ctx);
         let logits_rows = or(self.logits_rows, 1).min(chunk_tokens) as usize;
-        Ok(Shape { n_ctx, chunk_tokens, kv_type: self.kv_type, precision: self.precision, logits_rows })
+        let Self { kv_type, precision, restore_bytes, .. } = *self;
+        Ok(Shape { n_ctx, chunk_tokens, kv_type, precision, logits_rows, restore_bytes })
     }
 }
 
@@ -85,6 +95,8 @@ pub struct MemoryPlan {
     pub table_bytes: usize,
     /// Logits, where they are computed and where they are read, and the hidden state that is read.
     pub logits_bytes: usize,
+    /// Most bytes of the host's memory that restore points will take, which are not among those of the session.
+    pub restore_bytes: usize,
 }
 
 /// The memory of one layer of a session.
@@ -111,7 +123,7 @@ impl MemoryPlan {
         self.layers.iter().map(|layer| layer.staging_bytes).sum()
     }
 
-    /// Bytes of everything.
+    /// Bytes of everything but restore points.
     pub fn total_bytes(&self) -> usize {
         self.kv_bytes()
             + self.staging_bytes()
@@ -150,6 +162,19 @@ impl Work {
         self.n_tokens += n_tokens as u64;
         self.time += time;
     }
+}
+
+/// What [`Session::prompt`] has found in the session, and done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompted {
+    /// Tokens at the beginning of the prompt that the session held.
+    pub n_common: usize,
+    /// Those of them that were kept. One that ends the prompt is computed again if its logits are not there.
+    pub n_reused: usize,
+    /// Tokens that were computed.
+    pub n_computed: usize,
+    /// Layers that had given up what they needed where fewer tokens were kept than could have been.
+    pub limiting_layers: Vec<usize>,
 }
 
 /// One sequence of tokens with its keys and values; one caller at a time.
@@ -216,7 +241,30 @@ impl Session {
         self.counters
     }
 
-    /// Appends `tokens`, chunk by chunk, and computes the logits behind the last one.
+    /// Makes the session hold `tokens` and nothing else, and computes the logits behind the last one: what is held already
+    /// from the beginning on is kept as far as it can be gone back to (see [`rewind`](Self::rewind)), and the rest is
+    /// computed. Every prompt of a conversation can so be given as a whole. The logits are those of a session that has
+    /// computed everything: on the processor to the bit.
+    ///
+    /// # Errors
+    /// Those of [`prefill`](Self::prefill), for all of `tokens`; what is kept stays then.
+    pub fn prompt(&mut self, tokens: &[u32], cancel: &Cancel, progress: Progress<'_>) -> Result<Prompted> {
+        self.check_behind(0, tokens)?;
+        let n_common = self.tokens.iter().zip(tokens).take_while(|(held, token)| held == token).count();
+        let is_all = n_common == self.tokens.len() && n_common == tokens.len() && self.has_logits;
+        // Else the last token is computed again, for its logits.
+        let wanted = if is_all { n_common } else { n_common.min(tokens.len() - 1) };
+        let behind = self.sequence.layers_behind(u32::try_from(wanted).unwrap_or(u32::MAX))?;
+        let n_reused = self.rewind(wanted)?;
+        let limiting_layers = if n_reused < wanted { behind } else { Vec::new() };
+        if n_reused < tokens.len() {
+            self.prefill(&tokens[n_reused..], cancel, progress)?;
+        }
+        Ok(Prompted { n_common, n_reused, n_computed: tokens.len() - n_reused, limiting_layers })
+    }
+
+    /// Appends `tokens`, chunk by chunk, and computes the logits behind the last one. Makes restore points before them,
+    /// behind them, and at ends of chunks that lie one, two, four, ... chunks before the last one's.
     ///
     /// # Errors
     /// `Invalid` for no tokens or an id beyond the vocabulary, `ContextFull` if they do not all fit; both before
@@ -224,6 +272,7 @@ impl Session {
     /// says which.
     pub fn prefill(&mut self, tokens: &[u32], cancel: &Cancel, progress: Progress<'_>) -> Result<()> {
         self.check(tokens)?;
+        self.sequence.keep();
         let mut done = 0;
         for chunk in tokens.chunks(self.chunk_tokens) {
             done += chunk.len();
@@ -231,6 +280,10 @@ impl Session {
             let time = self.step(chunk, want, cancel)?;
             self.counters.prompt.add(chunk.len(), time);
             self.has_logits = done == tokens.len();
+            let n_chunks_left = (tokens.len() - done).div_ceil(self.chunk_tokens);
+            if n_chunks_left == 0 || n_chunks_left.is_power_of_two() {
+                self.sequence.keep();
+            }
             progress(done, tokens.len());
         }
         Ok(())
@@ -309,16 +362,24 @@ impl Session {
         Ok(())
     }
 
-    /// Appends one token and computes the logits behind it.
+    /// Appends one token and computes the logits behind it. Every so many tokens there is a restore point.
     ///
     /// # Errors
     /// Those of [`prefill`](Self::prefill).
     pub fn decode(&mut self, token: u32, cancel: &Cancel) -> Result<()> {
         self.check(&[token])?;
         let time = self.step(&[token], Want::Last, cancel)?;
+        self.decoded(time);
+        Ok(())
+    }
+
+    /// Notes that a token was decoded.
+    fn decoded(&mut self, time: Duration) {
         self.counters.generated.add(1, time);
         self.has_logits = true;
-        Ok(())
+        if self.tokens.len().is_multiple_of(DECODED_PER_POINT) {
+            self.sequence.keep();
+        }
     }
 
     /// Appends one token to each of several sessions of one model, at their own positions, and computes the logits behind
@@ -348,8 +409,7 @@ impl Session {
             match &result {
                 Ok(()) => {
                     session.tokens.push(*token);
-                    session.counters.generated.add(1, time);
-                    session.has_logits = true;
+                    session.decoded(time);
                 }
                 Err(error) => session.has_logits &= leaves_logits(error),
             }
@@ -454,11 +514,13 @@ impl Session {
         }
     }
 
-    /// Goes back to `n_tokens` tokens and returns how many it holds then: exactly that many if every layer can still
-    /// restore them, otherwise 0. Going back to one cache block behind the furthest token so far always works.
+    /// Goes back to `n_tokens` tokens and returns how many the session holds then: that many, or fewer where layers have
+    /// given up what they would need and no restore point has it. Going back to one cache block behind the furthest token
+    /// so far always works, and so does going back to where a prompt began or ended, as long as there is room for its
+    /// restore point.
     ///
     /// # Errors
-    /// `Invalid` if the session holds fewer tokens.
+    /// `Invalid` if the session holds fewer tokens; `Device`, and then it is empty.
     pub fn rewind(&mut self, n_tokens: usize) -> Result<usize> {
         if n_tokens > self.tokens.len() {
             let has = self.tokens.len();
@@ -469,16 +531,30 @@ impl Session {
         if n_tokens == self.tokens.len() {
             return Ok(n_tokens);
         }
-        let n_tokens = if n_tokens >= self.sequence.oldest_restorable() as usize { n_tokens } else { 0 };
-        self.sequence.rewind(u32::try_from(n_tokens).unwrap_or(u32::MAX));
-        self.tokens.truncate(n_tokens);
+        let kept = self.sequence.nearest_restorable(u32::try_from(n_tokens).unwrap_or(u32::MAX));
+        let result = self.sequence.rewind(kept);
+        self.tokens.truncate(self.sequence.n_tokens() as usize);
         self.has_logits = false;
-        Ok(n_tokens)
+        result.map(|()| self.tokens.len())
+    }
+
+    /// Positions, rising, of what can be gone back to where layers have given up a part of the context.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn restore_points(&self) -> Result<Vec<usize>> {
+        self.sequence.restore_points()
+    }
+
+    /// Bytes of the host's memory that restore points hold now.
+    pub fn restore_bytes(&self) -> usize {
+        self.sequence.restore_bytes()
     }
 
     /// Forgets everything: the session is as it was when it was opened.
     pub fn reset(&mut self) {
-        self.sequence.rewind(0);
+        // An empty cache needs nothing from the device.
+        _ = self.sequence.rewind(0);
         self.tokens.clear();
         self.has_logits = false;
         self.counters = Counters::default();
@@ -494,11 +570,16 @@ impl Session {
 
     /// Whether `tokens` can be appended.
     fn check(&self, tokens: &[u32]) -> Result<()> {
+        self.check_behind(self.tokens.len(), tokens)
+    }
+
+    /// Whether `tokens` can stand behind the first `has` tokens.
+    fn check_behind(&self, has: usize, tokens: &[u32]) -> Result<()> {
         if tokens.is_empty() {
             return Err(Error::invalid("no tokens"));
         }
         self.check_tokens(tokens)?;
-        let (has, new, n_ctx) = (self.tokens.len(), tokens.len(), self.n_ctx);
+        let (new, n_ctx) = (tokens.len(), self.n_ctx);
         match new <= (n_ctx as usize).saturating_sub(has) {
             true => Ok(()),
             false => Err(Error::new(

@@ -243,7 +243,7 @@ fn plans_are_what_is_allocated_and_limits_are_kept() {
         let (kv_type, precision) = (kv_types[kv_type], precisions[precision]);
         expected += &plans(
             &model,
-            &SessionParams { n_ctx, chunk_tokens, kv_type, precision, logits_rows, max_bytes: 0 },
+            &SessionParams { n_ctx, chunk_tokens, kv_type, precision, logits_rows, ..Default::default() },
         );
         arguments.extend(numbers.map(|n| n.to_string()));
     }

@@ -26,8 +26,12 @@ const HEAD_DIM: usize = 8;
 enum Action {
     /// Append this many tokens; if `cancelled`, in some layers only.
     Step { n_tokens: u32, cancelled: bool },
-    /// Go back by at most this many tokens.
+    /// Go back by this many tokens, or as many more as it takes.
     Rewind(u32),
+    /// Go back to this part of them in a hundred, or as many fewer as it takes.
+    RewindTo(u32),
+    /// Make a restore point.
+    Keep,
 }
 
 fn any_attention(n_heads: usize) -> impl Strategy<Value = LayerAttention> {
@@ -46,10 +50,12 @@ fn any_attention(n_heads: usize) -> impl Strategy<Value = LayerAttention> {
 
 fn any_action() -> impl Strategy<Value = Action> {
     prop_oneof![
-        4 => (1u32..70, prop::bool::weighted(0.2))
+        6 => (1u32..70, prop::bool::weighted(0.2))
             .prop_map(|(n_tokens, cancelled)| Action::Step { n_tokens, cancelled }),
         2 => Just(Action::Step { n_tokens: 1, cancelled: false }),
         1 => (1u32..80).prop_map(Action::Rewind),
+        2 => (30u32..100).prop_map(Action::RewindTo),
+        2 => Just(Action::Keep),
     ]
 }
 
@@ -86,12 +92,13 @@ struct Case {
     n_kv_heads: usize,
     ty: KvType,
     n_ctx: u32,
+    restore_bytes: usize,
     actions: Vec<Action>,
 }
 
 fn check<B: Backend>(backend: &B, case: &Case) {
-    let Case { plan, n_kv_heads, ty, n_ctx, actions } = case;
-    let (n_kv_heads, ty, n_ctx) = (*n_kv_heads, *ty, *n_ctx);
+    let Case { plan, n_kv_heads, ty, n_ctx, restore_bytes, actions } = case;
+    let (n_kv_heads, ty, n_ctx, restore_bytes) = (*n_kv_heads, *ty, *n_ctx, *restore_bytes);
     let n_heads = plan[0].phases.len();
     let group = n_heads / n_kv_heads;
     let chunk_tokens = 70;
@@ -103,7 +110,7 @@ fn check<B: Backend>(backend: &B, case: &Case) {
             LayerLayout::new(attention, shape, n_ctx, chunk_tokens).unwrap()
         })
         .collect();
-    let mut kv = KvCache::new(backend, layouts, plan).unwrap();
+    let mut kv = KvCache::new(backend, layouts, plan, restore_bytes).unwrap();
     let shape = WorkspaceShape {
         max_rows: chunk_tokens as usize,
         max_cols: 64,
@@ -118,15 +125,33 @@ fn check<B: Backend>(backend: &B, case: &Case) {
     let (mut q, mut k, mut v, mut out) =
         (alloc(n_heads), alloc(n_kv_heads), alloc(n_kv_heads), alloc(n_heads));
     let mut held: Vec<u64> = Vec::new();
-    let (mut stamp, mut furthest) = (0, 0);
+    let (mut stamp, mut furthest, mut kept) = (0, 0, Vec::new());
 
     for action in actions {
         let (n_tokens, cancelled) = match *action {
-            Action::Rewind(by) => {
-                let to = (kv.n_tokens() - by.min(kv.n_tokens())).max(kv.oldest_restorable());
-                kv.rewind(to);
+            Action::Rewind(_) | Action::RewindTo(_) => {
+                let wanted = match *action {
+                    Action::RewindTo(percent) => kv.n_tokens() * percent / 100,
+                    Action::Rewind(by) => kv.n_tokens().saturating_sub(by),
+                    _ => unreachable!(),
+                };
+                let to = kv.nearest_restorable(wanted);
+                assert!(
+                    to <= wanted
+                        && (to == wanted || kept.iter().all(|kept| !(to + 1..=wanted).contains(kept)))
+                );
+                kv.rewind(backend, to).unwrap();
+                assert_eq!(kv.n_tokens(), to);
                 furthest = if to == 0 { 0 } else { furthest };
+                kept.retain(|&kept| kept <= to);
                 held.truncate(to as usize);
+                continue;
+            }
+            Action::Keep => {
+                kv.keep(backend).unwrap();
+                assert!(kv.restore_bytes() <= restore_bytes);
+                kept = kv.restore_points().collect();
+                assert!(kept.is_sorted() && kept.last().is_none_or(|&last| last <= kv.n_tokens()));
                 continue;
             }
             Action::Step { n_tokens, cancelled } => (n_tokens.min(n_ctx - kv.n_tokens()), cancelled),
@@ -135,7 +160,7 @@ fn check<B: Backend>(backend: &B, case: &Case) {
             continue;
         }
         let begin = kv.n_tokens();
-        let restorable = kv.oldest_restorable();
+        let restorable = kv.oldest_in_rings();
         let stamps: Vec<u64> = (0..u64::from(n_tokens)).map(|i| stamp + i).collect();
         stamp += u64::from(n_tokens);
         let mut tokens = held.clone();
@@ -198,7 +223,7 @@ fn check<B: Backend>(backend: &B, case: &Case) {
             }
         }
         if cancelled {
-            assert_eq!((kv.n_tokens(), kv.oldest_restorable()), (begin, restorable));
+            assert_eq!((kv.n_tokens(), kv.oldest_in_rings()), (begin, restorable));
         } else {
             backend
                 .run(&mut workspace, &Cancel::default(), |ws| {
@@ -212,7 +237,7 @@ fn check<B: Backend>(backend: &B, case: &Case) {
             held = tokens;
             furthest = furthest.max(kv.n_tokens());
             let promised = furthest.saturating_sub(16).min(kv.n_tokens());
-            assert!(kv.oldest_restorable() <= promised, "the spare block is gone");
+            assert!(kv.oldest_in_rings() <= promised, "the spare block is gone");
         }
     }
 }
@@ -221,14 +246,18 @@ fn any_case() -> impl Strategy<Value = Case> {
     prop_oneof![Just((1usize, 1usize)), Just((1, 3)), Just((2, 1)), Just((2, 2))].prop_flat_map(
         |(n_kv_heads, group)| {
             let plan = prop::collection::vec(any_attention(n_kv_heads * group), 1..4);
-            let actions = prop::collection::vec(any_action(), 1..16);
-            (plan, any_type(), 1u32..500, actions).prop_map(move |(plan, ty, n_ctx, actions)| Case {
-                plan,
-                n_kv_heads,
-                ty,
-                n_ctx,
-                actions,
-            })
+            let actions = prop::collection::vec(any_action(), 1..60);
+            let restore_bytes = prop_oneof![0usize..100_000, Just(1 << 24)];
+            (plan, any_type(), 1u32..1000, restore_bytes, actions).prop_map(
+                move |(plan, ty, n_ctx, restore_bytes, actions)| Case {
+                    plan,
+                    n_kv_heads,
+                    ty,
+                    n_ctx,
+                    restore_bytes,
+                    actions,
+                },
+            )
         },
     )
 }

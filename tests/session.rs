@@ -11,51 +11,14 @@ use longgen::{
     SessionParams,
 };
 use longgen_format::{Directory, TensorType, quant};
+use support::model::{File, devices, distance, tokens};
 use support::random::Random;
 use support::tiny_model;
 
 const KV_TYPES: [KvType; 4] = [KvType::F32, KvType::F16, KvType::Bf16, KvType::Q8];
 
-struct File(tempfile::TempPath);
-
-impl File {
-    fn new(bytes: &[u8]) -> Self {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), bytes).unwrap();
-        Self(file.into_temp_path())
-    }
-
-    fn open(&self, device: Device, n_threads: usize) -> Arc<Model> {
-        Arc::new(Model::open(&self.0, &ModelParams { device, n_threads, ..Default::default() }).unwrap())
-    }
-}
-
-/// The processor, and the first CUDA device if this build and this machine have one.
-fn devices() -> Vec<Device> {
-    #[cfg(feature = "cuda")]
-    match longgen::backend::cuda::CudaBackend::new(0) {
-        Ok(_) => return vec![Device::Cpu, Device::Cuda(0)],
-        Err(error) => support::say_skipped_on_cuda(&error),
-    }
-    vec![Device::Cpu]
-}
-
-/// Root mean square of the difference, relative to that of the expected numbers.
-fn distance(has: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(has.len(), expected.len());
-    let squares =
-        |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x) * f64::from(x)).sum::<f64>();
-    let difference = squares(&mut has.iter().zip(expected).map(|(a, b)| a - b));
-    (difference / squares(&mut expected.iter().copied())).sqrt()
-}
-
-fn tokens(n: usize, seed: u64) -> Vec<u32> {
-    let mut random = Random::new(seed);
-    (0..n).map(|_| u32::try_from(random.below(tiny_model::N_VOCAB)).unwrap()).collect()
-}
-
 fn params(chunk_tokens: u32, precision: Precision, kv_type: KvType) -> SessionParams {
-    SessionParams { n_ctx: 400, chunk_tokens, kv_type, precision, logits_rows: 3, max_bytes: 0 }
+    SessionParams { n_ctx: 400, chunk_tokens, kv_type, precision, logits_rows: 3, ..Default::default() }
 }
 
 /// Logits behind every token.
@@ -771,7 +734,7 @@ fn memory_is_what_the_plan_says() {
                 kv_type: KV_TYPES[random.below(4)],
                 precision: [Precision::Exact, Precision::Fast][random.below(2)],
                 logits_rows: u32::try_from(random.below(9)).unwrap(),
-                max_bytes: 0,
+                ..Default::default()
             };
             let plan = model.plan(&params).unwrap();
             let session = Session::new(&model, &params).unwrap();
@@ -783,11 +746,12 @@ fn memory_is_what_the_plan_says() {
 }
 
 #[test]
-fn a_rewind_gives_what_a_new_session_gives_or_starts_again() {
+fn a_rewind_gives_what_a_new_session_gives() {
     for device in devices() {
         let file = File::new(&tiny_model::bytes(TensorType::F32));
         let model = file.open(device, 2);
-        let params = params(64, Precision::Exact, KvType::F16);
+        // No restore points: what the rings have lost is lost.
+        let params = SessionParams { restore_bytes: 1, ..params(64, Precision::Exact, KvType::F16) };
         let (text, other) = (tokens(300, 8), tokens(40, 9));
         let mut session = Session::new(&model, &params).unwrap();
         let nothing = &mut |_, _| {};

@@ -57,6 +57,11 @@ pub trait Backend: Send + Sync + Sized + 'static {
         CHUNK_TOKENS
     }
 
+    /// Whether sessions keep restore points by default: on a device whose memory is far from the host's, they cost time.
+    fn keeps_restore_points(&self) -> bool {
+        true
+    }
+
     /// Bytes that can still be allocated, where the device knows it.
     fn free_bytes(&self) -> Option<usize> {
         None

@@ -100,6 +100,7 @@ impl lg_session_params {
             },
             logits_rows: self.logits_rows,
             max_bytes: usize::try_from(self.max_bytes).unwrap_or(usize::MAX),
+            ..SessionParams::default()
         })
     }
 }

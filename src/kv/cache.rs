@@ -14,6 +14,7 @@ use crate::backend::Backend;
 use crate::backend::args::*;
 use crate::error::Result;
 use crate::kv::layer::{LayerKv, RingKv};
+use crate::kv::restore::RestorePoints;
 use crate::kv::slots::{SlotMap, blocks_touched};
 
 /// The cache blocks of one layer of a session, as numbers.
@@ -60,6 +61,12 @@ impl LayerLayout {
         self.stage_blocks as usize * self.shape.n_kv_heads * backend.kv_block_bytes(&self.shape)
     }
 
+    /// Bytes of what the rings hold.
+    pub fn ring_bytes<B: Backend>(&self, backend: &B) -> usize {
+        let n_blocks = self.slots.ring_heads().count() * self.slots.ring_blocks() as usize;
+        n_blocks * backend.kv_block_bytes(&self.shape)
+    }
+
     /// Bytes of the scratch, as this layer uses it.
     pub fn scratch_bytes<B: Backend>(&self, backend: &B) -> usize {
         self.scratch_blocks as usize * self.shape.n_kv_heads * backend.kv_block_bytes(&self.shape)
@@ -71,30 +78,38 @@ pub fn scratch_bytes<B: Backend>(backend: &B, layers: &[LayerLayout]) -> usize {
     layers.iter().map(|layer| layer.scratch_bytes(backend)).max().unwrap_or(0)
 }
 
-struct LayerCache<B: Backend> {
-    layout: LayerLayout,
+pub(super) struct LayerCache<B: Backend> {
+    pub layout: LayerLayout,
     slots: B::Slots,
-    mask: Mask,
-    blocks: B::Buf,
+    pub mask: Mask,
+    pub blocks: B::Buf,
     staged: B::Buf,
 }
 
 /// The keys and values of one session.
 pub struct KvCache<B: Backend> {
-    layers: Vec<LayerCache<B>>,
+    pub(super) layers: Vec<LayerCache<B>>,
     scratch: B::Buf,
     /// Tokens that count.
-    n_tokens: u32,
-    /// Behind the last token that was ever committed since the cache was empty; what a ring has lost depends on it.
-    written: u32,
+    pub(super) n_tokens: u32,
+    /// Behind the last token that was ever committed since the cache was empty or restored; what a ring has lost depends
+    /// on it.
+    pub(super) written: u32,
+    pub(super) points: RestorePoints,
 }
 
 impl<B: Backend> KvCache<B> {
-    /// Allocates the cache; `layouts` and `attention` have one element per layer.
+    /// Allocates the cache; `layouts` and `attention` have one element per layer. Restore points will take at most
+    /// `restore_bytes` of the host's memory.
     ///
     /// # Errors
     /// `OutOfMemory`.
-    pub fn new(backend: &B, layouts: Vec<LayerLayout>, attention: &[LayerAttention]) -> Result<Self> {
+    pub fn new(
+        backend: &B,
+        layouts: Vec<LayerLayout>,
+        attention: &[LayerAttention],
+        restore_bytes: usize,
+    ) -> Result<Self> {
         let scratch = backend.alloc(scratch_bytes(backend, &layouts))?;
         let layer = |(layout, attention): (LayerLayout, &LayerAttention)| {
             let blocks = backend.alloc(layout.kv_bytes(backend))?;
@@ -103,7 +118,7 @@ impl<B: Backend> KvCache<B> {
             Ok(LayerCache { layout, slots, mask: attention.mask, blocks, staged })
         };
         let layers = try_collect_ok(layouts.into_iter().zip(attention).map(layer))?;
-        Ok(Self { layers, scratch, n_tokens: 0, written: 0 })
+        Ok(Self { layers, scratch, n_tokens: 0, written: 0, points: RestorePoints::new(restore_bytes) })
     }
 
     /// Tokens that the cache holds.
@@ -150,24 +165,5 @@ impl<B: Backend> KvCache<B> {
     pub fn advance(&mut self, n_tokens: u32) {
         self.n_tokens += n_tokens;
         self.written = self.written.max(self.n_tokens);
-    }
-
-    /// Lowest position that [`rewind`](Self::rewind) can still go back to, besides 0.
-    pub fn oldest_restorable(&self) -> u32 {
-        let oldest = |layer: &LayerCache<B>| {
-            let newest = self.written.saturating_sub(1) / layer.mask.block_size();
-            layer.mask.first_query_within(layer.layout.slots.oldest_intact(newest))
-        };
-        let layers = self.layers.iter().filter(|layer| layer.layout.scratch_blocks > 0);
-        layers.map(oldest).max().unwrap_or(0).min(self.n_tokens)
-    }
-
-    /// Forgets the tokens from `n_tokens` on; the caller has asked [`oldest_restorable`](Self::oldest_restorable).
-    pub fn rewind(&mut self, n_tokens: u32) {
-        debug_assert!(n_tokens == 0 || (self.oldest_restorable()..=self.n_tokens).contains(&n_tokens));
-        self.n_tokens = n_tokens;
-        if n_tokens == 0 {
-            self.written = 0;
-        }
     }
 }

@@ -2,4 +2,6 @@
 
 pub mod cache;
 pub mod layer;
+mod restore;
+mod rewind;
 pub mod slots;

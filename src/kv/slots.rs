@@ -109,6 +109,16 @@ impl SlotMap {
         self.heads.iter().filter(|head| head.is_ring).map(|head| head.ring_blocks).max().unwrap_or(0)
     }
 
+    /// Heads in which blocks take the slots of older ones.
+    pub fn ring_heads(&self) -> impl Iterator<Item = u32> {
+        (0..).zip(&*self.heads).filter(|(_, head)| head.is_ring).map(|(i, _)| i)
+    }
+
+    /// The first block that lies in a ring of any head.
+    pub fn first_in_ring(&self) -> u32 {
+        self.heads.iter().filter(|head| head.is_ring).map(|head| head.sink_blocks).min().unwrap_or(0)
+    }
+
     /// The slot of `block` in `kv_head`, counted over all heads of the layer.
     pub fn slot(&self, kv_head: u32, block: u32) -> u32 {
         let head = &self.heads[kv_head as usize];

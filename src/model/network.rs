@@ -23,6 +23,12 @@ use crate::sampler::Candidate;
 use crate::session::{LayerPlan, MemoryPlan, SessionParams, Shape};
 use crate::weights::WeightFile;
 
+/// By default restore points take a tenth of what the cache takes,
+const RESTORE_PART: usize = 10;
+
+/// or what so many of them take that share nothing, if that is more.
+const RESTORE_POINTS: usize = 4;
+
 /// A model on some backend.
 pub trait Engine: Send + Sync {
     /// What it runs on.
@@ -103,10 +109,18 @@ pub trait Sequence: Any + Send {
     fn chunk_tokens(&self) -> usize;
     /// Tokens held.
     fn n_tokens(&self) -> u32;
-    /// Lowest position besides 0 that [`rewind`](Self::rewind) can go back to.
-    fn oldest_restorable(&self) -> u32;
-    /// Forgets the tokens from `n_tokens` on.
-    fn rewind(&mut self, n_tokens: u32);
+    /// Makes a restore point of what is held, if that can be done.
+    fn keep(&mut self);
+    /// Positions of the restore points, rising.
+    fn restore_points(&self) -> Result<Vec<usize>>;
+    /// Bytes that the restore points hold.
+    fn restore_bytes(&self) -> usize;
+    /// The highest position, at most `n_tokens`, that [`rewind`](Self::rewind) can go back to.
+    fn nearest_restorable(&self, n_tokens: u32) -> u32;
+    /// Layers that have given up what the token at `n_tokens` sees.
+    fn layers_behind(&self, n_tokens: u32) -> Result<Vec<usize>>;
+    /// Forgets the tokens from `n_tokens` on, a position that can be gone back to. On an error the sequence is empty.
+    fn rewind(&mut self, n_tokens: u32) -> Result<()>;
 }
 
 /// A model's matrices on a backend.
@@ -160,6 +174,18 @@ impl<B: Backend> Parts<B> {
         try_collect_ok(attention.iter().map(layout))
     }
 
+    /// Most bytes of the restore points of a session.
+    pub fn restore_bytes(&self, shape: &Shape, layouts: &[LayerLayout]) -> usize {
+        let backend = &self.backend;
+        let of_point: usize = layouts.iter().map(|layout| layout.ring_bytes(backend)).sum();
+        let of_cache: usize = layouts.iter().map(|layout| layout.kv_bytes(backend)).sum();
+        match shape.restore_bytes {
+            _ if of_point == 0 => 0,
+            0 if backend.keeps_restore_points() => (RESTORE_POINTS * of_point).max(of_cache / RESTORE_PART),
+            bytes => bytes,
+        }
+    }
+
     pub fn workspace_shape(&self, shape: &Shape) -> WorkspaceShape {
         let config = &self.config;
         WorkspaceShape {
@@ -201,6 +227,7 @@ impl<B: Backend> Engine for Network<B> {
             chunk_tokens: shape.chunk_tokens,
             layers: try_collect_ok(layouts.iter().zip(attention).map(layer))?,
             scratch_bytes: scratch_bytes(backend, &layouts),
+            restore_bytes: self.0.restore_bytes(&shape, &layouts),
             activation_bytes: Activations::<B>::n_bytes(config, shape.chunk_tokens as usize),
             workspace_bytes: backend.workspace_bytes(&self.0.workspace_shape(&shape), shape.precision),
             table_bytes: layouts.iter().map(|layout| layout.table_bytes(backend)).sum::<usize>()

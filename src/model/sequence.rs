@@ -55,9 +55,11 @@ impl<B: Backend> NetworkSequence<B> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let Parts { backend, config, host, .. } = &**network;
         let max_rows = shape.chunk_tokens as usize;
+        let layouts = network.layouts(shape, &config.attention)?;
+        let restore_bytes = network.restore_bytes(shape, &layouts);
         Ok(Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-            kv: KvCache::new(backend, network.layouts(shape, &config.attention)?, &config.attention)?,
+            kv: KvCache::new(backend, layouts, &config.attention, restore_bytes)?,
             acts: Activations::new(backend, config, max_rows, shape.logits_rows)?,
             workspace: backend.workspace(&network.workspace_shape(shape), shape.precision)?,
             desc: backend.descriptor()?,
@@ -278,12 +280,29 @@ impl<B: Backend> Sequence for NetworkSequence<B> {
         self.kv.n_tokens()
     }
 
-    fn oldest_restorable(&self) -> u32 {
-        self.kv.oldest_restorable()
+    fn keep(&mut self) {
+        // A point that cannot be made is not there: it only spares work. A device that has failed says so in the next step.
+        _ = self.kv.keep(&self.network.backend);
     }
 
-    fn rewind(&mut self, n_tokens: u32) {
+    fn restore_points(&self) -> Result<Vec<usize>> {
+        try_collect(self.kv.restore_points().map(|position| position as usize))
+    }
+
+    fn restore_bytes(&self) -> usize {
+        self.kv.restore_bytes()
+    }
+
+    fn nearest_restorable(&self, n_tokens: u32) -> u32 {
+        self.kv.nearest_restorable(n_tokens)
+    }
+
+    fn layers_behind(&self, n_tokens: u32) -> Result<Vec<usize>> {
+        self.kv.layers_behind(n_tokens)
+    }
+
+    fn rewind(&mut self, n_tokens: u32) -> Result<()> {
         self.last_row = None;
-        self.kv.rewind(n_tokens);
+        self.kv.rewind(&self.network.backend, n_tokens)
     }
 }

@@ -488,7 +488,7 @@ fn decoded<B: Backend>(backend: &B, decoding: &Decoding, ops: Ops<B>) -> Vec<f32
     let layout = || LayerLayout::new(&attention, shape, *n_ctx as u32, CHUNK).unwrap();
     let mut caches: Vec<_> = held
         .iter()
-        .map(|_| KvCache::new(backend, vec![layout()], std::slice::from_ref(&attention)).unwrap())
+        .map(|_| KvCache::new(backend, vec![layout()], std::slice::from_ref(&attention), 0).unwrap())
         .collect();
     let mut descs: Vec<_> = held.iter().map(|_| backend.descriptor().unwrap()).collect();
     let (phases, sinks) =
@@ -611,7 +611,7 @@ fn attended<B: Backend>(backend: &B, precision: Precision, layer: &Layer) -> Vec
     let n_ctx = steps.iter().sum::<u32>();
     let most = *steps.iter().max().unwrap();
     let layout = LayerLayout::new(&attention, shape, n_ctx, most).unwrap();
-    let mut cache = KvCache::new(backend, vec![layout], std::slice::from_ref(&attention)).unwrap();
+    let mut cache = KvCache::new(backend, vec![layout], std::slice::from_ref(&attention), 0).unwrap();
     let mut desc = backend.descriptor().unwrap();
     let [q, k, v, o] = products.each_ref().map(|product| rig.linear(product));
     let phases = rig.buf(&context.phases);

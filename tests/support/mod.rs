@@ -8,6 +8,7 @@ use std::io::Write as _;
 pub mod compare;
 pub mod library;
 pub mod metadata;
+pub mod model;
 pub mod random;
 pub mod rig;
 pub mod tiny_model;

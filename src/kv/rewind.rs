@@ -1,0 +1,146 @@
+//! Going back to fewer tokens.
+
+use super::cache::{KvCache, LayerCache};
+use super::restore::{RestorePoint, RingBlocks};
+use crate::alloc::{try_collect, try_with_capacity};
+use crate::backend::Backend;
+use crate::error::{Error, ErrorKind, Result};
+
+impl<B: Backend> LayerCache<B> {
+    /// Lowest block that the layer's rings still have once the tokens before `written` have been in the cache.
+    fn oldest_block(&self, written: u32) -> u32 {
+        self.layout.slots.oldest_intact(written.saturating_sub(1) / self.mask.block_size())
+    }
+
+    /// Lowest position whose token finds what it sees.
+    fn oldest_position(&self, written: u32) -> u32 {
+        self.mask.first_query_within(self.oldest_block(written))
+    }
+
+    /// KV head, and where its part lies in the bytes of a held block and in the layer's buffer.
+    fn parts(
+        &self,
+        backend: &B,
+        block: u32,
+    ) -> impl Iterator<Item = (std::ops::Range<usize>, usize)> + use<'_, B> {
+        let (slots, n_bytes) = (&self.layout.slots, backend.kv_block_bytes(&self.layout.shape));
+        let in_ring = slots.ring_heads().enumerate().filter(move |&(_, head)| !slots.is_pinned(head, block));
+        in_ring.map(move |(i, head)| {
+            (i * n_bytes..(i + 1) * n_bytes, slots.slot(head, block) as usize * n_bytes)
+        })
+    }
+}
+
+impl<B: Backend> KvCache<B> {
+    fn with_ring(&self) -> impl Iterator<Item = &LayerCache<B>> {
+        self.layers.iter().filter(|layer| layer.layout.slots.has_ring())
+    }
+
+    /// Lowest position besides 0 that can be gone back to without a restore point.
+    pub fn oldest_in_rings(&self) -> u32 {
+        self.with_ring()
+            .map(|layer| layer.oldest_position(self.written))
+            .max()
+            .unwrap_or(0)
+            .min(self.n_tokens)
+    }
+
+    /// The highest position, at most `n_tokens`, that [`rewind`](Self::rewind) can go back to.
+    pub fn nearest_restorable(&self, n_tokens: u32) -> u32 {
+        match n_tokens >= self.oldest_in_rings() {
+            true => n_tokens.min(self.n_tokens),
+            false => self.points.nearest(n_tokens).unwrap_or(0),
+        }
+    }
+
+    /// Layers whose rings have given up what the token at `n_tokens` sees.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn layers_behind(&self, n_tokens: u32) -> Result<Vec<usize>> {
+        let layers = self.layers.iter().enumerate();
+        let behind = layers
+            .filter(|(_, layer)| layer.layout.slots.has_ring())
+            .filter(|(_, layer)| n_tokens < layer.oldest_position(self.written).min(self.n_tokens));
+        try_collect(behind.map(|(i, _)| i))
+    }
+
+    /// Bytes that the restore points hold.
+    pub fn restore_bytes(&self) -> usize {
+        self.points.n_bytes()
+    }
+
+    /// Positions of the restore points, rising.
+    pub fn restore_points(&self) -> impl Iterator<Item = u32> {
+        self.points.positions()
+    }
+
+    /// Makes a restore point of what the cache holds, if there is room for one.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn keep(&mut self, backend: &B) -> Result<()> {
+        let (n_tokens, written) = (self.n_tokens, self.written);
+        if n_tokens == 0 || self.points.has(n_tokens) {
+            return Ok(());
+        }
+        let oldest = self.with_ring().map(|layer| layer.oldest_position(written)).max();
+        let Some(oldest) = oldest.filter(|&oldest| oldest <= n_tokens) else { return Ok(()) };
+        let Self { layers, points, .. } = self;
+        let layers: Vec<_> = try_collect(layers.iter().filter(|layer| layer.layout.slots.has_ring()))?;
+        let mut rings = try_with_capacity(layers.len())?;
+        rings.extend(layers.iter().map(|layer| RingBlocks {
+            first_block: layer.oldest_block(written).max(layer.layout.slots.first_in_ring()),
+            last_block: (n_tokens - 1) / layer.mask.block_size(),
+            block_size: layer.mask.block_size(),
+            n_bytes: layer.layout.slots.ring_heads().count() * backend.kv_block_bytes(&layer.layout.shape),
+        }));
+        let read = |layer: usize, block, to: &mut [u8]| {
+            let layer: &LayerCache<B> = layers[layer];
+            layer
+                .parts(backend, block)
+                .try_for_each(|(part, at)| backend.download(&mut to[part], &layer.blocks, at))
+        };
+        let point = RestorePoint { n_tokens, written, oldest, rings: Vec::new() };
+        match points.add(point, &rings, read) {
+            Err(error) if error.kind() == ErrorKind::OutOfMemory => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Forgets the tokens from `n_tokens` on; the caller has asked [`nearest_restorable`](Self::nearest_restorable).
+    ///
+    /// # Errors
+    /// Those of the device; the cache is empty then.
+    pub fn rewind(&mut self, backend: &B, n_tokens: u32) -> Result<()> {
+        let result = match n_tokens > 0 && n_tokens < self.oldest_in_rings() {
+            true => self.restore(backend, n_tokens),
+            false => Ok(()),
+        };
+        self.n_tokens = if result.is_ok() { n_tokens } else { 0 };
+        if self.n_tokens == 0 {
+            self.written = 0;
+        }
+        self.points.truncate(self.n_tokens);
+        result
+    }
+
+    /// Puts back into the rings what the token at `n_tokens` sees.
+    fn restore(&mut self, backend: &B, n_tokens: u32) -> Result<()> {
+        let Self { layers, points, .. } = self;
+        let unrestorable =
+            || Error::new(ErrorKind::Internal, format!("no restore point for {n_tokens} tokens"));
+        let point = points.point_for(n_tokens).ok_or_else(unrestorable)?;
+        let with_ring = layers.iter_mut().filter(|layer| layer.layout.slots.has_ring());
+        for (layer, ring) in with_ring.zip(&point.rings) {
+            for (block, held) in (ring.first_block..).zip(&ring.blocks) {
+                let parts: Vec<_> = try_collect(layer.parts(backend, block))?;
+                for (part, at) in parts {
+                    backend.upload(&mut layer.blocks, at, &held.bytes()[part])?;
+                }
+            }
+        }
+        self.written = point.written;
+        Ok(())
+    }
+}
