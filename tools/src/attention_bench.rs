@@ -350,7 +350,7 @@ impl<'a, B: Backend> Layer<'a, B> {
             true => usize::try_from(ROTATED_BYTES.div_ceil(bench.last_query_bytes()))?,
             false => 1,
         };
-        let cache = |_| Ok(KvCache::new(backend, vec![layout.clone()], attention)?);
+        let cache = |_| Ok(KvCache::new(backend, vec![layout.clone()], attention, 0)?);
         let mut phases = backend.alloc(size_of_val(&attention[0].phases[..]))?;
         backend.upload(&mut phases, 0, &attention[0].phases)?;
         Ok(Self {

@@ -8,10 +8,14 @@ use crate::generate::Stats;
 
 /// One line about an answer of `model`.
 pub fn line(model: &Model, stats: &Stats, kv_type: KvType) -> String {
-    let Stats { n_prompt, n_reused, n_generated, n_decoded, .. } = *stats;
+    let Stats { n_prompt, n_reused, n_recomputed, n_limiting_layers, n_generated, n_decoded, .. } = *stats;
+    let again = match n_recomputed {
+        0 => String::new(),
+        n => format!("{n} computed again since {n_limiting_layers} layers had given them up, "),
+    };
     let per_second = rate(n_decoded, stats.generation);
     format!(
-        "prompt {n_prompt} tokens ({n_reused} reused, {:.0} ms, {:.1}/s), \
+        "prompt {n_prompt} tokens ({n_reused} reused, {again}{:.0} ms, {:.1}/s), \
         answer {n_generated} tokens ({:.0} ms, {per_second:.1}/s, {})",
         stats.prompt.as_secs_f64() * 1e3,
         rate(n_prompt - n_reused, stats.prompt),

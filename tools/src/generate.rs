@@ -3,15 +3,19 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use longgen::{Cancel, Error, ErrorKind, GenerateParams, Sampler, Session, StopReason};
+use longgen::{Cancel, Error, ErrorKind, GenerateParams, Prompted, Sampler, Session, StopReason};
 
 /// What an answer cost.
 #[derive(Clone, Copy, Debug)]
 pub struct Stats {
     /// Tokens of the prompt.
     pub n_prompt: usize,
-    /// How many of them the session held already.
+    /// How many of them the session held already, and kept.
     pub n_reused: usize,
+    /// How many more it held and computed again.
+    pub n_recomputed: usize,
+    /// Layers that had given up what they would have needed to keep those.
+    pub n_limiting_layers: usize,
     /// Tokens that were generated.
     pub n_generated: usize,
     /// How many of them went through the model, for what follows them.
@@ -34,29 +38,26 @@ impl Stats {
 /// Told about a long prompt: tokens done, tokens in all.
 pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
 
-/// Makes the session hold exactly `prompt`, keeping what the two have in common, and computes the logits behind it.
-/// Returns how many tokens were kept.
+/// [`Session::prompt`], with what helps where the context is too short.
 ///
 /// # Errors
-/// `ContextFull` if the prompt is longer than the context: the session still holds all that it held. Those of the session.
-pub fn prefill(
+/// Those of [`Session::prompt`].
+fn prompt_session(
     session: &mut Session,
     prompt: &[u32],
     cancel: &Cancel,
     progress: Progress<'_>,
-) -> longgen::Result<usize> {
+) -> longgen::Result<Prompted> {
     let (n_prompt, n_ctx) = (prompt.len(), session.n_ctx());
-    if n_prompt > n_ctx as usize {
-        let message = format!(
-            "a prompt of {n_prompt} tokens does not fit in a context of {n_ctx}: -c takes a larger one"
-        );
-        return Err(Error::new(ErrorKind::ContextFull, message));
-    }
-    let common = session.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
-    // The last token is computed again in any case: its logits are wanted.
-    let kept = session.rewind(common.min(prompt.len().saturating_sub(1)))?;
-    session.prefill(&prompt[kept..], cancel, progress)?;
-    Ok(kept)
+    session.prompt(prompt, cancel, progress).map_err(|error| match error.kind() {
+        ErrorKind::ContextFull => Error::new(
+            error.kind(),
+            format!(
+                "a prompt of {n_prompt} tokens does not fit in a context of {n_ctx}: -c takes a larger one"
+            ),
+        ),
+        _ => error,
+    })
 }
 
 /// Answers `prompt` with at most `limit` tokens; `print` gets complete characters as they come. A cancel ends the answer and
@@ -77,14 +78,20 @@ pub fn answer(
     let mut stats = Stats {
         n_prompt: prompt.len(),
         n_reused: 0,
+        n_recomputed: 0,
+        n_limiting_layers: 0,
         n_generated: 0,
         n_decoded: 0,
         prompt: Duration::ZERO,
         generation: Duration::ZERO,
         stop: None,
     };
-    match prefill(session, prompt, cancel, progress) {
-        Ok(reused) => stats.n_reused = reused,
+    match prompt_session(session, prompt, cancel, progress) {
+        Ok(did) => {
+            stats.n_reused = did.n_reused;
+            stats.n_limiting_layers = did.limiting_layers.len();
+            stats.n_recomputed = if did.limiting_layers.is_empty() { 0 } else { did.n_common - did.n_reused };
+        }
         Err(error) if error.kind() == ErrorKind::Cancelled => {
             return Ok(Stats { prompt: start.elapsed(), ..stats });
         }

@@ -40,6 +40,11 @@ pub fn report(model: &Model, params: &SessionParams) -> Result<String> {
     }
     writeln!(
         text,
+        "restore      {:>18} bytes at most for restore points, beside them",
+        grouped(plan.restore_bytes)
+    )?;
+    writeln!(
+        text,
         "\nWith full attention in every layer, the KV cache would take {} bytes; this is {share:.1} %.",
         grouped(all_full)
     )?;

@@ -284,9 +284,16 @@ fn refuse(conversation: &Conversation, error: &anyhow::Error) {
 /// What /stats prints.
 fn print_stats(cli: &Cli, conversation: &Conversation) -> Result<()> {
     let session = conversation.session();
-    let kv_bytes = session.model().plan(&cli.run.session_params(0))?.kv_bytes();
     let (n_tokens, n_ctx) = (conversation.n_tokens(), session.n_ctx());
-    eprintln!("context {n_tokens} of {n_ctx} tokens, {} of keys and values", DecimalBytes(kv_bytes as u64));
+    let kv_bytes = DecimalBytes(session.kv_bytes() as u64);
+    eprintln!("context {n_tokens} of {n_ctx} tokens, {kv_bytes} of keys and values");
+    let mut points = session.restore_points()?;
+    points.retain(|&point| point <= n_tokens);
+    if !points.is_empty() {
+        let list: Vec<String> = points.iter().map(ToString::to_string).collect();
+        let bytes = DecimalBytes(session.restore_bytes() as u64);
+        eprintln!("restore points behind {} tokens, {bytes}", list.join(", "));
+    }
     if let Some(stats) = conversation.last() {
         print_costs(cli, session, stats);
     }
