@@ -19,3 +19,4 @@ pub mod run_args;
 pub mod signals;
 pub mod stop_bench;
 pub mod synthetic;
+pub mod turns_bench;

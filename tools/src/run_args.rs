@@ -95,6 +95,10 @@ pub struct RunArgs {
     /// Most tokens that go through the layers together; changes no result on the CPU [default: 2048, on Hopper up to 8192]
     #[arg(long, value_name = "TOKENS")]
     pub chunk: Option<u32>,
+    /// Most bytes of memory for restore points, which spare work when earlier text changes; 1 keeps none [default: a tenth
+    /// of the cache's, or four points' if that is more; on a card none]
+    #[arg(long, value_name = "BYTES")]
+    pub restore: Option<usize>,
 }
 
 /// The tokenizer of a model, without opening it: the file needs no weights.
@@ -171,6 +175,7 @@ impl RunArgs {
             chunk_tokens: self.chunk.unwrap_or(0),
             kv_type: self.compute.kv_type(),
             precision: self.compute.precision(),
+            restore_bytes: self.restore.unwrap_or(0),
             ..SessionParams::default()
         }
     }

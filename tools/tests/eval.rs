@@ -198,6 +198,27 @@ fn calls_that_are_stopped_say_how_long_they_went_on() {
 }
 
 #[test]
+fn turns_of_a_conversation_say_what_was_computed_again() {
+    let turns = |more: &[&str]| -> Vec<Value> {
+        let args = ["bench-turns", "-m", tiny(), "--json", "--turns", "6", "--edit", "2", "--device", "cpu"];
+        let printed = printed(&run(LGEVAL, &[&args[..], &["-p", "300", "-n", "50"], more].concat()));
+        printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let numbers =
+        |turn: &Value| ["turn", "n_prompt", "n_new", "n_computed"].map(|key| turn[key].as_u64().unwrap());
+    let with: Vec<_> = turns(&["--restore", "100000000"]).iter().map(numbers).collect();
+    let ordinary: Vec<_> = (1..=6).map(|turn| [turn, turn * 350 - 50, 300, 300]).collect();
+    assert_eq!(with[..6], ordinary);
+    // Where the second message begins, the first answer ended: that has been kept.
+    assert_eq!(with[6..], [[2, 650, 300, 300]]);
+    let without: Vec<_> = turns(&["--restore", "1"]).iter().map(numbers).collect();
+    assert_eq!(without[..6], ordinary);
+    assert_eq!(without[6..], [[2, 650, 300, 650]]);
+    let said = failure(&run(LGEVAL, &["bench-turns", "-m", tiny(), "--edit", "21"]));
+    assert!(said.contains("there are turns 1 to 20"), "{said}");
+}
+
+#[test]
 fn what_cannot_be_measured_is_refused_in_one_line() {
     let place = Place::new();
     let (missing, folder) = (place.path("missing"), place.path(""));

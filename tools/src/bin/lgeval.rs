@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use indicatif::DecimalBytes;
 use longgen::{Cancel, Model, ModelParams};
 use longgen_tools::attention_bench::BenchAttentionArgs;
 use longgen_tools::chat_template::ChatTemplateArgs;
@@ -17,6 +18,7 @@ use longgen_tools::run_args::{RunArgs, name, tokenizer};
 use longgen_tools::signals::cancel_on_signals;
 use longgen_tools::stop_bench::BenchStopArgs;
 use longgen_tools::synthetic::{Shape, Type};
+use longgen_tools::turns_bench::BenchTurnsArgs;
 use serde_json::{Value, json};
 
 /// Measures a model: tokens, logits, perplexity, speed.
@@ -136,6 +138,16 @@ enum Command {
         #[command(flatten)]
         args: BenchStopArgs,
     },
+    /// How much of a conversation is computed again from turn to turn, and when an earlier message changes
+    BenchTurns {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: BenchTurnsArgs,
+        /// One JSON object per line
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Reads `--sessions`.
@@ -244,6 +256,21 @@ fn run(cli: Cli) -> Result<()> {
                 false => format!(
                     "{:>8} stops after {median:.2} ms  ({min:.2} to {max:.2}), by itself after {:.0}\n",
                     times.name, times.whole_ms
+                ),
+            });
+        })?,
+        Command::BenchTurns { common, args, json } => args.run(&common.open()?, &common.run, &cancel, &mut |device, turn| {
+            print(&match json {
+                true => format!("{}\n", turn.to_json(device)),
+                false => format!(
+                    "turn {:>2}{}: {:>6} tokens, {:>5} new, {:>5} computed in {:.0} ms; restore points {}\n",
+                    turn.turn,
+                    if turn.is_edit { ", edited" } else { "" },
+                    turn.n_prompt,
+                    turn.n_new,
+                    turn.n_computed,
+                    turn.time.as_secs_f64() * 1e3,
+                    DecimalBytes(turn.restore_bytes as u64),
                 ),
             });
         })?,
