@@ -7,7 +7,7 @@ use crate::alloc::{try_collect, try_reserve};
 use crate::attention::plan::{LayerAttention, MAX_CTX};
 use crate::backend::CHUNK_TOKENS;
 use crate::backend::args::{KvType, MAX_TOP, Precision};
-use crate::cancel::Cancel;
+use crate::cancel::{Cancel, OnProgress, go_on};
 use crate::error::{Error, ErrorKind, Result};
 use crate::logprobs::{LogTotal, TokenLogprob};
 use crate::model::Model;
@@ -123,9 +123,6 @@ impl MemoryPlan {
     }
 }
 
-/// Told after each chunk of a prompt: tokens done, tokens in all.
-pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
-
 /// What a session has done since it was opened or reset. What was stopped or failed counts as far as it stayed; what was
 /// rewound goes on counting.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -216,13 +213,14 @@ impl Session {
         self.counters
     }
 
-    /// Appends `tokens`, chunk by chunk, and computes the logits behind the last one.
+    /// Appends `tokens`, chunk by chunk, and computes the logits behind the last one. `on_progress` is told after each chunk
+    /// how many tokens are done.
     ///
     /// # Errors
     /// `Invalid` for no tokens or an id beyond the vocabulary, `ContextFull` if they do not all fit; both before
     /// anything is computed. `Cancelled`: the chunks that had finished count, the others do not; [`tokens`](Self::tokens)
     /// says which.
-    pub fn prefill(&mut self, tokens: &[u32], cancel: &Cancel, progress: Progress<'_>) -> Result<()> {
+    pub fn prefill(&mut self, tokens: &[u32], cancel: &Cancel, on_progress: OnProgress<'_>) -> Result<()> {
         self.check(tokens)?;
         let mut done = 0;
         for chunk in tokens.chunks(self.chunk_tokens) {
@@ -231,7 +229,7 @@ impl Session {
             let time = self.step(chunk, want, cancel)?;
             self.counters.prompt.add(chunk.len(), time);
             self.has_logits = done == tokens.len();
-            progress(done, tokens.len());
+            go_on(on_progress(done, tokens.len()))?;
         }
         Ok(())
     }
@@ -245,7 +243,7 @@ impl Session {
     pub fn prefill_each(&mut self, tokens: &[u32], cancel: &Cancel, each: HandOver<'_>) -> Result<()> {
         let rows = try_collect(0..tokens.len())?;
         let wanted = Rows { rows: &rows, logits: Some(each), hidden: &mut [] };
-        self.prefill_wanted(tokens, wanted, cancel, &mut |_, _| {})
+        self.prefill_wanted(tokens, wanted, cancel, &mut |_, _| true)
     }
 
     /// Appends `tokens` like [`prefill`](Self::prefill), and computes what is wanted of chosen ones: `rows` are their
@@ -263,7 +261,7 @@ impl Session {
         logits: Option<&mut [f32]>,
         hidden: Option<&mut [f32]>,
         cancel: &Cancel,
-        progress: Progress<'_>,
+        on_progress: OnProgress<'_>,
     ) -> Result<()> {
         let (n_vocab, d_model) = (self.model.config().n_vocab, self.model.config().d_model);
         check_rows(rows, tokens.len())?;
@@ -283,7 +281,7 @@ impl Session {
         });
         let logits = copy.as_mut().map(|copy| copy as HandOver<'_>);
         let wanted = Rows { rows, logits, hidden: hidden.unwrap_or_default() };
-        self.prefill_wanted(tokens, wanted, cancel, progress)
+        self.prefill_wanted(tokens, wanted, cancel, on_progress)
     }
 
     fn prefill_wanted(
@@ -291,7 +289,7 @@ impl Session {
         tokens: &[u32],
         mut wanted: Rows<'_>,
         cancel: &Cancel,
-        progress: Progress<'_>,
+        on_progress: OnProgress<'_>,
     ) -> Result<()> {
         self.check(tokens)?;
         cancel.check()?;
@@ -304,7 +302,7 @@ impl Session {
             self.counters.prompt.add(chunk.len(), time);
             done += chunk.len();
             self.has_logits = done == tokens.len() && leaves_logits;
-            progress(done, tokens.len());
+            go_on(on_progress(done, tokens.len()))?;
         }
         Ok(())
     }
@@ -454,8 +452,9 @@ impl Session {
         }
     }
 
-    /// Goes back to `n_tokens` tokens and returns how many it holds then: exactly that many if every layer can still
-    /// restore them, otherwise 0. Going back to one cache block behind the furthest token so far always works.
+    /// Goes back to `n_tokens` tokens and returns how many it holds then: `n_tokens`, or fewer where layers have given up what
+    /// they would need; the caller appends the missing ones again. Going back to one cache block behind the furthest token so
+    /// far always works.
     ///
     /// # Errors
     /// `Invalid` if the session holds fewer tokens.

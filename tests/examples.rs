@@ -110,11 +110,14 @@ fn answer(model: &str, question: &str, max_tokens: usize) -> (String, usize, usi
     let mut sampler = Sampler::new(&SamplerParams::default()).unwrap();
     let params = GenerateParams { max_tokens, ..Default::default() };
     let mut text = String::new();
-    let generated = session.generate(&mut sampler, &tokens, &params, &Cancel::default(), &mut |_, part| {
+    let on_text = &mut |_, part: &str| {
         text.push_str(part);
         true
-    });
-    (text + "\n", tokens.len(), generated.unwrap().n_tokens)
+    };
+    let generated =
+        session.generate(&mut sampler, &tokens, &params, &Cancel::default(), &mut |_, _| true, on_text);
+    let n_tokens = generated.unwrap().n_tokens;
+    (text + "\n", tokens.len(), n_tokens)
 }
 
 fn answers_like_rust(workshop: &Workshop, model: &str, question: &str, max_tokens: usize) {

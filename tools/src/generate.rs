@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use longgen::{Cancel, Error, ErrorKind, GenerateParams, Sampler, Session, StopReason};
+use longgen::{Cancel, Error, ErrorKind, GenerateParams, OnProgress, Sampler, Session, StopReason};
 
 /// What an answer cost.
 #[derive(Clone, Copy, Debug)]
@@ -20,19 +20,16 @@ pub struct Stats {
     pub prompt: Duration,
     /// Time from then on.
     pub generation: Duration,
-    /// Why the answer ended, unless the user stopped it.
+    /// Why the answer ended; nothing if the user stopped it before it began.
     pub stop: Option<StopReason>,
 }
 
 impl Stats {
     /// Whether the whole prompt was read: the user has not stopped it before.
     pub fn has_begun(&self) -> bool {
-        self.stop.is_some() || self.n_generated > 0
+        self.stop.is_some()
     }
 }
-
-/// Told about a long prompt: tokens done, tokens in all.
-pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
 
 /// Makes the session hold exactly `prompt`, keeping what the two have in common, and computes the logits behind it.
 /// Returns how many tokens were kept.
@@ -43,7 +40,7 @@ pub fn prefill(
     session: &mut Session,
     prompt: &[u32],
     cancel: &Cancel,
-    progress: Progress<'_>,
+    on_progress: OnProgress<'_>,
 ) -> longgen::Result<usize> {
     let (n_prompt, n_ctx) = (prompt.len(), session.n_ctx());
     if n_prompt > n_ctx as usize {
@@ -55,7 +52,7 @@ pub fn prefill(
     let common = session.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
     // The last token is computed again in any case: its logits are wanted.
     let kept = session.rewind(common.min(prompt.len().saturating_sub(1)))?;
-    session.prefill(&prompt[kept..], cancel, progress)?;
+    session.prefill(&prompt[kept..], cancel, on_progress)?;
     Ok(kept)
 }
 
@@ -70,7 +67,7 @@ pub fn answer(
     sampler: &mut Sampler,
     limit: usize,
     cancel: &Cancel,
-    progress: Progress<'_>,
+    on_progress: OnProgress<'_>,
     print: &mut dyn FnMut(&str),
 ) -> Result<Stats> {
     let start = Instant::now();
@@ -83,7 +80,7 @@ pub fn answer(
         generation: Duration::ZERO,
         stop: None,
     };
-    match prefill(session, prompt, cancel, progress) {
+    match prefill(session, prompt, cancel, on_progress) {
         Ok(reused) => stats.n_reused = reused,
         Err(error) if error.kind() == ErrorKind::Cancelled => {
             return Ok(Stats { prompt: start.elapsed(), ..stats });
@@ -93,17 +90,17 @@ pub fn answer(
     stats.prompt = start.elapsed();
     let start = Instant::now();
     let params = GenerateParams { max_tokens: limit, ..Default::default() };
-    let mut n_generated = 0;
-    let result = session.generate(sampler, &[], &params, cancel, &mut |token, text| {
-        n_generated += usize::from(token.is_some());
+    let result = session.generate(sampler, &[], &params, cancel, &mut |_, _| true, &mut |_, text| {
         print(text);
         true
     });
-    stats.n_generated = n_generated;
     stats.n_decoded = session.tokens().len() - prompt.len();
     stats.generation = start.elapsed();
     match result {
-        Ok(generated) => stats.stop = Some(generated.reason),
+        Ok(generated) => {
+            stats.n_generated = generated.n_tokens;
+            stats.stop = Some(generated.reason);
+        }
         Err(error) if error.kind() == ErrorKind::Cancelled => {}
         Err(error) => return Err(error.into()),
     }
