@@ -13,28 +13,37 @@
 // - Status. A call that can fail returns lg_status, 0 for success, and takes a last argument lg_error *error that tells
 //   more; it may be NULL. The error object is the caller's, so there is no error text per thread or per handle; it serves
 //   one call at a time.
-// - Outputs are pointers behind the inputs and before the error. They must not be NULL and must not overlap; they are
-//   written only by a call that succeeds, and belong to the call until it returns: a callback must not touch them.
+// - Arguments come in one order: inputs, a callback with its `user`, a cancel object, outputs, the error.
+// - Outputs must not be NULL and must not overlap. They are written only by a call that succeeds, but for the number that
+//   LG_ERR_TOO_SMALL writes, and belong to the call until it returns: a callback must not touch them.
+// - Buffers are outputs whose length the caller may not know: a pointer, the room there is, and where to write how many
+//   elements there are. NULL with 0 asks for that number alone. A buffer that is too small is LG_ERR_TOO_SMALL: the number
+//   is written, and says how much room is needed; the buffer is not touched.
 // - Handles are opaque. What a function with "new" or "open" in its name gives belongs to the caller and goes back to
 //   the function with "free", once. A free function with NULL does nothing. Objects may be freed in any order: a session
 //   keeps what it needs of its model.
 // - Parameter structs begin with struct_size, which the caller sets to the struct's sizeof. Zero means the default for
-//   every other field, and NULL instead of the struct means all defaults. A library accepts the smaller structs of
-//   programs compiled with older headers, and larger ones of newer headers if what it does not know is zero, and is
-//   LG_ERR_UNSUPPORTED otherwise. Fields called reserved are zero.
+//   every other field, and NULL instead of the struct means all defaults. Fields called reserved are zero.
 // - Structs of results begin with struct_size, too, set by the caller before the call. The library writes no more bytes
 //   than that, and zero to fields of newer headers. Structs that come in arrays have no struct_size and never change.
+// - Versions. Programs compiled with older headers run, also with the smaller structs of those. A program compiled with a
+//   newer header may ask for what this library does not have: a bit of flags, a number of an enumeration, a reserved field
+//   or one behind those that it knows. That is LG_ERR_UNSUPPORTED; structs that are only larger are fine.
 // - Arrays are a pointer and a count; NULL with 0 is an empty one. Input arrays and structs are only read, and only
 //   during the call.
 // - Callbacks are a function, which may be NULL, and a `user` pointer that is handed to it as the first argument. They are
-//   called in the thread of the running call and must return: no exception and no longjmp may leave them.
-// - Enumerations come in as uint32_t. A number without a meaning is LG_ERR_INVALID.
+//   called in the thread of the running call and must return: no exception and no longjmp may leave them. A cancel object
+//   may be NULL, too.
+// - Enumerations and flags come in as uint32_t.
 // - Text is UTF-8 with a length. Only paths, keys of metadata, stop strings, messages of a log and of an error, and the
 //   const char * that a function returns end with a zero byte instead.
 // - A handle, an array or an output that is NULL where it must not be, or not aligned to its type, is LG_ERR_INVALID.
 //   Whether other pointers point to what they should cannot be checked: that is the caller's promise, and what "Safety"
 //   means below.
-// - Threads. Each type says who may use it when. No state belongs to a thread: a call may be made from any.
+// - Threads. Each type says who may use it when. No state belongs to a thread: a call may be made from any. An object that
+//   another call is using is LG_ERR_BUSY, and not waited for, so that a callback may find out.
+// - LG_ERR_TOO_SMALL, LG_ERR_UNSUPPORTED for what this library does not have, and LG_ERR_BUSY come from every function with
+//   such arguments; the lists of errors below do not name them again.
 // - Everything is there since version 0.1.0; what came later says since when.
 // - The library never prints, exits, changes signal handlers or reads environment variables. A bug in it is
 //   LG_ERR_INTERNAL, and poisons the session, sampler or text stream at hand: that can only be freed; models and other
@@ -84,10 +93,10 @@
 // `lg_model_params.device`: the first CUDA card; `LG_DEVICE_CUDA + n` is the one behind it by `n`, up to 255.
 #define LG_DEVICE_CUDA 256
 
-// `lg_log`: good to know.
+// `lg_on_log`: good to know.
 #define LG_LOG_INFO 0
 
-// `lg_log`: not what was asked for, or not as good as it could be.
+// `lg_on_log`: not what was asked for, or not as good as it could be.
 #define LG_LOG_WARNING 1
 
 // A token that does not exist.
@@ -232,6 +241,9 @@
 // `lg_generate_result.reason`: the context has no room for more.
 #define LG_STOP_CONTEXT_FULL 4
 
+// `lg_generate_result.reason`: the cancel object was set.
+#define LG_STOP_CANCELLED 5
+
 // Outcome of a call. Numbers never change; later versions may add some.
 enum lg_status
 #if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
@@ -262,6 +274,10 @@ enum lg_status
     LG_ERR_POISONED = 10,
     // A bug in the library.
     LG_ERR_INTERNAL = 11,
+    // A buffer is too small; the number that comes with it says how much is needed.
+    LG_ERR_TOO_SMALL = 12,
+    // Another call is using this object.
+    LG_ERR_BUSY = 13,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -284,14 +300,14 @@ typedef struct lg_model lg_model;
 
 // Chooses tokens, one after the other, from one stream of random numbers. It belongs to no model.
 //
-// Threads: one caller at a time; a second one gets `LG_ERR_INVALID`. After `LG_ERR_INTERNAL` every call returns
+// Threads: one caller at a time; a second one gets `LG_ERR_BUSY`. After `LG_ERR_INTERNAL` every call returns
 // `LG_ERR_POISONED`.
 typedef struct lg_sampler lg_sampler;
 
 // One sequence of tokens with its keys and values. It keeps its model alive.
 //
-// Threads: one caller at a time, in any thread; a second one gets `LG_ERR_INVALID`. Sessions of one model may be used
-// at the same time. After `LG_ERR_INTERNAL` every call returns `LG_ERR_POISONED`.
+// Threads: one caller at a time, in any thread; a second one gets `LG_ERR_BUSY`. Sessions of one model may be used at
+// the same time. After `LG_ERR_INTERNAL` every call returns `LG_ERR_POISONED`.
 typedef struct lg_session lg_session;
 
 // Turns the bytes of one token after the other into text: complete characters only, and an end at the first stop string.
@@ -301,22 +317,23 @@ typedef struct lg_session lg_session;
 // string. If several stop strings occur, the one that is complete first counts; of those that end at the same byte, the
 // longest. The stop string and everything behind it is dropped.
 //
-// Threads: one caller at a time; a second one gets `LG_ERR_INVALID`. After `LG_ERR_INTERNAL` every call returns
+// Threads: one caller at a time; a second one gets `LG_ERR_BUSY`. After `LG_ERR_INTERNAL` every call returns
 // `LG_ERR_POISONED`.
 typedef struct lg_text_stream lg_text_stream;
 
-// Told how much of a long call is done: tokens of a prompt after each of its chunks, bytes of a model's file.
+// Told how much of a long call is done: tokens of a prompt after each of its chunks, bytes of a model's file. True goes on;
+// false stops the call with `LG_ERR_CANCELLED`, as a cancel object would that is set at that moment, and also after the last
+// part: what is done stays done.
 //
-// Called in the thread of the running call, which goes on when it returns; to stop the call, set its cancel object. It
-// must return: no exception and no longjmp may leave it. A session that is at work is in use meanwhile.
-typedef void (*lg_progress)(void *user, size_t n_done, size_t n_total);
+// A session that is at work is in use meanwhile.
+typedef bool (*lg_on_progress)(void *user, size_t n_done, size_t n_total);
 
 // Told what is worth knowing about a model while it is opened, line by line and once each: what it consists of, why
 // `LG_DEVICE_AUTO` takes the processor, what it runs on, how long it took. `level` is one of `LG_LOG_*`; `message` is a
 // line of UTF-8 for people, without its end, and valid during the call.
 //
-// Called in the thread of `lg_model_open` before that returns. It must return: no exception and no longjmp may leave it.
-typedef void (*lg_log)(void *user, uint32_t level, const char *message);
+// Called before `lg_model_open` returns.
+typedef void (*lg_on_log)(void *user, uint32_t level, const char *message);
 
 // How to open a model.
 typedef struct lg_model_params {
@@ -338,16 +355,14 @@ typedef struct lg_model_params {
     uint32_t reserved;
     // Told how many bytes have been gone through; may be NULL. The file counts once for each time that it is gone
     // through: to copy it into memory, to verify it, and to load its tensors.
-    lg_progress progress;
-    // Handed to `progress`.
-    void *progress_user;
+    lg_on_progress on_progress;
+    // Told what is worth knowing; NULL for silence.
+    lg_on_log on_log;
+    // Handed to `on_progress` and `on_log`.
+    void *user;
     // Stops the call, which returns `LG_ERR_CANCELLED`; may be NULL. It is looked at from tensor to tensor, and every
     // 16 MiB where a file is copied, but not while the vocabulary is read, which takes less than a second.
     const struct lg_cancel *cancel;
-    // Told what is worth knowing; NULL for silence.
-    lg_log log;
-    // Handed to `log`.
-    void *log_user;
 } lg_model_params;
 
 // What a failed call has to say. It belongs to the caller; the library keeps no pointer to it.
@@ -445,7 +460,7 @@ typedef struct lg_layer_plan {
     // Cache blocks of all KV heads together.
     uint32_t n_slots;
     // Tokens of a cache block.
-    uint32_t block_tokens;
+    uint32_t block_size;
     // The layer's part of `lg_memory_plan.kv_bytes`.
     uint64_t kv_bytes;
     // The layer's part of `lg_memory_plan.staging_bytes`.
@@ -556,28 +571,35 @@ typedef struct lg_choice {
     float p;
 } lg_choice;
 
-// When an answer ends. All zero: where the model ends it, or the context is full.
+// Told about each token of an answer, with the text that is certain since: `n_bytes` of UTF-8, which may be none, without a
+// zero byte behind them, and valid until it returns. The text that was held back until the end, if there is any, comes with
+// `LG_TOKEN_NONE`. False ends the answer: it is not called again, and text that was held back is dropped.
+//
+// The session and the sampler are in use meanwhile.
+typedef bool (*lg_on_text)(void *user, uint32_t token, const char *text, size_t n_bytes);
+
+// How to generate an answer. All zero: until the model ends it, or the context is full.
 typedef struct lg_generate_params {
     // `sizeof(lg_generate_params)`.
     size_t struct_size;
     // Most tokens of the answer; 0 means any number.
     uint32_t max_tokens;
     // 1 takes tokens that end an answer as tokens like any other, which are no text; 0 does not.
-    uint32_t ignore_eos;
+    uint32_t ignore_end;
     // Strings that end the answer, as `lg_text_stream` finds them; each ends with a zero byte. They are no
     // part of the answer.
     const char *const *stops;
     // How many there are.
     size_t n_stops;
+    // Told how many tokens of the prompt are done; may be NULL.
+    lg_on_progress on_progress;
+    // Told the answer; may be NULL.
+    lg_on_text on_text;
+    // Handed to `on_progress` and `on_text`.
+    void *user;
+    // Stops the prompt, which is `LG_ERR_CANCELLED`, or ends the answer; may be NULL.
+    const struct lg_cancel *cancel;
 } lg_generate_params;
-
-// Told about each token of an answer, with the text that is certain since: `n_bytes` of UTF-8, which may be none, without a
-// zero byte behind them, and valid until it returns. The text that was held back until the end, if there is any, comes with
-// `LG_TOKEN_NONE`. False ends the answer: it is not called again, and text that was held back is dropped.
-//
-// Called in the thread of the running call. It must return: no exception and no longjmp may leave it. The session and the
-// sampler are in use meanwhile.
-typedef bool (*lg_on_text)(void *user, uint32_t token, const char *text, size_t n_bytes);
 
 // What `lg_session_generate` has done.
 typedef struct lg_generate_result {
@@ -592,8 +614,9 @@ typedef struct lg_generate_result {
     // The last token of the answer, if the session does not hold it yet, since nothing was computed behind it; to go on,
     // generate behind it. `LG_TOKEN_NONE` if the session holds all.
     uint32_t pending_token;
-    // 0.
-    uint32_t reserved;
+    // The token with which the model ended the answer, or `LG_TOKEN_NONE`. It is no part of it: it was not told, and the
+    // session does not hold it.
+    uint32_t end_token;
 } lg_generate_result;
 
 #ifdef __cplusplus
@@ -743,8 +766,7 @@ lg_status lg_model_layer_attention(const struct lg_model *model,
 
 // The phase of each query head of a layer, as `LG_ATTENTION_BLOCKS` uses it; without a meaning in the other kinds.
 //
-// `phases` has room for `cap` numbers; `*n_phases` is how many there are, which is `lg_model_n_heads`. NULL with 0 asks
-// only for that; a buffer that is too small is `LG_ERR_INVALID` and nothing is written.
+// `phases` has room for `cap` numbers; `*n_phases` is how many there are, which is `lg_model_n_heads`.
 //
 // Errors: `LG_ERR_INVALID`, also for a layer that the model does not have.
 //
@@ -765,8 +787,7 @@ size_t lg_model_n_metadata(const struct lg_model *model);
 
 // The key number `index` of the model's file, in its order.
 //
-// `key` has room for `cap` bytes; `*n_bytes` is how many the key has together with the zero byte at its end. NULL with 0
-// asks only for that; a buffer that is too small is `LG_ERR_INVALID` and nothing is written.
+// `key` has room for `cap` bytes; `*n_bytes` is how many the key has together with the zero byte at its end.
 //
 // Errors: `LG_ERR_INVALID`, also for an index that is not below `lg_model_n_metadata`.
 //
@@ -845,8 +866,7 @@ lg_status lg_model_metadata_bool(const struct lg_model *model,
 
 // `lg_model_metadata_u64` for texts.
 //
-// `text` has room for `cap` bytes; `*n_bytes` is how many the text has, without a zero byte at its end. NULL with 0 asks
-// only for that; a buffer that is too small is `LG_ERR_INVALID` and nothing is written.
+// `text` has room for `cap` bytes; `*n_bytes` is how many the text has, without a zero byte at its end.
 //
 // Errors: those of `lg_model_metadata_u64`.
 //
@@ -903,8 +923,7 @@ lg_status lg_model_longest_context(const struct lg_model *model,
 // The tokens of a text.
 //
 // `text` is `n_bytes` of UTF-8 without a zero byte at its end; NULL with 0 is the empty text. `flags` is any of
-// `LG_TOKENIZE_*` together. `tokens` has room for `cap` tokens; `*n_tokens` is how many the text has. NULL with 0 asks
-// only for that; a buffer that is too small is `LG_ERR_INVALID` and nothing is written.
+// `LG_TOKENIZE_*` together. `tokens` has room for `cap` tokens; `*n_tokens` is how many the text has.
 //
 // Errors: `LG_ERR_INVALID`, also for text that is no UTF-8; `LG_ERR_OUT_OF_MEMORY` for one that is too long for the memory
 // there is, of which a text takes some hundred times its length meanwhile.
@@ -923,7 +942,7 @@ lg_status lg_model_tokenize(const struct lg_model *model,
 // The bytes that a token adds to a text. They need not be whole characters, and no zero byte follows them.
 //
 // `bytes` has room for `cap` bytes; `*n_bytes` is how many the token has: special tokens have their spelling, rows of the
-// output that are no token of the vocabulary have 0. NULL with 0 asks only for that; a buffer that is too small is `LG_ERR_INVALID` and nothing is written.
+// output that are no token of the vocabulary have 0.
 //
 // Errors: `LG_ERR_INVALID`, also for a token beyond the vocabulary.
 //
@@ -995,7 +1014,7 @@ lg_status lg_text_stream_finish(struct lg_text_stream *stream,
 //
 // # Safety
 // The caller must not free the stream before this returns.
-uint32_t lg_text_stream_stopped(const struct lg_text_stream *stream);
+uint32_t lg_text_stream_stop_index(const struct lg_text_stream *stream);
 
 // Frees a text stream. NULL does nothing.
 //
@@ -1018,8 +1037,7 @@ bool lg_model_has_chat_template(const struct lg_model *model);
 // Messages that have more than a role and a text, such as calls of tools or content in parts, come as the member `messages`;
 // `n_messages` must be 0 then. `flags` is `LG_CHAT_ADD_GENERATION_PROMPT` or 0.
 //
-// `text` has room for `cap` bytes; `*n_bytes` is how many the text has, without a zero byte. NULL with 0 asks only for that;
-// a buffer that is too small is `LG_ERR_INVALID` and nothing is written.
+// `text` has room for `cap` bytes; `*n_bytes` is how many the text has, without a zero byte.
 //
 // Errors: `LG_ERR_NOT_FOUND` if the model has no chat template; `LG_ERR_INVALID`, also if the template refuses the messages,
 // fails, or takes too many steps: with its line and what it says.
@@ -1062,20 +1080,19 @@ void lg_session_free(struct lg_session *session);
 // Appends `n_tokens` tokens, at least one, and computes the logits behind the last.
 //
 // They are processed in chunks, and a chunk counts as a whole or not at all: after an error the session holds the
-// chunks that had finished, `lg_session_position` says how far, and the call may go on from there. `cancel` may be
-// NULL. `progress` may be NULL; `user` is handed to it.
+// chunks that had finished, `lg_session_n_tokens` says how far, and the call may go on from there. `cancel` may be NULL.
 //
 // Errors: `LG_ERR_INVALID` for no tokens or one beyond the vocabulary and `LG_ERR_CONTEXT_FULL` if they do not all fit,
 // both before anything is computed; `LG_ERR_CANCELLED`; `LG_ERR_OUT_OF_MEMORY`, `LG_ERR_DEVICE`, `LG_ERR_POISONED`.
 //
 // # Safety
-// The caller must pass pointers as the conventions ask, and a `progress` that keeps its promises.
+// The caller must pass pointers as the conventions ask, and an `on_progress` that keeps its promises.
 lg_status lg_session_prefill(struct lg_session *session,
                              const uint32_t *tokens,
                              size_t n_tokens,
-                             const struct lg_cancel *cancel,
-                             lg_progress progress,
+                             lg_on_progress on_progress,
                              void *user,
+                             const struct lg_cancel *cancel,
                              struct lg_error *error);
 
 // Appends `n_tokens` tokens like `lg_session_prefill`, and computes what is wanted of `n_rows` of them: `rows` are their
@@ -1090,15 +1107,15 @@ lg_status lg_session_prefill(struct lg_session *session,
 // otherwise anything; `LG_ERR_INVALID` for rows that do not rise or are beyond the tokens.
 //
 // # Safety
-// The caller must pass pointers as the conventions ask, and a `progress` that keeps its promises.
+// The caller must pass pointers as the conventions ask, and an `on_progress` that keeps its promises.
 lg_status lg_session_prefill_rows(struct lg_session *session,
                                   const uint32_t *tokens,
                                   size_t n_tokens,
                                   const size_t *rows,
                                   size_t n_rows,
-                                  const struct lg_cancel *cancel,
-                                  lg_progress progress,
+                                  lg_on_progress on_progress,
                                   void *user,
+                                  const struct lg_cancel *cancel,
                                   float *logits,
                                   float *hidden,
                                   struct lg_error *error);
@@ -1165,18 +1182,18 @@ lg_status lg_session_hidden(const struct lg_session *session,
                             size_t *n_hidden,
                             struct lg_error *error);
 
-// The `n` likeliest tokens behind the session's last one, likeliest first, with their log-probabilities. Of equally likely
-// ones the lowest id comes first.
+// The `n_logprobs` likeliest tokens behind the session's last one, likeliest first, with their log-probabilities. Of equally
+// likely ones the lowest id comes first.
 //
-// `out` has room for `n` of them, at most 256 and as many as the vocabulary has.
+// `logprobs` has room for `n_logprobs` of them, at most 256 and as many as the vocabulary has.
 //
 // Errors: those of `lg_session_logits`, `LG_ERR_OUT_OF_MEMORY`, and `LG_ERR_INVALID` for more tokens than that.
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.
 lg_status lg_session_top_logprobs(const struct lg_session *session,
-                                  size_t n,
-                                  struct lg_token_logprob *out,
+                                  struct lg_token_logprob *logprobs,
+                                  size_t n_logprobs,
                                   struct lg_error *error);
 
 // The natural logarithm of the probability, over the whole vocabulary, that `token` comes behind the session's last one.
@@ -1191,12 +1208,12 @@ lg_status lg_session_logprob(const struct lg_session *session,
                              float *logprob,
                              struct lg_error *error);
 
-// Number of tokens that the session holds, which is the position of the next one. 0 for NULL, while another call runs in
+// How many tokens the session holds, which is the position of the next one. 0 for NULL, while another call runs in
 // the session, and after `LG_ERR_INTERNAL`.
 //
 // # Safety
 // The caller must not free the session before this returns.
-size_t lg_session_position(const struct lg_session *session);
+size_t lg_session_n_tokens(const struct lg_session *session);
 
 // Longest context of the session in tokens. 0 for NULL.
 //
@@ -1219,8 +1236,7 @@ uint64_t lg_session_kv_bytes(const struct lg_session *session);
 
 // The tokens that the session holds.
 //
-// `tokens` has room for `cap` tokens; `*n_tokens` is how many there are. NULL with 0 asks only for that; a buffer that is
-// too small is `LG_ERR_INVALID` and nothing is written.
+// `tokens` has room for `cap` tokens; `*n_tokens` is how many there are.
 //
 // Errors: `LG_ERR_INVALID`, `LG_ERR_POISONED`.
 //
@@ -1239,15 +1255,15 @@ lg_status lg_session_tokens(const struct lg_session *session,
 // # Safety
 // The caller must pass pointers as the conventions ask.
 lg_status lg_session_counters(const struct lg_session *session,
-                              struct lg_counters *counters,
+                              struct lg_counters *out,
                               struct lg_error *error);
 
 // Goes back to the first `n_tokens` tokens and forgets the others.
 //
-// Layers that keep a part of the context cannot go back to where they have given up what they need. Then the session
-// becomes empty instead: `*n_kept` is how many tokens it holds afterwards, `n_tokens` or 0, and the caller appends the
-// missing ones again. Going back to one cache block, at least 16 tokens, behind the furthest token so far always works.
-// There are no logits until something is appended, unless `n_tokens` is where the session stood.
+// `*n_kept` is how many tokens the session holds afterwards: `n_tokens`, or fewer where layers that keep a part of the
+// context have given up what they would need; the caller appends the missing ones again. Going back to one cache block, at
+// least 16 tokens, behind the furthest token so far always works. There are no logits until something is appended, unless
+// `n_tokens` is where the session stood.
 //
 // Errors: `LG_ERR_INVALID` if the session holds fewer tokens, `LG_ERR_POISONED`.
 //
@@ -1276,7 +1292,7 @@ lg_status lg_sampler_new(const struct lg_sampler_params *params,
                          struct lg_sampler **out,
                          struct lg_error *error);
 
-// What is added to the logits of some tokens: `n` pairs of token and bias, which replace those that were set before.
+// What is added to the logits of some tokens: `n_biases` pairs of token and bias, which replace those that were set before.
 // Tokens that a model does not have change nothing.
 //
 // Errors: `LG_ERR_INVALID` for a bias that is NaN or infinity, or a token with two, `LG_ERR_OUT_OF_MEMORY`,
@@ -1285,8 +1301,8 @@ lg_status lg_sampler_new(const struct lg_sampler_params *params,
 // # Safety
 // The caller must pass pointers as the conventions ask.
 lg_status lg_sampler_set_bias(struct lg_sampler *sampler,
-                              const struct lg_logit_bias *bias,
-                              size_t n,
+                              const struct lg_logit_bias *biases,
+                              size_t n_biases,
                               struct lg_error *error);
 
 // Tokens that repetitions do not reach across, as DRY sees them, such as line ends or quotes: they replace those that were
@@ -1330,8 +1346,7 @@ lg_status lg_sampler_sample_masked(struct lg_sampler *sampler,
 
 // What the last token was chosen from, likeliest first: one token without a temperature, none after a call that failed.
 //
-// `choices` has room for `cap` of them; `*n_choices` is how many there are. NULL with 0 asks only for that; a buffer that
-// is too small is `LG_ERR_INVALID` and nothing is written.
+// `choices` has room for `cap` of them; `*n_choices` is how many there are.
 //
 // Errors: `LG_ERR_INVALID`, `LG_ERR_POISONED`.
 //
@@ -1357,26 +1372,22 @@ lg_status lg_sampler_reset(struct lg_sampler *sampler, struct lg_error *error);
 // The caller must not use the sampler any more, in no thread and in no running call.
 void lg_sampler_free(struct lg_sampler *sampler);
 
-// Appends `n_tokens` tokens and generates an answer to all that the session then holds; without tokens, to what it holds.
-// Special tokens of the answer are told, but are no text.
+// Appends `n_tokens` tokens as `lg_session_prefill` does, and generates an answer to all that the session then holds; without
+// tokens, to what it holds. Special tokens of the answer are told, but are no text. `params` may be NULL: all defaults.
 //
-// `params` may be NULL: all defaults. `on_text` may be NULL; `user` is handed to it. `cancel` may be NULL.
-//
-// Errors: those of `lg_session_prefill`, `lg_sampler_sample` and `lg_session_decode`, but for `LG_ERR_CONTEXT_FULL` once the
-// answer has begun. Text that was held back is told before; the session holds all tokens that were told, but perhaps for the
-// last (`lg_session_tokens` says), or what `lg_session_prefill` leaves of a prompt.
+// Errors: those of `lg_session_prefill`, `lg_sampler_sample` and `lg_session_decode`. A full context and a cancel object are
+// errors until the first token of the answer only: then they end it. After an error, text that was held back has been told,
+// and the session holds all tokens that were told, but perhaps for the last (`lg_session_tokens` says), or what
+// `lg_session_prefill` leaves of a prompt.
 //
 // # Safety
-// The caller must pass pointers as the conventions ask, and an `on_text` that keeps its promises.
+// The caller must pass pointers as the conventions ask, and callbacks that keep their promises.
 lg_status lg_session_generate(struct lg_session *session,
                               struct lg_sampler *sampler,
                               const uint32_t *tokens,
                               size_t n_tokens,
                               const struct lg_generate_params *params,
-                              lg_on_text on_text,
-                              void *user,
-                              const struct lg_cancel *cancel,
-                              struct lg_generate_result *result,
+                              struct lg_generate_result *out,
                               struct lg_error *error);
 
 // Makes a cancel object that is not set. `lg_cancel_free` frees it.
@@ -1387,8 +1398,9 @@ lg_status lg_session_generate(struct lg_session *session,
 // The caller must pass pointers as the conventions ask.
 lg_status lg_cancel_new(struct lg_cancel **out, struct lg_error *error);
 
-// Asks the calls that were given this object to stop soon; they return `LG_ERR_CANCELLED`. Calls that come later stop
-// at once, until `lg_cancel_reset`. NULL does nothing. A signal handler may call it.
+// Asks the calls that were given this object to stop soon: with `LG_ERR_CANCELLED`, but for an answer of
+// `lg_session_generate` that has begun, which ends. Calls that come later stop at once, until `lg_cancel_reset`. NULL does
+// nothing. A signal handler may call it.
 //
 // # Safety
 // The caller must not free the object before this returns.

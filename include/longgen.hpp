@@ -10,8 +10,8 @@
 // - Arrays come in as a View: any std::vector, std::array, C array or std::span converts to one, and a View to a
 //   std::span.
 // - Structs of parameters and results are those of longgen.h with struct_size set.
-// - Callbacks are callables and may throw. The exception stops the call and leaves it when it has returned. A call that
-//   takes a progress or a log is stopped by its cancel object, which stays set then, or by one of its own.
+// - Callbacks are callables and may throw. The exception stops the call, at its next report at the latest, and leaves it when
+//   it has returned.
 //
 // Threads: as longgen.h says of the handles. Everything is inline; there is nothing to link but liblonggen.so.
 
@@ -26,7 +26,6 @@
 #include <functional>
 #include <iterator>
 #include <memory>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -86,9 +85,9 @@ using Counters = Sized<lg_counters>;
 using SamplerParams = Sized<lg_sampler_params>;
 using GenerateResult = Sized<lg_generate_result>;
 
-// lg_progress, lg_log and lg_on_text.
-using Progress = std::function<void(std::size_t n_done, std::size_t n_total)>;
-using Log = std::function<void(std::uint32_t level, std::string_view message)>;
+// lg_on_progress, lg_on_log and lg_on_text.
+using OnProgress = std::function<bool(std::size_t n_done, std::size_t n_total)>;
+using OnLog = std::function<void(std::uint32_t level, std::string_view message)>;
 using OnText = std::function<bool(std::uint32_t token, std::string_view text)>;
 
 // Lives in longgen.hpp only.
@@ -118,11 +117,15 @@ template <class Buffer, class Function, class... Arguments> Buffer filled(Functi
 {
     Buffer buffer;
     std::size_t n = 0;
-    call(function, arguments..., nullptr, std::size_t{0}, &n);
-    buffer.resize(n);
-    if (n > 0)
-        call(function, arguments..., buffer.data(), n, &n);
-    // What depends on the clock may have become shorter.
+    lg_error error = no_error();
+    lg_status status;
+    do {
+        buffer.resize(n);
+        // Also where it is too small, which what depends on the clock may have become meanwhile, `n` says how much is needed.
+        status = function(arguments..., buffer.data(), n, &n, &error);
+    } while (buffer.size() < n);
+    if (status != LG_OK)
+        throw Error(error);
     buffer.resize(n);
     return buffer;
 }
@@ -170,40 +173,12 @@ namespace detail {
 
 inline lg_cancel *handle(const Cancel *cancel) noexcept { return cancel == nullptr ? nullptr : cancel->get(); }
 
-// What a callable throws, which must not pass through C.
-class Thrown {
-public:
-    // Whether nothing was thrown, now or before.
-    template <class Callable> bool run(Callable callable) noexcept
-    {
-        if (thrown_)
-            return false;
-        try {
-            callable();
-        } catch (...) {
-            thrown_ = std::current_exception();
-        }
-        return thrown_ == nullptr;
-    }
-
-    void rethrow() const
-    {
-        if (thrown_)
-            std::rethrow_exception(thrown_);
-    }
-
-private:
-    std::exception_ptr thrown_;
-};
-
-// The callables of a call that only a cancel object can stop.
+// The callables of a call, and what one of them throws, which must not pass through C.
 class Told {
 public:
-    Told(const Cancel *cancel, const Progress &progress, const Log *log = nullptr) : progress_(progress), log_(log)
+    explicit Told(const OnProgress &on_progress, const OnLog *on_log = nullptr, const OnText *on_text = nullptr) noexcept
+        : on_progress_(on_progress), on_log_(on_log), on_text_(on_text)
     {
-        if (cancel == nullptr && (progress || (log != nullptr && *log)))
-            cancel = &own_.emplace();
-        cancel_ = handle(cancel);
     }
 
     // Calls the function, and leaves with what a callable threw or the function has to say.
@@ -211,53 +186,72 @@ public:
     {
         lg_error error = no_error();
         const lg_status status = function(&error);
-        thrown_.rethrow();
+        if (thrown_)
+            std::rethrow_exception(thrown_);
         if (status != LG_OK)
             throw Error(error);
     }
 
-    lg_progress progress() const noexcept { return progress_ ? on_progress : nullptr; }
-    lg_log log() const noexcept { return log_ != nullptr && *log_ ? on_log : nullptr; }
-    lg_cancel *cancel() const noexcept { return cancel_; }
+    // Also where nobody wants to know: it stops a call whose log has thrown.
+    static bool on_progress(void *user, std::size_t n_done, std::size_t n_total)
+    {
+        Told &told = *static_cast<Told *>(user);
+        return told.goes_on([&] { return !told.on_progress_ || told.on_progress_(n_done, n_total); });
+    }
+
+    lg_on_log on_log() const noexcept
+    {
+        const lg_on_log tell = [](void *user, std::uint32_t level, const char *message) {
+            Told &told = *static_cast<Told *>(user);
+            told.goes_on([&] { return (*told.on_log_)(level, message), true; });
+        };
+        return *on_log_ ? tell : nullptr;
+    }
+
+    lg_on_text on_text() const noexcept
+    {
+        const lg_on_text tell = [](void *user, std::uint32_t token, const char *text, std::size_t n_bytes) {
+            Told &told = *static_cast<Told *>(user);
+            return told.goes_on([&] { return (*told.on_text_)(token, {text, n_bytes}); });
+        };
+        return *on_text_ ? tell : nullptr;
+    }
 
 private:
-    static void on_progress(void *user, std::size_t n_done, std::size_t n_total)
+    // Not behind an exception, now or before.
+    template <class Callable> bool goes_on(Callable callable) noexcept
     {
-        Told &told = *static_cast<Told *>(user);
-        told.run([&] { told.progress_(n_done, n_total); });
+        if (thrown_)
+            return false;
+        try {
+            return callable();
+        } catch (...) {
+            thrown_ = std::current_exception();
+            return false;
+        }
     }
 
-    static void on_log(void *user, std::uint32_t level, const char *message)
-    {
-        Told &told = *static_cast<Told *>(user);
-        told.run([&] { (*told.log_)(level, message); });
-    }
-
-    template <class Callable> void run(Callable callable) noexcept
-    {
-        if (!thrown_.run(callable))
-            lg_cancel_set(cancel_);
-    }
-
-    const Progress &progress_;
-    const Log *log_;
-    std::optional<Cancel> own_;
-    lg_cancel *cancel_;
-    Thrown thrown_;
+    const OnProgress &on_progress_;
+    const OnLog *on_log_;
+    const OnText *on_text_;
+    std::exception_ptr thrown_;
 };
 
 } // namespace detail
 
 // lg_model_params with callables.
 struct ModelParams : Sized<lg_model_params> {
-    Progress progress;
-    Log log;
+    OnProgress on_progress;
+    OnLog on_log;
     const Cancel *cancel = nullptr;
 };
 
-// lg_generate_params with strings.
+// lg_generate_params with strings and callables.
 struct GenerateParams : Sized<lg_generate_params> {
     std::vector<std::string> stops;
+    OnProgress on_progress;
+    OnText on_text;
+    const Cancel *cancel = nullptr;
 };
 
 // lg_message.
@@ -278,13 +272,12 @@ class Model {
 public:
     explicit Model(const std::string &path, const ModelParams &params = {})
     {
-        detail::Told told(params.cancel, params.progress, &params.log);
+        detail::Told told(params.on_progress, &params.on_log);
         lg_model_params given = params;
-        given.progress = told.progress();
-        given.progress_user = &told;
-        given.cancel = told.cancel();
-        given.log = told.log();
-        given.log_user = &told;
+        given.on_progress = told.on_progress;
+        given.on_log = told.on_log();
+        given.user = &told;
+        given.cancel = detail::handle(params.cancel);
         told.call([&](lg_error *error) {
             lg_model *model = nullptr;
             const lg_status status = lg_model_open(path.c_str(), &given, &model, error);
@@ -448,7 +441,7 @@ public:
     }
 
     std::string_view finish() { return told(lg_text_stream_finish); }
-    std::uint32_t stopped() const noexcept { return lg_text_stream_stopped(get()); }
+    std::uint32_t stop_index() const noexcept { return lg_text_stream_stop_index(get()); }
     lg_text_stream *get() const noexcept { return stream_.get(); }
 
 private:
@@ -476,23 +469,24 @@ public:
         session_.reset(session);
     }
 
-    void prefill(View<std::uint32_t> tokens, const Progress &progress = {}, const Cancel *cancel = nullptr)
+    void prefill(View<std::uint32_t> tokens, const OnProgress &on_progress = {}, const Cancel *cancel = nullptr)
     {
-        detail::Told told(cancel, progress);
+        detail::Told told(on_progress);
         told.call([&](lg_error *error) {
-            return lg_session_prefill(get(), tokens.data(), tokens.size(), told.cancel(), told.progress(), &told, error);
+            return lg_session_prefill(get(), tokens.data(), tokens.size(), told.on_progress, &told, detail::handle(cancel),
+                                      error);
         });
     }
 
     // Row after row; NULL spares the work.
     void prefill_rows(View<std::uint32_t> tokens, View<std::size_t> rows, std::vector<float> *logits,
-                      std::vector<float> *hidden, const Progress &progress = {}, const Cancel *cancel = nullptr)
+                      std::vector<float> *hidden, const OnProgress &on_progress = {}, const Cancel *cancel = nullptr)
     {
         float *const to_logits = room(logits, rows.size(), n_vocab_), *const to_hidden = room(hidden, rows.size(), d_model_);
-        detail::Told told(cancel, progress);
+        detail::Told told(on_progress);
         told.call([&](lg_error *error) {
-            return lg_session_prefill_rows(get(), tokens.data(), tokens.size(), rows.data(), rows.size(), told.cancel(),
-                                           told.progress(), &told, to_logits, to_hidden, error);
+            return lg_session_prefill_rows(get(), tokens.data(), tokens.size(), rows.data(), rows.size(), told.on_progress,
+                                           &told, detail::handle(cancel), to_logits, to_hidden, error);
         });
     }
 
@@ -524,7 +518,7 @@ public:
     std::vector<lg_token_logprob> top_logprobs(std::size_t n) const
     {
         std::vector<lg_token_logprob> top(n);
-        detail::call(lg_session_top_logprobs, get(), n, top.data());
+        detail::call(lg_session_top_logprobs, get(), top.data(), top.size());
         return top;
     }
 
@@ -535,7 +529,7 @@ public:
         return logprob;
     }
 
-    std::size_t position() const noexcept { return lg_session_position(get()); }
+    std::size_t n_tokens() const noexcept { return lg_session_n_tokens(get()); }
     std::uint32_t n_ctx() const noexcept { return lg_session_n_ctx(get()); }
     std::uint64_t n_bytes() const noexcept { return lg_session_n_bytes(get()); }
     std::uint64_t kv_bytes() const noexcept { return lg_session_kv_bytes(get()); }
@@ -561,8 +555,7 @@ public:
 
     void reset() { detail::call(lg_session_reset, get()); }
 
-    GenerateResult generate(Sampler &sampler, View<std::uint32_t> tokens, const GenerateParams &params = {},
-                            const OnText &on_text = {}, const Cancel *cancel = nullptr);
+    GenerateResult generate(Sampler &sampler, View<std::uint32_t> tokens, const GenerateParams &params = {});
 
     lg_session *get() const noexcept { return session_.get(); }
 
@@ -598,7 +591,7 @@ public:
         sampler_.reset(sampler);
     }
 
-    void set_bias(View<lg_logit_bias> bias) { detail::call(lg_sampler_set_bias, get(), bias.data(), bias.size()); }
+    void set_bias(View<lg_logit_bias> biases) { detail::call(lg_sampler_set_bias, get(), biases.data(), biases.size()); }
 
     void set_dry_breakers(View<std::uint32_t> tokens)
     {
@@ -631,30 +624,21 @@ private:
     std::unique_ptr<lg_sampler, detail::Free<lg_sampler_free>> sampler_;
 };
 
-inline GenerateResult Session::generate(Sampler &sampler, View<std::uint32_t> tokens, const GenerateParams &params,
-                                        const OnText &on_text, const Cancel *cancel)
+inline GenerateResult Session::generate(Sampler &sampler, View<std::uint32_t> tokens, const GenerateParams &params)
 {
-    struct Told {
-        const OnText &on_text;
-        detail::Thrown thrown;
-    } told{on_text, {}};
-    const lg_on_text tell = [](void *user, std::uint32_t token, const char *text, std::size_t n_bytes) {
-        Told &to = *static_cast<Told *>(user);
-        bool goes_on = false;
-        return to.thrown.run([&] { goes_on = to.on_text(token, {text, n_bytes}); }) && goes_on;
-    };
+    detail::Told told(params.on_progress, nullptr, &params.on_text);
     const std::vector<const char *> stops = detail::pointers(params.stops);
     lg_generate_params given = params;
     given.stops = stops.data();
     given.n_stops = stops.size();
+    given.on_progress = told.on_progress;
+    given.on_text = told.on_text();
+    given.user = &told;
+    given.cancel = detail::handle(params.cancel);
     GenerateResult result;
-    lg_error error = detail::no_error();
-    const lg_status status =
-        lg_session_generate(get(), sampler.get(), tokens.data(), tokens.size(), &given, on_text ? tell : nullptr, &told,
-                            detail::handle(cancel), &result, &error);
-    told.thrown.rethrow();
-    if (status != LG_OK)
-        throw Error(error);
+    told.call([&](lg_error *error) {
+        return lg_session_generate(get(), sampler.get(), tokens.data(), tokens.size(), &given, &result, error);
+    });
     return result;
 }
 

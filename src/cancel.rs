@@ -1,9 +1,13 @@
-//! A flag that stops a long call from any thread.
+//! What stops a long call: a flag, from any thread, and whoever is told how far it is.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
+
+/// Told how much of a long call is done, and how much there is in all. True goes on; false stops the call with `Cancelled`, as
+/// a [`Cancel`] would that is set at that moment, and also after the last part: what is done stays done.
+pub type OnProgress<'a> = &'a mut dyn FnMut(usize, usize) -> bool;
 
 /// Looks that are left while nobody has asked to stop.
 const NEVER: u64 = u64::MAX;
@@ -47,10 +51,15 @@ impl Cancel {
 
     /// `Ok` unless somebody asked to stop.
     pub(crate) fn check(&self) -> Result<()> {
-        match self.is_cancelled() {
-            false => Ok(()),
-            true => Err(Error::new(ErrorKind::Cancelled, "stopped at the caller's request")),
-        }
+        go_on(!self.is_cancelled())
+    }
+}
+
+/// `Ok` if the caller says that a call goes on.
+pub(crate) fn go_on(goes_on: bool) -> Result<()> {
+    match goes_on {
+        true => Ok(()),
+        false => Err(Error::new(ErrorKind::Cancelled, "stopped at the caller's request")),
     }
 }
 

@@ -31,6 +31,10 @@ pub enum ErrorKind {
     Poisoned,
     /// A bug in the runtime.
     Internal,
+    /// A buffer is too small; nothing is written to it.
+    TooSmall,
+    /// Another call is using this object.
+    Busy,
 }
 
 /// An error: its kind, and what happened where.

@@ -1,7 +1,7 @@
 //! From a session to an answer: token by token, as text.
 
 use crate::alloc::{try_collect_ok, try_string};
-use crate::cancel::Cancel;
+use crate::cancel::{Cancel, OnProgress};
 use crate::error::{ErrorKind, Result};
 use crate::sampler::Sampler;
 use crate::session::Session;
@@ -13,14 +13,14 @@ pub struct GenerateParams {
     /// Most tokens of the answer; `usize::MAX` means any number.
     pub max_tokens: usize,
     /// Whether tokens that end an answer are tokens like any other; they are no text.
-    pub ignore_eos: bool,
+    pub ignore_end: bool,
     /// Strings that end the answer, as [`TextStream`] finds them. They are no part of it.
     pub stops: Vec<String>,
 }
 
 impl Default for GenerateParams {
     fn default() -> Self {
-        Self { max_tokens: usize::MAX, ignore_eos: false, stops: Vec::new() }
+        Self { max_tokens: usize::MAX, ignore_end: false, stops: Vec::new() }
     }
 }
 
@@ -37,6 +37,8 @@ pub enum StopReason {
     Callback,
     /// The context has no room for more.
     ContextFull,
+    /// The caller's [`Cancel`] was set.
+    Cancelled,
 }
 
 /// What [`Session::generate`] has done.
@@ -48,7 +50,9 @@ pub struct Generated {
     pub reason: StopReason,
     /// The last token of the answer, if the session does not hold it yet: nothing was computed behind it. To go on,
     /// generate behind it.
-    pub pending: Option<u32>,
+    pub pending_token: Option<u32>,
+    /// The token with which the model ended the answer. It is no part of it: it was not told, and the session does not hold it.
+    pub end_token: Option<u32>,
 }
 
 /// Told about each token of an answer, with the text that is certain since, which may be empty; and about no token, with the
@@ -57,25 +61,27 @@ pub struct Generated {
 pub type OnText<'a> = &'a mut dyn FnMut(Option<u32>, &str) -> bool;
 
 impl Session {
-    /// Appends `tokens` and generates an answer to all that the session then holds; without tokens, to what it holds. Special
-    /// tokens of the answer are told, but are no text.
+    /// Appends `tokens` as [`prefill`](Self::prefill) does, which tells `on_progress`, and generates an answer to all that the
+    /// session then holds; without tokens, to what it holds. Special tokens of the answer are told, but are no text.
     ///
     /// # Errors
-    /// Those of [`prefill`](Self::prefill), [`sample`](Self::sample) and [`decode`](Self::decode), but for `ContextFull` once
-    /// the answer has begun. Text that was held back is told before; the session holds all tokens that were told, but for the
-    /// last, or what [`prefill`](Self::prefill) leaves of a prompt.
+    /// Those of [`prefill`](Self::prefill), [`sample`](Self::sample) and [`decode`](Self::decode). `ContextFull` and
+    /// `Cancelled` are errors until the first token of the answer only: then they end it. After an error, text that was held
+    /// back has been told, and the session holds all tokens that were told, but for the last, or what
+    /// [`prefill`](Self::prefill) leaves of a prompt.
     pub fn generate(
         &mut self,
         sampler: &mut Sampler,
         tokens: &[u32],
         params: &GenerateParams,
         cancel: &Cancel,
+        on_progress: OnProgress<'_>,
         on_text: OnText<'_>,
     ) -> Result<Generated> {
-        match tokens {
-            [] => cancel.check()?,
-            _ => self.prefill(tokens, cancel, &mut |_, _| {})?,
+        if !tokens.is_empty() {
+            self.prefill(tokens, cancel, on_progress)?;
         }
+        cancel.check()?;
         let stops = try_collect_ok(params.stops.iter().map(|stop| try_string(stop)))?;
         let mut stream = TextStream::new(stops);
         let result = self.answer(sampler, params, cancel, &mut stream, on_text);
@@ -97,29 +103,33 @@ impl Session {
     ) -> Result<Generated> {
         let model = self.model().clone();
         let tokenizer = model.tokenizer();
-        let (mut n_tokens, mut pending) = (0, None);
-        let ended = |n_tokens, reason, pending| Ok(Generated { n_tokens, reason, pending });
-        while n_tokens < params.max_tokens {
-            if let Some(token) = pending {
-                match self.decode(token, cancel) {
-                    Err(error) if error.kind() == ErrorKind::ContextFull => {
-                        return ended(n_tokens, StopReason::ContextFull, pending);
-                    }
-                    result => result?,
+        let mut answer =
+            Generated { n_tokens: 0, reason: StopReason::Length, pending_token: None, end_token: None };
+        let ended = |answer, reason| Ok(Generated { reason, ..answer });
+        while answer.n_tokens < params.max_tokens {
+            if let Some(token) = answer.pending_token {
+                if let Err(error) = self.decode(token, cancel) {
+                    return match error.kind() {
+                        ErrorKind::ContextFull => ended(answer, StopReason::ContextFull),
+                        ErrorKind::Cancelled => ended(answer, StopReason::Cancelled),
+                        _ => Err(error),
+                    };
                 }
+                answer.pending_token = None;
             }
             let token = self.sample(sampler)?;
-            if tokenizer.is_end_of_generation(token) && !params.ignore_eos {
-                return ended(n_tokens, StopReason::End, None);
+            if tokenizer.is_end_of_generation(token) && !params.ignore_end {
+                return ended(Generated { end_token: Some(token), ..answer }, StopReason::End);
             }
-            (n_tokens, pending) = (n_tokens + 1, Some(token));
-            let goes_on = on_text(pending, stream.push_token(tokenizer, token)?);
-            match stream.stopped() {
-                Some(stop) => return ended(n_tokens, StopReason::StopString(stop), pending),
-                None if !goes_on => return ended(n_tokens, StopReason::Callback, pending),
+            answer.n_tokens += 1;
+            answer.pending_token = Some(token);
+            let goes_on = on_text(answer.pending_token, stream.push_token(tokenizer, token)?);
+            match stream.stop_index() {
+                Some(stop) => return ended(answer, StopReason::StopString(stop)),
+                None if !goes_on => return ended(answer, StopReason::Callback),
                 None => {}
             }
         }
-        ended(n_tokens, StopReason::Length, pending)
+        Ok(answer)
     }
 }

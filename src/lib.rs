@@ -18,11 +18,11 @@ mod version;
 pub mod weights;
 
 pub use backend::args::{KvType, Precision};
-pub use cancel::Cancel;
+pub use cancel::{Cancel, OnProgress};
 pub use error::{Error, ErrorKind, Result};
-pub use generate::{GenerateParams, Generated, StopReason};
+pub use generate::{GenerateParams, Generated, OnText, StopReason};
 pub use logprobs::TokenLogprob;
-pub use model::opening::{LoadProgress, Log, LogLevel};
+pub use model::opening::{LogLevel, OnLog};
 pub use model::{Device, Model, ModelParams};
 pub use sampler::{Candidate, Choice, Sampler, SamplerParams};
 pub use session::{Counters, MemoryPlan, Prompted, Session, SessionParams, Work};

@@ -7,7 +7,7 @@ use crate::alloc::{try_collect, try_reserve};
 use crate::attention::plan::{LayerAttention, MAX_CTX};
 use crate::backend::CHUNK_TOKENS;
 use crate::backend::args::{KvType, MAX_TOP, Precision};
-use crate::cancel::Cancel;
+use crate::cancel::{Cancel, OnProgress, go_on};
 use crate::error::{Error, ErrorKind, Result};
 use crate::logprobs::{LogTotal, TokenLogprob};
 use crate::model::Model;
@@ -135,9 +135,6 @@ impl MemoryPlan {
     }
 }
 
-/// Told after each chunk of a prompt: tokens done, tokens in all.
-pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
-
 /// What a session has done since it was opened or reset. What was stopped or failed counts as far as it stayed; what was
 /// rewound goes on counting.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -248,7 +245,12 @@ impl Session {
     ///
     /// # Errors
     /// Those of [`prefill`](Self::prefill), for all of `tokens`; what is kept stays then.
-    pub fn prompt(&mut self, tokens: &[u32], cancel: &Cancel, progress: Progress<'_>) -> Result<Prompted> {
+    pub fn prompt(
+        &mut self,
+        tokens: &[u32],
+        cancel: &Cancel,
+        on_progress: OnProgress<'_>,
+    ) -> Result<Prompted> {
         self.check_behind(0, tokens)?;
         let n_common = self.tokens.iter().zip(tokens).take_while(|(held, token)| held == token).count();
         let is_all = n_common == self.tokens.len() && n_common == tokens.len() && self.has_logits;
@@ -258,19 +260,20 @@ impl Session {
         let n_reused = self.rewind(wanted)?;
         let limiting_layers = if n_reused < wanted { behind } else { Vec::new() };
         if n_reused < tokens.len() {
-            self.prefill(&tokens[n_reused..], cancel, progress)?;
+            self.prefill(&tokens[n_reused..], cancel, on_progress)?;
         }
         Ok(Prompted { n_common, n_reused, n_computed: tokens.len() - n_reused, limiting_layers })
     }
 
-    /// Appends `tokens`, chunk by chunk, and computes the logits behind the last one. Makes restore points before them,
-    /// behind them, and at ends of chunks that lie one, two, four, ... chunks before the last one's.
+    /// Appends `tokens`, chunk by chunk, and computes the logits behind the last one. `on_progress` is told after each chunk
+    /// how many tokens are done. Makes restore points before the tokens, behind them, and at ends of chunks that lie one, two,
+    /// four, ... chunks before the last one's.
     ///
     /// # Errors
     /// `Invalid` for no tokens or an id beyond the vocabulary, `ContextFull` if they do not all fit; both before
     /// anything is computed. `Cancelled`: the chunks that had finished count, the others do not; [`tokens`](Self::tokens)
     /// says which.
-    pub fn prefill(&mut self, tokens: &[u32], cancel: &Cancel, progress: Progress<'_>) -> Result<()> {
+    pub fn prefill(&mut self, tokens: &[u32], cancel: &Cancel, on_progress: OnProgress<'_>) -> Result<()> {
         self.check(tokens)?;
         self.sequence.keep();
         let mut done = 0;
@@ -284,7 +287,7 @@ impl Session {
             if n_chunks_left == 0 || n_chunks_left.is_power_of_two() {
                 self.sequence.keep();
             }
-            progress(done, tokens.len());
+            go_on(on_progress(done, tokens.len()))?;
         }
         Ok(())
     }
@@ -298,7 +301,7 @@ impl Session {
     pub fn prefill_each(&mut self, tokens: &[u32], cancel: &Cancel, each: HandOver<'_>) -> Result<()> {
         let rows = try_collect(0..tokens.len())?;
         let wanted = Rows { rows: &rows, logits: Some(each), hidden: &mut [] };
-        self.prefill_wanted(tokens, wanted, cancel, &mut |_, _| {})
+        self.prefill_wanted(tokens, wanted, cancel, &mut |_, _| true)
     }
 
     /// Appends `tokens` like [`prefill`](Self::prefill), and computes what is wanted of chosen ones: `rows` are their
@@ -316,7 +319,7 @@ impl Session {
         logits: Option<&mut [f32]>,
         hidden: Option<&mut [f32]>,
         cancel: &Cancel,
-        progress: Progress<'_>,
+        on_progress: OnProgress<'_>,
     ) -> Result<()> {
         let (n_vocab, d_model) = (self.model.config().n_vocab, self.model.config().d_model);
         check_rows(rows, tokens.len())?;
@@ -336,7 +339,7 @@ impl Session {
         });
         let logits = copy.as_mut().map(|copy| copy as HandOver<'_>);
         let wanted = Rows { rows, logits, hidden: hidden.unwrap_or_default() };
-        self.prefill_wanted(tokens, wanted, cancel, progress)
+        self.prefill_wanted(tokens, wanted, cancel, on_progress)
     }
 
     fn prefill_wanted(
@@ -344,7 +347,7 @@ impl Session {
         tokens: &[u32],
         mut wanted: Rows<'_>,
         cancel: &Cancel,
-        progress: Progress<'_>,
+        on_progress: OnProgress<'_>,
     ) -> Result<()> {
         self.check(tokens)?;
         cancel.check()?;
@@ -357,7 +360,7 @@ impl Session {
             self.counters.prompt.add(chunk.len(), time);
             done += chunk.len();
             self.has_logits = done == tokens.len() && leaves_logits;
-            progress(done, tokens.len());
+            go_on(on_progress(done, tokens.len()))?;
         }
         Ok(())
     }

@@ -34,11 +34,11 @@ pub fn open(path: &Path, load: Load) -> Result<SharedBytes> {
     open_until(path, load, &mut |_, _| Ok(()))
 }
 
-/// The same, telling how many bytes of how many have been copied. An error of `progress` ends it.
+/// The same, telling how many bytes of how many have been copied. An error of `copied` ends it.
 pub(crate) fn open_until(
     path: &Path,
     load: Load,
-    progress: &mut dyn FnMut(usize, usize) -> Result<()>,
+    copied: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<SharedBytes> {
     let failed = |error: std::io::Error| {
         let kind = match error.kind() {
@@ -67,7 +67,7 @@ pub(crate) fn open_until(
             for part in bytes.chunks_mut(READ_BYTES) {
                 file.read_exact(part).map_err(failed)?;
                 n_read += part.len();
-                progress(n_read, n_bytes)?;
+                copied(n_read, n_bytes)?;
             }
             Ok(Arc::new(bytes))
         }

@@ -48,13 +48,12 @@ fn structs_lie_in_memory_as_they_always_did() {
     assert_eq!([offset_of!(lg_error, code), offset_of!(lg_error, message)], [8, 12]);
     assert_eq!(offset_of!(lg_error, r#where), 524);
 
-    assert_eq!(size_of::<lg_model_params>(), 72);
+    assert_eq!(size_of::<lg_model_params>(), 64);
     assert_eq!([offset_of!(lg_model_params, load), offset_of!(lg_model_params, device)], [8, 12]);
     assert_eq!([offset_of!(lg_model_params, n_threads), offset_of!(lg_model_params, verify)], [16, 20]);
     assert_eq!([offset_of!(lg_model_params, vocab_only), offset_of!(lg_model_params, reserved)], [24, 28]);
-    assert_eq!([offset_of!(lg_model_params, progress), offset_of!(lg_model_params, progress_user)], [32, 40]);
-    assert_eq!([offset_of!(lg_model_params, cancel), offset_of!(lg_model_params, log)], [48, 56]);
-    assert_eq!(offset_of!(lg_model_params, log_user), 64);
+    assert_eq!([offset_of!(lg_model_params, on_progress), offset_of!(lg_model_params, on_log)], [32, 40]);
+    assert_eq!([offset_of!(lg_model_params, user), offset_of!(lg_model_params, cancel)], [48, 56]);
 
     assert_eq!(size_of::<lg_session_params>(), 40);
     assert_eq!([offset_of!(lg_session_params, n_ctx), offset_of!(lg_session_params, chunk_tokens)], [8, 12]);
@@ -94,14 +93,13 @@ fn structs_lie_in_memory_as_they_always_did() {
     assert_eq!([offset_of!(lg_memory_plan, logits_bytes), offset_of!(lg_memory_plan, total_bytes)], [64, 72]);
 
     assert_eq!(size_of::<lg_layer_plan>(), 32);
-    assert_eq!([offset_of!(lg_layer_plan, n_slots), offset_of!(lg_layer_plan, block_tokens)], [8, 12]);
+    assert_eq!([offset_of!(lg_layer_plan, n_slots), offset_of!(lg_layer_plan, block_size)], [8, 12]);
     assert_eq!([offset_of!(lg_layer_plan, kv_bytes), offset_of!(lg_layer_plan, staging_bytes)], [16, 24]);
 
     assert_eq!(size_of::<lg_sampler_params>(), 72);
     assert_eq!([offset_of!(lg_sampler_params, seed), offset_of!(lg_sampler_params, temperature)], [8, 16]);
     assert_eq!([offset_of!(lg_sampler_params, top_k), offset_of!(lg_sampler_params, top_p)], [20, 24]);
     assert_eq!(offset_of!(lg_sampler_params, min_p), 28);
-    // Behind the first version.
     assert_eq!(offset_of!(lg_sampler_params, repeat_penalty), 32);
     assert_eq!(offset_of!(lg_sampler_params, repeat_last_n), 36);
     assert_eq!(offset_of!(lg_sampler_params, typical_p), 40);
@@ -115,16 +113,24 @@ fn structs_lie_in_memory_as_they_always_did() {
         [64, 68]
     );
 
-    assert_eq!(size_of::<lg_generate_params>(), 32);
+    assert_eq!(size_of::<lg_generate_params>(), 64);
     assert_eq!(
-        [offset_of!(lg_generate_params, max_tokens), offset_of!(lg_generate_params, ignore_eos)],
+        [offset_of!(lg_generate_params, max_tokens), offset_of!(lg_generate_params, ignore_end)],
         [8, 12]
     );
     assert_eq!([offset_of!(lg_generate_params, stops), offset_of!(lg_generate_params, n_stops)], [16, 24]);
+    assert_eq!(
+        [offset_of!(lg_generate_params, on_progress), offset_of!(lg_generate_params, on_text)],
+        [32, 40]
+    );
+    assert_eq!([offset_of!(lg_generate_params, user), offset_of!(lg_generate_params, cancel)], [48, 56]);
     assert_eq!(size_of::<lg_generate_result>(), 32);
     assert_eq!([offset_of!(lg_generate_result, n_tokens), offset_of!(lg_generate_result, reason)], [8, 16]);
     assert_eq!(offset_of!(lg_generate_result, stop_index), 20);
-    assert_eq!(offset_of!(lg_generate_result, pending_token), 24);
+    assert_eq!(
+        [offset_of!(lg_generate_result, pending_token), offset_of!(lg_generate_result, end_token)],
+        [24, 28]
+    );
 
     assert_eq!([size_of::<lg_message>(), offset_of!(lg_message, role_bytes)], [32, 8]);
     assert_eq!([offset_of!(lg_message, content), offset_of!(lg_message, content_bytes)], [16, 24]);

@@ -47,13 +47,15 @@ fn answer(model: &str) -> String {
     let model = Arc::new(Model::open(model, &ModelParams::default()).unwrap());
     let mut session = Session::new(&model, &params).unwrap();
     let mut sampler = Sampler::new(&SamplerParams::default()).unwrap();
-    let params = GenerateParams { max_tokens: 20, ignore_eos: true, ..Default::default() };
+    let params = GenerateParams { max_tokens: 20, ignore_end: true, ..Default::default() };
     let mut text = String::new();
     let on_text = &mut |_, more: &str| {
         text += more;
         true
     };
-    session.generate(&mut sampler, &[1, 2, 3, 4], &params, &Cancel::default(), on_text).unwrap();
+    session
+        .generate(&mut sampler, &[1, 2, 3, 4], &params, &Cancel::default(), &mut |_, _| true, on_text)
+        .unwrap();
     text
 }
 
@@ -218,8 +220,8 @@ fn plans(model: &Arc<Model>, params: &SessionParams) -> String {
     ]];
     drop(session);
     numbers.extend(plan.layers.iter().map(|layer| {
-        let block_tokens = layer.attention.mask.block_size() as usize;
-        vec![layer.n_slots as usize, block_tokens, layer.kv_bytes, layer.staging_bytes]
+        let block_size = layer.attention.mask.block_size() as usize;
+        vec![layer.n_slots as usize, block_size, layer.kv_bytes, layer.staging_bytes]
     }));
     let line =
         |numbers: &Vec<usize>| numbers.iter().map(usize::to_string).collect::<Vec<_>>().join(" ") + "\n";

@@ -48,19 +48,20 @@ fn has(program: &str, argument: &str) -> bool {
     answer.is_ok()
 }
 
+fn run_go(workshop: &Workshop, arguments: &[&str]) {
+    let mut command = Command::new("go");
+    command.args(arguments).current_dir(Path::new(ROOT).join("examples/go"));
+    let folder = workshop.folder.path().display();
+    command.env("CGO_LDFLAGS", format!("-L{folder} -Wl,-rpath,{folder}"));
+    command.env("GOCACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("go")).env("GOPROXY", "off");
+    command.env("LONGGEN_MODEL", workshop.model());
+    succeeded(&command.output().unwrap(), &format!("go {}", arguments[0]));
+}
+
 fn go(workshop: &Workshop) -> PathBuf {
-    let folder = workshop.folder.path();
-    let out = folder.join("ask");
-    let go = |arguments: &[&str]| {
-        let mut command = Command::new("go");
-        command.args(arguments).current_dir(Path::new(ROOT).join("examples/go"));
-        let folder = folder.display();
-        command.env("CGO_LDFLAGS", format!("-L{folder} -Wl,-rpath,{folder}"));
-        command.env("GOCACHE", Path::new(env!("CARGO_TARGET_TMPDIR")).join("go")).env("GOPROXY", "off");
-        succeeded(&command.output().unwrap(), &format!("go {}", arguments[0]));
-    };
-    go(&["vet", "./..."]);
-    go(&["build", "-buildvcs=false", "-o", out.to_str().unwrap(), "./ask"]);
+    let out = workshop.folder.path().join("ask");
+    run_go(workshop, &["vet", "./..."]);
+    run_go(workshop, &["build", "-buildvcs=false", "-o", out.to_str().unwrap(), "./ask"]);
     out
 }
 
@@ -110,11 +111,14 @@ fn answer(model: &str, question: &str, max_tokens: usize) -> (String, usize, usi
     let mut sampler = Sampler::new(&SamplerParams::default()).unwrap();
     let params = GenerateParams { max_tokens, ..Default::default() };
     let mut text = String::new();
-    let generated = session.generate(&mut sampler, &tokens, &params, &Cancel::default(), &mut |_, part| {
+    let on_text = &mut |_, part: &str| {
         text.push_str(part);
         true
-    });
-    (text + "\n", tokens.len(), generated.unwrap().n_tokens)
+    };
+    let generated =
+        session.generate(&mut sampler, &tokens, &params, &Cancel::default(), &mut |_, _| true, on_text);
+    let n_tokens = generated.unwrap().n_tokens;
+    (text + "\n", tokens.len(), n_tokens)
 }
 
 fn answers_like_rust(workshop: &Workshop, model: &str, question: &str, max_tokens: usize) {
@@ -147,6 +151,41 @@ fn every_example_writes_what_a_tiny_model_says_and_leaks_nothing() {
     let text = write_text(&workshop);
     for program in native(&workshop) {
         workshop.run(&program, &[workshop.model(), &text, "Wherefore?", "20"]);
+    }
+}
+
+#[test]
+fn the_go_package_tells_how_far_an_answer_is_and_how_it_ends() {
+    if has("go", "version") {
+        let workshop = Workshop::new();
+        write_tiny_model(&workshop);
+        run_go(&workshop, &["test", "-count=1", "./longgen"]);
+    }
+}
+
+#[test]
+fn the_python_module_tells_how_far_an_answer_is_and_how_it_ends() {
+    const PROGRAM: &str = "
+import ask, sys
+with ask.Model(sys.argv[1]) as model:
+    prompt, told = model.prompt('Wherefore?'), []
+    list(model.answer(prompt, 5, lambda *numbers: told.append(numbers) or True))
+    assert told[-1] == (len(prompt), len(prompt)), told
+    assert model.reason == 'end' or model.reason == 'length' and model.result.n_tokens == 5, model.reason
+    assert (model.reason == 'end') == (model.result.end_token != 2**32 - 1)
+    try:
+        list(model.answer(prompt, 5, lambda n_done, n_total: False))
+        raise AssertionError('a prompt that is stopped is no error')
+    except ask.Error as error:
+        assert 'lg_session_generate' in str(error), error
+";
+    if has("python3", "--version") {
+        let workshop = Workshop::new();
+        write_tiny_model(&workshop);
+        let program = ["python3", "-B", "-Werror", "-c", PROGRAM].map(PathBuf::from);
+        let mut command = command(&workshop, &program, &[workshop.model()]);
+        command.env("PYTHONPATH", format!("{ROOT}/examples/python"));
+        succeeded(&command.output().unwrap(), "a program on the Python module");
     }
 }
 

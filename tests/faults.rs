@@ -21,7 +21,7 @@ use longgen::capi::model::{lg_model_free, lg_model_open};
 use longgen::capi::session::{
     lg_session, lg_session_decode_batch, lg_session_free, lg_session_new, lg_session_params,
 };
-use longgen::capi::state::lg_session_position;
+use longgen::capi::state::lg_session_n_tokens;
 use longgen::capi::status::lg_status;
 use longgen::capi::stream::{lg_text_stream_free, lg_text_stream_new};
 use longgen::model::config::Config;
@@ -139,7 +139,7 @@ fn models() -> [Arc<Model>; 2] {
     [Device::Cpu, Device::Reference].map(|device| {
         let params = ModelParams { device, n_threads: 2, ..Default::default() };
         Arc::new(
-            Model::from_bytes(bytes.clone(), &params, &Cancel::default(), &mut |_, _| {}, &mut |_, _| {})
+            Model::from_bytes(bytes.clone(), &params, &Cancel::default(), &mut |_, _| true, &mut |_, _| {})
                 .unwrap(),
         )
     })
@@ -156,7 +156,7 @@ fn tokens(n: usize, seed: u64) -> Vec<u32> {
 }
 
 fn prefill(session: &mut Session, tokens: &[u32]) -> Result<()> {
-    session.prefill(tokens, &Cancel::default(), &mut |_, _| {})
+    session.prefill(tokens, &Cancel::default(), &mut |_, _| true)
 }
 
 /// A session with this prompt, with every allocation granted.
@@ -208,7 +208,7 @@ fn a_file_that_lacks_memory_is_not_a_wrong_file() {
     let config = Arc::new(config);
     let load = |()| {
         let (backend, cancel) = (ReferenceBackend::default(), Cancel::default());
-        let (progress, log) = (&mut |_, _| {}, &mut |_, _: &str| {});
+        let (progress, log) = (&mut |_, _| true, &mut |_, _: &str| {});
         Network::load(backend, &file, config.clone(), &mut Opening::new(1, &cancel, progress, log))
     };
     let (network, n) = with_refusals(&mut (), |&mut state| load(state), |()| {});
@@ -251,7 +251,7 @@ fn rows_of_a_prompt_are_all_there_after_going_on() {
             let first = rows.partition_point(|&row| row < done);
             let left: Vec<usize> = granted(|| rows[first..].iter().map(|row| row - done).collect());
             let (logits, hidden) = (&mut logits[first * n_vocab..], &mut hidden[first * d_model..]);
-            let (cancel, nothing) = (Cancel::default(), &mut |_, _| {});
+            let (cancel, nothing) = (Cancel::default(), &mut |_, _| true);
             session.prefill_rows(&text[done..], &left, Some(logits), Some(hidden), &cancel, nothing)
         };
         let new = || (new_session(&model).unwrap(), vec![0.0; 40 * n_vocab], vec![0.0; 40 * d_model]);
@@ -366,7 +366,7 @@ fn programs_in_c_are_told() {
             let tokens = [1; 30];
             outcome(lg_session_decode_batch(sessions.as_ptr(), tokens.as_ptr(), 30, null(), null_mut()))
         };
-        let held = |sessions: &[*mut lg_session; 30]| sessions.map(|session| lg_session_position(session));
+        let held = |sessions: &[*mut lg_session; 30]| sessions.map(|session| lg_session_n_tokens(session));
         for round in 0..3 {
             with_refusals(&mut sessions, decode, |sessions| assert_eq!(held(sessions), [round; 30]));
         }

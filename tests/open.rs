@@ -27,14 +27,23 @@ fn ways() -> Vec<ModelParams> {
     ways
 }
 
-fn open(path: &Path, params: &ModelParams, cancel: &Cancel) -> (Result<Model>, Vec<(usize, usize)>, usize) {
+/// Stopped by `cancel`, or by the report number `stop_at`.
+fn open(
+    path: &Path,
+    params: &ModelParams,
+    cancel: &Cancel,
+    stop_at: usize,
+) -> (Result<Model>, Vec<(usize, usize)>, usize) {
     let (mut told, mut n_messages) = (Vec::new(), 0);
-    let progress = &mut |n_done, n_total| told.push((n_done, n_total));
-    let log = &mut |level, message: &str| {
+    let on_progress = &mut |n_done, n_total| {
+        told.push((n_done, n_total));
+        told.len() != stop_at
+    };
+    let on_log = &mut |level, message: &str| {
         assert!(level == LogLevel::Info || message.contains("CUDA"), "{message}");
         n_messages += 1;
     };
-    let model = Model::open_with(path, params, cancel, progress, log);
+    let model = Model::open_with(path, params, cancel, on_progress, on_log);
     (model, told, n_messages)
 }
 
@@ -47,7 +56,7 @@ fn an_open_can_be_stopped_wherever_it_looks() {
     for params in ways() {
         let mut n_stopped = 0;
         let (model, told) = loop {
-            match open(file.path(), &params, &Cancel::after(n_stopped)) {
+            match open(file.path(), &params, &Cancel::after(n_stopped), 0) {
                 (Ok(model), told, n_messages) => {
                     assert!(n_messages >= 2);
                     break (model, told);
@@ -68,6 +77,12 @@ fn an_open_can_be_stopped_wherever_it_looks() {
         assert!(told.is_sorted_by(|a, b| a.0 < b.0), "{params:?}: {told:?}");
         assert!(told.iter().all(|&(_, of)| of == n_total), "{params:?}: {told:?}");
         assert_eq!(told.last().map_or(0, |&(n_done, _)| n_done), n_total, "{params:?}");
+        // Whoever is told stops it as well, even at the last report.
+        for stop_at in 1..=told.len() {
+            let (stopped, until_then, _) = open(file.path(), &params, &Cancel::default(), stop_at);
+            assert_eq!(stopped.err().unwrap().kind(), ErrorKind::Cancelled);
+            assert_eq!(until_then, told[..stop_at]);
+        }
         assert_eq!(model.config().n_layers, if params.vocab_only { 0 } else { 4 });
         assert_eq!(model.metadata().text("general.name", 0).unwrap(), "tiny");
     }
@@ -81,7 +96,7 @@ fn what_verification_finds_stops_an_open() {
     bytes[usize::try_from(last).unwrap()] ^= 1;
     std::fs::write(file.path(), &bytes).unwrap();
     for params in ways() {
-        let (model, told, _) = open(file.path(), &params, &Cancel::default());
+        let (model, told, _) = open(file.path(), &params, &Cancel::default(), 0);
         match model {
             Ok(_) => assert!(!params.verify),
             Err(error) => {

@@ -21,13 +21,13 @@ fn params(chunk_tokens: u32, kv_type: KvType, restore_bytes: usize) -> SessionPa
 }
 
 fn prompt(session: &mut Session, text: &[u32]) -> Prompted {
-    session.prompt(text, &Cancel::default(), &mut |_, _| {}).unwrap()
+    session.prompt(text, &Cancel::default(), &mut |_, _| true).unwrap()
 }
 
 /// The session's logits are those of one that has computed all its tokens anew.
 fn check_logits(model: &Arc<Model>, device: Device, session: &mut Session, kv_type: KvType) {
     let mut fresh = Session::new(model, &params(100, kv_type, 1)).unwrap();
-    fresh.prefill(session.tokens(), &Cancel::default(), &mut |_, _| {}).unwrap();
+    fresh.prefill(session.tokens(), &Cancel::default(), &mut |_, _| true).unwrap();
     let differs = distance(session.logits().unwrap(), fresh.logits().unwrap());
     // How a card splits the keys of a query depends on the length of the step, and rounds accordingly.
     let allowed = if device == Device::Cpu { 0.0 } else { 0.03 };
@@ -149,6 +149,7 @@ fn a_prompt_that_is_stopped_goes_on_where_it_stopped() {
             if done > after {
                 cancel.cancel();
             }
+            true
         });
         assert!(result.is_ok() || text.starts_with(session.tokens()));
         let held = session.tokens().len();
@@ -156,11 +157,11 @@ fn a_prompt_that_is_stopped_goes_on_where_it_stopped() {
         assert!(did.n_reused >= held.min(text.len() - 1), "{did:?}");
         check_logits(&model, Device::Cpu, &mut session, KvType::F16);
     }
-    assert!(session.prompt(&[], &Cancel::default(), &mut |_, _| {}).is_err());
+    assert!(session.prompt(&[], &Cancel::default(), &mut |_, _| true).is_err());
     let held = session.tokens().to_vec();
     let too_long = tokens(N_CTX as usize + 1, 1);
     assert_eq!(
-        session.prompt(&too_long, &Cancel::default(), &mut |_, _| {}).unwrap_err().kind(),
+        session.prompt(&too_long, &Cancel::default(), &mut |_, _| true).unwrap_err().kind(),
         longgen::ErrorKind::ContextFull
     );
     assert_eq!(session.tokens(), held);

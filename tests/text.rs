@@ -487,8 +487,8 @@ proptest! {
         text += stream.finish().unwrap();
         let (expected, stopped) = streamed_text(&bytes, &stops);
         prop_assert_eq!(text, expected);
-        prop_assert_eq!(stream.stopped(), stopped);
-        if stream.stopped().is_some() {
+        prop_assert_eq!(stream.stop_index(), stopped);
+        if stream.stop_index().is_some() {
             prop_assert_eq!(stream.push(b"x").unwrap(), "");
         }
     }
@@ -506,7 +506,7 @@ fn a_stream_holds_back_only_what_may_become_a_stop() {
     assert_eq!(stream.finish().unwrap(), "\n");
     assert_eq!(stream.push(b"x<|user|>y").unwrap(), "x");
     assert_eq!(stream.finish().unwrap(), "");
-    assert_eq!(stream.stopped(), Some(0));
+    assert_eq!(stream.stop_index(), Some(0));
 }
 
 fn render(template: &str) -> longgen::Result<String> {

@@ -73,18 +73,24 @@ static lg_status make_prompt(const lg_model *model, const char *text, size_t n_b
     const lg_message message = {.role = "user", .role_bytes = 4, .content = text, .content_bytes = n_bytes};
     const uint32_t chat = LG_CHAT_ADD_GENERATION_PROMPT, flags = LG_TOKENIZE_SPECIAL | LG_TOKENIZE_ADD_BOS;
     char *prompt = NULL;
-    size_t n = 0;
-    lg_status status = lg_model_apply_chat_template(model, &message, 1, NULL, 0, chat, NULL, 0, &n, &error);
-    if (status == LG_OK && (prompt = malloc(n + 1)) == NULL)
-        status = failed(LG_ERR_OUT_OF_MEMORY, "the prompt", "too long");
-    if (status == LG_OK)
-        status = lg_model_apply_chat_template(model, &message, 1, NULL, 0, chat, prompt, n, &n, &error);
-    if (status == LG_OK)
-        status = lg_model_tokenize(model, prompt, n, flags, NULL, 0, n_tokens, &error);
-    if (status == LG_OK && (*tokens = calloc(*n_tokens + 1, sizeof **tokens)) == NULL)
-        status = failed(LG_ERR_OUT_OF_MEMORY, "the prompt", "too long");
-    if (status == LG_OK)
-        status = lg_model_tokenize(model, prompt, n, flags, *tokens, *n_tokens, n_tokens, &error);
+    // How much room there is: a guess first, and what is needed where that was too little.
+    size_t n = n_bytes + 1024;
+    lg_status status;
+    do {
+        free(prompt);
+        prompt = malloc(n);
+        status = prompt == NULL ? failed(LG_ERR_OUT_OF_MEMORY, "the prompt", "too long")
+                                : lg_model_apply_chat_template(model, &message, 1, NULL, 0, chat, prompt, n, &n, &error);
+    } while (status == LG_ERR_TOO_SMALL);
+    *n_tokens = n / 3 + 16;
+    if (status == LG_OK) {
+        do {
+            free(*tokens);
+            *tokens = calloc(*n_tokens, sizeof **tokens);
+            status = *tokens == NULL ? failed(LG_ERR_OUT_OF_MEMORY, "the prompt", "too long")
+                                     : lg_model_tokenize(model, prompt, n, flags, *tokens, *n_tokens, n_tokens, &error);
+        } while (status == LG_ERR_TOO_SMALL);
+    }
     free(prompt);
     return status;
 }
@@ -100,7 +106,8 @@ static lg_status answer(const lg_model *model, const uint32_t *tokens, size_t n_
         return failed(LG_ERR_CONTEXT_FULL, "the text with the question", why);
     }
     const lg_session_params params = {.struct_size = sizeof params, .n_ctx = (uint32_t)n_tokens + max_tokens};
-    const lg_generate_params until = {.struct_size = sizeof until, .max_tokens = max_tokens};
+    const lg_generate_params how = {
+        .struct_size = sizeof how, .max_tokens = max_tokens, .on_text = print_text, .cancel = cancel};
     lg_generate_result result = {.struct_size = sizeof result};
     lg_counters took = {.struct_size = sizeof took};
     lg_session *session = NULL;
@@ -109,7 +116,9 @@ static lg_status answer(const lg_model *model, const uint32_t *tokens, size_t n_
     if (status == LG_OK)
         status = lg_sampler_new(NULL, &sampler, &error);
     if (status == LG_OK)
-        status = lg_session_generate(session, sampler, tokens, n_tokens, &until, print_text, NULL, cancel, &result, &error);
+        status = lg_session_generate(session, sampler, tokens, n_tokens, &how, &result, &error);
+    if (status == LG_OK && result.reason == LG_STOP_CANCELLED)
+        status = failed(LG_ERR_CANCELLED, "the answer", "stopped");
     if (status == LG_OK)
         status = lg_session_counters(session, &took, &error);
     if (status == LG_OK) {

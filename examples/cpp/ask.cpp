@@ -45,7 +45,8 @@ std::string read(const char *path)
     return {std::istreambuf_iterator<char>(file), {}};
 }
 
-void ask(const char *path, const char *file, const char *question, std::uint32_t max_tokens, const longgen::Cancel &cancel)
+// Gives what the program exits with.
+int ask(const char *path, const char *file, const char *question, std::uint32_t max_tokens, const longgen::Cancel &cancel)
 {
     longgen::ModelParams opening;
     opening.cancel = &cancel;
@@ -63,15 +64,21 @@ void ask(const char *path, const char *file, const char *question, std::uint32_t
     params.n_ctx = static_cast<std::uint32_t>(tokens.size()) + max_tokens;
     longgen::Session session(model, params);
     longgen::Sampler sampler;
-    longgen::GenerateParams until;
-    until.max_tokens = max_tokens;
-    const auto print = [](std::uint32_t, std::string_view part) { return bool(std::cout << part << std::flush); };
-    const auto result = session.generate(sampler, tokens, until, print, &cancel);
+    longgen::GenerateParams how;
+    how.max_tokens = max_tokens;
+    how.on_text = [](std::uint32_t, std::string_view part) { return bool(std::cout << part << std::flush); };
+    how.cancel = &cancel;
+    const auto result = session.generate(sampler, tokens, how);
     std::cout << std::endl;
+    if (result.reason == LG_STOP_CANCELLED) {
+        std::cerr << "stopped\n";
+        return 130;
+    }
     const auto took = session.counters();
     std::fprintf(stderr, "%zu tokens of prompt in %.2f s, %zu of answer in %.2f s, %.1f MB\n", tokens.size(),
                  took.prompt_ms / 1e3, result.n_tokens, took.generated_ms / 1e3,
                  static_cast<double>(session.n_bytes()) / 1e6);
+    return 0;
 }
 
 } // namespace
@@ -86,7 +93,7 @@ int main(int argc, char **argv)
         longgen::Cancel cancel;
         const OnInterrupt guard(cancel);
         const auto max_tokens = argc > 4 ? static_cast<std::uint32_t>(std::strtoul(argv[4], nullptr, 10)) : 256;
-        ask(argv[1], argv[2], argv[3], max_tokens, cancel);
+        return ask(argv[1], argv[2], argv[3], max_tokens, cancel);
     } catch (const longgen::Error &error) {
         std::cerr << longgen::status_str(error.code()) << ": " << error.what() << " (" << error.where() << ")\n";
         return error.code() == LG_ERR_CANCELLED ? 130 : 1;

@@ -24,6 +24,9 @@ ABI_VERSION = 0
 CHAT_ADD_GENERATION_PROMPT = 1
 TOKENIZE_SPECIAL = 1
 TOKENIZE_ADD_BOS = 2
+TOO_SMALL = 12
+STOP_REASONS = ("end", "length", "string", "callback", "context full", "cancelled")
+ON_PROGRESS = ctypes.CFUNCTYPE(ctypes.c_bool, c_void_p, c_size_t, c_size_t)
 ON_TEXT = ctypes.CFUNCTYPE(ctypes.c_bool, c_void_p, c_uint32, c_void_p, c_size_t)
 
 
@@ -46,13 +49,14 @@ class SessionParams(Struct):
 
 
 class GenerateParams(Struct):
-    _fields_ = [("struct_size", c_size_t), ("max_tokens", c_uint32), ("ignore_eos", c_uint32),
-                ("stops", c_void_p), ("n_stops", c_size_t)]
+    _fields_ = [("struct_size", c_size_t), ("max_tokens", c_uint32), ("ignore_end", c_uint32),
+                ("stops", c_void_p), ("n_stops", c_size_t), ("on_progress", ON_PROGRESS), ("on_text", ON_TEXT),
+                ("user", c_void_p), ("cancel", c_void_p)]
 
 
 class GenerateResult(Struct):
     _fields_ = [("struct_size", c_size_t), ("n_tokens", c_size_t)] + [
-        (name, c_uint32) for name in ("reason", "stop_index", "pending_token", "reserved")
+        (name, c_uint32) for name in ("reason", "stop_index", "pending_token", "end_token")
     ]
 
 
@@ -106,18 +110,23 @@ def new(name, *arguments):
 
 def filled(kind, name, *arguments):
     """What a function gives that takes a buffer, its room, and where to write how much there is."""
-    n = c_size_t()
-    call(name, *arguments, None, c_size_t(0), byref(n))
-    buffer = (kind * n.value)()
-    call(name, *arguments, buffer, n, byref(n))
-    return buffer[: n.value]
+    n = c_size_t(4096)  # A guess, until the library says how much is needed.
+    while True:
+        buffer = (kind * n.value)()
+        try:
+            call(name, *arguments, buffer, c_size_t(len(buffer)), byref(n))
+            return buffer[: n.value]
+        except Error as error:
+            if error.code != TOO_SMALL:
+                raise
 
 
 class Model:
-    """An open model. `stats` says what its last answer took."""
+    """An open model. Of its last answer, `stats` says what it took, `result` what lg_generate_result says, and `reason` why it
+    ended: one of STOP_REASONS."""
 
     def __init__(self, path):
-        self.stats = self._model = None
+        self.stats = self.result = self.reason = self._model = None
         self._model = new("lg_model_open", os.fsencode(path), None)
         self.n_ctx = lib.lg_model_n_ctx_train(self._model)
 
@@ -140,10 +149,15 @@ class Model:
                       c_size_t(0), flags[0])
         return list(filled(c_uint32, "lg_model_tokenize", self._model, made, c_size_t(len(made)), flags[1]))
 
-    def answer(self, prompt, max_tokens):
-        """Yields an answer's text as it comes; to close the generator stops it."""
+    def answer(self, prompt, max_tokens, on_progress=None):
+        """Yields an answer's text as it comes; to close the generator stops it. `on_progress` is told how many tokens of the
+        prompt are done, of how many, and stops it with false; it runs in another thread."""
         parts = queue.SimpleQueue()
         cancel = new("lg_cancel_new")
+
+        @ON_PROGRESS
+        def tell(_user, n_done, n_total):
+            return on_progress is None or on_progress(n_done, n_total)
 
         @ON_TEXT
         def on_text(_user, _token, text, n_bytes):
@@ -152,7 +166,8 @@ class Model:
 
         def run():
             try:
-                self._generate(prompt, max_tokens, on_text, cancel)
+                how = GenerateParams(max_tokens=max_tokens, on_progress=tell, on_text=on_text, cancel=cancel)
+                self._generate(prompt, how)
                 parts.put(None)
             except BaseException as error:
                 parts.put(error)
@@ -170,15 +185,15 @@ class Model:
             worker.join()
             lib.lg_cancel_free(cancel)
 
-    def _generate(self, prompt, max_tokens, on_text, cancel):
+    def _generate(self, prompt, how):
         session = sampler = None
         try:
-            session = new("lg_session_new", self._model, byref(SessionParams(n_ctx=len(prompt) + max_tokens)))
+            session = new("lg_session_new", self._model, byref(SessionParams(n_ctx=len(prompt) + how.max_tokens)))
             sampler = new("lg_sampler_new", None)
             tokens = (c_uint32 * len(prompt))(*prompt)
             result = GenerateResult()
-            call("lg_session_generate", session, sampler, tokens, c_size_t(len(prompt)),
-                 byref(GenerateParams(max_tokens=max_tokens)), on_text, None, cancel, byref(result))
+            call("lg_session_generate", session, sampler, tokens, c_size_t(len(prompt)), byref(how), byref(result))
+            self.result, self.reason = result, STOP_REASONS[result.reason]
             took = Counters()
             call("lg_session_counters", session, byref(took))
             self.stats = (f"{len(prompt)} tokens of prompt in {took.prompt_ms / 1e3:.2f} s, {result.n_tokens} of answer in"

@@ -1,9 +1,8 @@
 //! What each layer of a model may look at.
 
 use super::guard::guard;
-use super::model::lg_model;
+use super::model::{layer, lg_model};
 use super::params::{Results, ResultsOut};
-use super::plan::layer;
 use super::pointer::{Buffer, reference};
 use super::status::{lg_error, lg_status};
 use crate::attention::mask::Mask;
@@ -92,8 +91,7 @@ pub unsafe extern "C" fn lg_model_layer_attention(
 
 /// The phase of each query head of a layer, as `LG_ATTENTION_BLOCKS` uses it; without a meaning in the other kinds.
 ///
-/// `phases` has room for `cap` numbers; `*n_phases` is how many there are, which is `lg_model_n_heads`. NULL with 0 asks
-/// only for that; a buffer that is too small is `LG_ERR_INVALID` and nothing is written.
+/// `phases` has room for `cap` numbers; `*n_phases` is how many there are, which is `lg_model_n_heads`.
 ///
 /// Errors: `LG_ERR_INVALID`, also for a layer that the model does not have.
 ///

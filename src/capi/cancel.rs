@@ -1,7 +1,7 @@
 //! `lg_cancel`.
 
-use super::guard::{guard, guard_or};
-use super::pointer::{free, into_handle, output, reference};
+use super::guard::guard;
+use super::pointer::{self, free, into_handle, output, reference};
 use super::status::{lg_error, lg_status};
 use crate::cancel::Cancel;
 use crate::error::Result;
@@ -29,8 +29,9 @@ pub unsafe extern "C" fn lg_cancel_new(out: *mut *mut lg_cancel, error: *mut lg_
     unsafe { guard("lg_cancel_new", error, body) }
 }
 
-/// Asks the calls that were given this object to stop soon; they return `LG_ERR_CANCELLED`. Calls that come later stop
-/// at once, until `lg_cancel_reset`. NULL does nothing. A signal handler may call it.
+/// Asks the calls that were given this object to stop soon: with `LG_ERR_CANCELLED`, but for an answer of
+/// `lg_session_generate` that has begun, which ends. Calls that come later stop at once, until `lg_cancel_reset`. NULL does
+/// nothing. A signal handler may call it.
 ///
 /// # Safety
 /// The caller must not free the object before this returns.
@@ -50,7 +51,12 @@ pub unsafe extern "C" fn lg_cancel_set(cancel: *mut lg_cancel) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lg_cancel_reset(cancel: *mut lg_cancel) {
     // SAFETY: the caller's word.
-    guard_or((), || unsafe { reference(cancel, "cancel") }.map(|cancel| cancel.0.reset()));
+    unsafe {
+        pointer::get(cancel, (), |cancel| {
+            cancel.0.reset();
+            Ok(())
+        });
+    }
 }
 
 /// Frees a cancel object. NULL does nothing.

@@ -4,6 +4,7 @@ use std::ffi::c_char;
 
 use super::guard::guard;
 use super::model::{get, lg_model};
+use super::params::check_flags;
 use super::pointer::{Buffer, reference, slice, text};
 use super::status::{lg_error, lg_status};
 use crate::error::{Error, ErrorKind, Result};
@@ -57,8 +58,7 @@ pub unsafe extern "C" fn lg_model_has_chat_template(model: *const lg_model) -> b
 /// Messages that have more than a role and a text, such as calls of tools or content in parts, come as the member `messages`;
 /// `n_messages` must be 0 then. `flags` is `LG_CHAT_ADD_GENERATION_PROMPT` or 0.
 ///
-/// `text` has room for `cap` bytes; `*n_bytes` is how many the text has, without a zero byte. NULL with 0 asks only for that;
-/// a buffer that is too small is `LG_ERR_INVALID` and nothing is written.
+/// `text` has room for `cap` bytes; `*n_bytes` is how many the text has, without a zero byte.
 ///
 /// Errors: `LG_ERR_NOT_FOUND` if the model has no chat template; `LG_ERR_INVALID`, also if the template refuses the messages,
 /// fails, or takes too many steps: with its line and what it says.
@@ -86,10 +86,7 @@ pub unsafe extern "C" fn lg_model_apply_chat_template(
         let variables = unsafe { self::text(variables, variables_bytes, "variables") }?;
         // SAFETY: as above.
         let out = unsafe { Buffer::new(text.cast::<u8>(), cap, n_bytes, ["text", "n_bytes"]) }?;
-        let unknown = flags & !LG_CHAT_ADD_GENERATION_PROMPT;
-        if unknown != 0 {
-            return Err(Error::invalid(format!("flags: bits {unknown:#x} mean nothing")));
-        }
+        check_flags(flags, LG_CHAT_ADD_GENERATION_PROMPT)?;
         // SAFETY: as above.
         let messages: Vec<Message> =
             messages.iter().map(|message| unsafe { message.checked() }).collect::<Result<_>>()?;

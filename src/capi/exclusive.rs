@@ -33,7 +33,7 @@ impl<T> Exclusive<T> {
     /// Keeps other calls from the value, which messages call `name`.
     ///
     /// # Errors
-    /// `Invalid` while another call runs, `Poisoned` after one that panicked or returned `Internal`.
+    /// `Busy` while another call runs, `Poisoned` after one that panicked or returned `Internal`.
     pub(super) fn lock(&self, name: &str) -> Result<Locked<'_, T>> {
         let poisoned = || {
             Error::new(
@@ -44,7 +44,7 @@ impl<T> Exclusive<T> {
         let value = match self.value.try_lock() {
             Ok(value) => value,
             Err(TryLockError::WouldBlock) => {
-                return Err(Error::invalid(format!("the {name} is in use by another call")));
+                return Err(Error::new(ErrorKind::Busy, format!("the {name} is in use by another call")));
             }
             Err(TryLockError::Poisoned(_)) => return Err(poisoned()),
         };
@@ -104,7 +104,7 @@ mod tests {
     fn a_call_from_within_a_call_is_refused_and_harms_nothing() {
         let object = Exclusive::new(7);
         let status = call(&object, |value| {
-            assert_eq!(call(&object, |_| Ok(())), lg_status::LG_ERR_INVALID);
+            assert_eq!(call(&object, |_| Ok(())), lg_status::LG_ERR_BUSY);
             *value += 1;
             Ok(())
         });

@@ -2,9 +2,8 @@
 
 use std::ffi::{CString, c_char};
 
-use super::guard::guard_or;
 use super::model::{LG_TOKEN_NONE, get, lg_model};
-use super::pointer::reference;
+use super::pointer;
 use crate::model::Model;
 use crate::text::SpecialToken;
 
@@ -48,10 +47,10 @@ fn number(n: usize) -> u32 {
 /// One of a model's strings, or NULL for NULL.
 ///
 /// # Safety
-/// As for [`reference`].
+/// As for [`pointer::reference`].
 unsafe fn string(model: *const lg_model, body: impl FnOnce(&lg_model) -> &CString) -> *const c_char {
     // SAFETY: the caller's word.
-    guard_or(std::ptr::null(), || unsafe { reference(model, "model") }.map(|model| body(model).as_ptr()))
+    unsafe { pointer::get(model, std::ptr::null(), |model| Ok(body(model).as_ptr())) }
 }
 
 /// The architecture that the file names: "longgen", "llama" for a plain GGUF, or any for a model that was opened with

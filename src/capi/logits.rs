@@ -84,10 +84,10 @@ pub struct lg_token_logprob {
     pub logprob: f32,
 }
 
-/// The `n` likeliest tokens behind the session's last one, likeliest first, with their log-probabilities. Of equally likely
-/// ones the lowest id comes first.
+/// The `n_logprobs` likeliest tokens behind the session's last one, likeliest first, with their log-probabilities. Of equally
+/// likely ones the lowest id comes first.
 ///
-/// `out` has room for `n` of them, at most 256 and as many as the vocabulary has.
+/// `logprobs` has room for `n_logprobs` of them, at most 256 and as many as the vocabulary has.
 ///
 /// Errors: those of `lg_session_logits`, `LG_ERR_OUT_OF_MEMORY`, and `LG_ERR_INVALID` for more tokens than that.
 ///
@@ -96,15 +96,17 @@ pub struct lg_token_logprob {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lg_session_top_logprobs(
     session: *const lg_session,
-    n: usize,
-    out: *mut lg_token_logprob,
+    logprobs: *mut lg_token_logprob,
+    n_logprobs: usize,
     error: *mut lg_error,
 ) -> lg_status {
     let body = || {
         // SAFETY: the caller's word, as for all pointers of this function.
-        let (session, out) = unsafe { (reference(session, "session")?, outputs(out, n, "out")?) };
-        let top = session.with(|session| session.top_logprobs(n))?;
-        for (out, TokenLogprob { token, logprob }) in out.iter_mut().zip(top) {
+        let session = unsafe { reference(session, "session") }?;
+        // SAFETY: as above.
+        let logprobs = unsafe { outputs(logprobs, n_logprobs, "logprobs") }?;
+        let top = session.with(|session| session.top_logprobs(n_logprobs))?;
+        for (out, TokenLogprob { token, logprob }) in logprobs.iter_mut().zip(top) {
             out.write(lg_token_logprob { token, logprob });
         }
         Ok(())

@@ -56,8 +56,7 @@ pub unsafe extern "C" fn lg_model_n_metadata(model: *const lg_model) -> usize {
 
 /// The key number `index` of the model's file, in its order.
 ///
-/// `key` has room for `cap` bytes; `*n_bytes` is how many the key has together with the zero byte at its end. NULL with 0
-/// asks only for that; a buffer that is too small is `LG_ERR_INVALID` and nothing is written.
+/// `key` has room for `cap` bytes; `*n_bytes` is how many the key has together with the zero byte at its end.
 ///
 /// Errors: `LG_ERR_INVALID`, also for an index that is not below `lg_model_n_metadata`.
 ///
@@ -216,8 +215,7 @@ pub unsafe extern "C" fn lg_model_metadata_bool(
 
 /// `lg_model_metadata_u64` for texts.
 ///
-/// `text` has room for `cap` bytes; `*n_bytes` is how many the text has, without a zero byte at its end. NULL with 0 asks
-/// only for that; a buffer that is too small is `LG_ERR_INVALID` and nothing is written.
+/// `text` has room for `cap` bytes; `*n_bytes` is how many the text has, without a zero byte at its end.
 ///
 /// Errors: those of `lg_model_metadata_u64`.
 ///

@@ -27,6 +27,9 @@ pub mod stream;
 pub mod tokenize;
 pub mod version;
 
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("the structs of the C interface are laid out for pointers of 64 bits");
+
 #[cfg(not(panic = "unwind"))]
 compile_error!(
     "build with panic = \"unwind\": panics are caught at the C boundary, an abort would end the host process"

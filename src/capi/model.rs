@@ -4,12 +4,12 @@ use std::ffi::{CString, c_char, c_void};
 use std::sync::Arc;
 
 use super::cancel::{self, lg_cancel};
-use super::guard::{guard, guard_or};
+use super::guard::guard;
 use super::params::{self, Params, flag, reserved, unknown};
-use super::pointer::{c_string, free, into_handle, output, path, reference};
-use super::session::{lg_progress, teller};
+use super::pointer::{self, c_string, free, into_handle, output, path};
+use super::session::{lg_on_progress, teller};
 use super::status::{lg_error, lg_status};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::opening::LogLevel;
 use crate::model::{Device, Model, ModelParams};
 use crate::weights::Load;
@@ -43,17 +43,17 @@ pub const LG_DEVICE_REFERENCE: u32 = 2;
 /// `lg_model_params.device`: the first CUDA card; `LG_DEVICE_CUDA + n` is the one behind it by `n`, up to 255.
 pub const LG_DEVICE_CUDA: u32 = 256;
 
-/// `lg_log`: good to know.
+/// `lg_on_log`: good to know.
 pub const LG_LOG_INFO: u32 = 0;
-/// `lg_log`: not what was asked for, or not as good as it could be.
+/// `lg_on_log`: not what was asked for, or not as good as it could be.
 pub const LG_LOG_WARNING: u32 = 1;
 
 /// Told what is worth knowing about a model while it is opened, line by line and once each: what it consists of, why
 /// `LG_DEVICE_AUTO` takes the processor, what it runs on, how long it took. `level` is one of `LG_LOG_*`; `message` is a
 /// line of UTF-8 for people, without its end, and valid during the call.
 ///
-/// Called in the thread of `lg_model_open` before that returns. It must return: no exception and no longjmp may leave it.
-pub type lg_log = Option<unsafe extern "C" fn(user: *mut c_void, level: u32, message: *const c_char)>;
+/// Called before `lg_model_open` returns.
+pub type lg_on_log = Option<unsafe extern "C" fn(user: *mut c_void, level: u32, message: *const c_char)>;
 
 /// A token that does not exist.
 pub const LG_TOKEN_NONE: u32 = u32::MAX;
@@ -80,21 +80,19 @@ pub struct lg_model_params {
     pub reserved: u32,
     /// Told how many bytes have been gone through; may be NULL. The file counts once for each time that it is gone
     /// through: to copy it into memory, to verify it, and to load its tensors.
-    pub progress: lg_progress,
-    /// Handed to `progress`.
-    pub progress_user: *mut c_void,
+    pub on_progress: lg_on_progress,
+    /// Told what is worth knowing; NULL for silence.
+    pub on_log: lg_on_log,
+    /// Handed to `on_progress` and `on_log`.
+    pub user: *mut c_void,
     /// Stops the call, which returns `LG_ERR_CANCELLED`; may be NULL. It is looked at from tensor to tensor, and every
     /// 16 MiB where a file is copied, but not while the vocabulary is read, which takes less than a second.
     pub cancel: *const lg_cancel,
-    /// Told what is worth knowing; NULL for silence.
-    pub log: lg_log,
-    /// Handed to `log`.
-    pub log_user: *mut c_void,
 }
 
-// SAFETY: repr(C), begins with its size, numbers and pointers, and without padding: 8 + 6 * 4 + 5 * 8 bytes.
+// SAFETY: repr(C), begins with its size, numbers and pointers, and without padding: 8 + 6 * 4 + 4 * 8 bytes.
 unsafe impl Params for lg_model_params {
-    const FIRST_SIZE: usize = 24;
+    const FIRST_SIZE: usize = 64;
 }
 
 impl lg_model_params {
@@ -147,14 +145,14 @@ pub unsafe extern "C" fn lg_model_open(
         // SAFETY: as above.
         let cancel = unsafe { cancel::get(params.cancel) }?;
         // SAFETY: as above.
-        let mut progress = unsafe { teller(params.progress, params.progress_user) };
-        let mut log = |level, message: &str| {
-            if let Some(log) = params.log {
+        let mut on_progress = unsafe { teller(params.on_progress, params.user) };
+        let mut on_log = |level, message: &str| {
+            if let Some(on_log) = params.on_log {
                 // SAFETY: the caller's word; the message ends with a zero byte.
-                unsafe { log(params.log_user, self::level(level), c_string(message).as_ptr()) };
+                unsafe { on_log(params.user, self::level(level), c_string(message).as_ptr()) };
             }
         };
-        let model = Model::open_with(path, &params.checked()?, &cancel, &mut progress, &mut log)?;
+        let model = Model::open_with(path, &params.checked()?, &cancel, &mut on_progress, &mut on_log)?;
         let architecture = c_string(&model.config().architecture);
         let device = c_string(&model.device().name);
         out.write(into_handle(lg_model { model: Arc::new(model), architecture, device })?);
@@ -184,8 +182,14 @@ pub unsafe extern "C" fn lg_model_free(model: *mut lg_model) {
 /// What `body` says about a model, or `fallback` for NULL.
 ///
 /// # Safety
-/// As for [`reference`].
+/// As for [`pointer::reference`].
 pub(super) unsafe fn get<T: Copy>(model: *const lg_model, fallback: T, body: impl FnOnce(&Model) -> T) -> T {
     // SAFETY: the caller's word.
-    guard_or(fallback, || unsafe { reference(model, "model") }.map(|model| body(&model.model)))
+    unsafe { pointer::get(model, fallback, |model| Ok(body(&model.model))) }
+}
+
+/// What `layers` says about one of them.
+pub(super) fn layer<T>(layers: &[T], layer: u32) -> Result<&T> {
+    let n_layers = layers.len();
+    layers.get(layer as usize).ok_or_else(|| Error::invalid(format!("layer {layer} of {n_layers}")))
 }

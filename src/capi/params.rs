@@ -19,11 +19,12 @@ pub(super) unsafe trait Params: Copy {
 /// The parameters behind `pointer`, all zero for NULL. Fields that the caller's version did not have are zero.
 ///
 /// # Errors
-/// `Invalid` if `struct_size` is none, or if a field behind those that this version knows is not zero.
+/// `Invalid` if `struct_size` is none, `Unsupported` if a field behind those that this version knows is not zero.
 ///
 /// # Safety
 /// If not NULL, `pointer` points to as many readable bytes as the `struct_size` at its beginning says.
 pub(super) unsafe fn read<T: Params>(pointer: *const T, name: &str) -> Result<T> {
+    const { assert!(size_of::<T>() >= T::FIRST_SIZE) };
     let mut params = std::mem::MaybeUninit::<T>::zeroed();
     if !pointer.is_null() {
         let known = size_of::<T>();
@@ -82,6 +83,7 @@ impl<T: Results> ResultsOut<T> {
     /// If neither NULL nor misaligned, `pointer` points to as many bytes as the `struct_size` at its beginning says, which
     /// nobody else uses while the result lives.
     pub(super) unsafe fn new(pointer: *mut T, name: &str) -> Result<Self> {
+        const { assert!(size_of::<T>() >= T::FIRST_SIZE) };
         check(pointer, name)?;
         // SAFETY: not NULL, aligned, and every version of the struct begins with its size.
         let size = unsafe { pointer.cast::<usize>().read() };
@@ -104,16 +106,26 @@ impl<T: Results> ResultsOut<T> {
     }
 }
 
-/// `value` of the enumeration called `name` is none of its numbers.
+/// `value` of the enumeration called `name` is none that this version knows.
 pub(super) fn unknown(name: &str, value: u32) -> Error {
-    Error::invalid(format!("{name}: {value} is none of its values"))
+    Error::unsupported(format!("{name}: this version knows no {value}"))
 }
 
 /// A field that has no meaning yet.
 pub(super) fn reserved(value: u32) -> Result<()> {
     match value {
         0 => Ok(()),
-        other => Err(Error::invalid(format!("reserved: {other}, and not 0"))),
+        other => Err(Error::unsupported(format!("reserved: {other}, this version knows only 0"))),
+    }
+}
+
+/// Flags: any of `known` together.
+pub(super) fn check_flags(flags: u32, known: u32) -> Result<()> {
+    match flags & !known {
+        0 => Ok(()),
+        unknown => {
+            Err(Error::unsupported(format!("flags: bits {unknown:#x}, this version knows {known:#x}")))
+        }
     }
 }
 

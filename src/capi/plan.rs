@@ -1,12 +1,12 @@
 //! What sessions will take, before they are opened.
 
 use super::guard::guard;
-use super::model::lg_model;
+use super::model::{layer, lg_model};
 use super::params::{self, Results, ResultsOut};
 use super::pointer::{output, reference};
 use super::session::lg_session_params;
 use super::status::{lg_error, lg_status};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::session::{LayerPlan, MemoryPlan};
 
 /// What a session takes, in bytes. Each of several sessions takes that much.
@@ -69,7 +69,7 @@ pub struct lg_layer_plan {
     /// Cache blocks of all KV heads together.
     pub n_slots: u32,
     /// Tokens of a cache block.
-    pub block_tokens: u32,
+    pub block_size: u32,
     /// The layer's part of `lg_memory_plan.kv_bytes`.
     pub kv_bytes: u64,
     /// The layer's part of `lg_memory_plan.staging_bytes`.
@@ -86,7 +86,7 @@ impl From<&LayerPlan> for lg_layer_plan {
         Self {
             struct_size: 0,
             n_slots: plan.n_slots,
-            block_tokens: plan.attention.mask.block_size(),
+            block_size: plan.attention.mask.block_size(),
             kv_bytes: plan.kv_bytes as u64,
             staging_bytes: plan.staging_bytes as u64,
         }
@@ -156,12 +156,6 @@ pub unsafe extern "C" fn lg_model_plan_layer(
     };
     // SAFETY: the caller's word.
     unsafe { guard("lg_model_plan_layer", error, body) }
-}
-
-/// What `layers` says about one of them.
-pub(super) fn layer<T>(layers: &[T], layer: u32) -> Result<&T> {
-    let n_layers = layers.len();
-    layers.get(layer as usize).ok_or_else(|| Error::invalid(format!("layer {layer} of {n_layers}")))
 }
 
 /// The longest context, in tokens, that a session can have within `n_bytes` with otherwise these parameters: at most

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::guard::guard_or;
 use crate::alloc::{try_box, try_collect_ok, try_string};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Moves a value behind a handle; [`free`] takes it back.
 ///
@@ -38,6 +38,15 @@ pub(super) unsafe fn reference<'a, T>(pointer: *const T, name: &str) -> Result<&
     check(pointer, name)?;
     // SAFETY: not NULL and aligned; the rest is the caller's word.
     Ok(unsafe { &*pointer })
+}
+
+/// What `body` says about what `handle` points to, or `fallback` for NULL and where it fails.
+///
+/// # Safety
+/// As for [`reference`].
+pub(super) unsafe fn get<T, R>(handle: *const T, fallback: R, body: impl FnOnce(&T) -> Result<R>) -> R {
+    // SAFETY: as the caller says.
+    guard_or(fallback, || body(unsafe { reference(handle, "handle") }?))
 }
 
 /// Where a result goes. It is not read, so it may be uninitialised.
@@ -178,7 +187,7 @@ impl<'a, T: Copy> Buffer<'a, T> {
     /// Writes all of `values` and their number.
     ///
     /// # Errors
-    /// `Invalid`, with nothing written, if they do not fit.
+    /// `TooSmall`, with nothing written but their number, if they do not fit.
     pub(super) fn fill(self, values: &[T]) -> Result<()> {
         self.fill_with(values.iter().copied())
     }
@@ -186,14 +195,15 @@ impl<'a, T: Copy> Buffer<'a, T> {
     /// The same for values that are made on the way.
     pub(super) fn fill_with(self, values: impl ExactSizeIterator<Item = T>) -> Result<()> {
         let n = values.len();
+        self.n.write(n);
         if let Some(elements) = self.elements {
             let cap = elements.len();
             let Some(room) = elements.get_mut(..n) else {
-                return Err(Error::invalid(format!("{n} elements do not fit in a buffer for {cap}")));
+                let message = format!("{n} elements do not fit in a buffer for {cap}");
+                return Err(Error::new(ErrorKind::TooSmall, message));
             };
             room.iter_mut().zip(values).for_each(|(to, value)| _ = to.write(value));
         }
-        self.n.write(n);
         Ok(())
     }
 }

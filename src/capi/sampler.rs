@@ -12,7 +12,7 @@ use crate::session::Session;
 
 /// Chooses tokens, one after the other, from one stream of random numbers. It belongs to no model.
 ///
-/// Threads: one caller at a time; a second one gets `LG_ERR_INVALID`. After `LG_ERR_INTERNAL` every call returns
+/// Threads: one caller at a time; a second one gets `LG_ERR_BUSY`. After `LG_ERR_INTERNAL` every call returns
 /// `LG_ERR_POISONED`.
 pub struct lg_sampler {
     sampler: Exclusive<Sampler>,
@@ -79,7 +79,7 @@ pub struct lg_sampler_params {
 
 // SAFETY: repr(C), begins with its size, numbers only, and without padding: 2 * 8 + 14 * 4 bytes.
 unsafe impl Params for lg_sampler_params {
-    const FIRST_SIZE: usize = 32;
+    const FIRST_SIZE: usize = 72;
 }
 
 impl lg_sampler_params {
@@ -153,7 +153,7 @@ pub unsafe extern "C" fn lg_sampler_new(
     unsafe { guard("lg_sampler_new", error, body) }
 }
 
-/// What is added to the logits of some tokens: `n` pairs of token and bias, which replace those that were set before.
+/// What is added to the logits of some tokens: `n_biases` pairs of token and bias, which replace those that were set before.
 /// Tokens that a model does not have change nothing.
 ///
 /// Errors: `LG_ERR_INVALID` for a bias that is NaN or infinity, or a token with two, `LG_ERR_OUT_OF_MEMORY`,
@@ -164,14 +164,15 @@ pub unsafe extern "C" fn lg_sampler_new(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lg_sampler_set_bias(
     sampler: *mut lg_sampler,
-    bias: *const lg_logit_bias,
-    n: usize,
+    biases: *const lg_logit_bias,
+    n_biases: usize,
     error: *mut lg_error,
 ) -> lg_status {
     let body = || {
         // SAFETY: the caller's word, as for all pointers of this function.
-        let (sampler, bias) = unsafe { (reference(sampler, "sampler")?, slice(bias, n, "bias")?) };
-        sampler.with(|sampler| sampler.set_bias(bias.iter().map(|pair| (pair.token, pair.bias))))
+        let (sampler, biases) =
+            unsafe { (reference(sampler, "sampler")?, slice(biases, n_biases, "biases")?) };
+        sampler.with(|sampler| sampler.set_bias(biases.iter().map(|pair| (pair.token, pair.bias))))
     };
     // SAFETY: the caller's word.
     unsafe { guard("lg_sampler_set_bias", error, body) }
@@ -268,8 +269,7 @@ pub unsafe extern "C" fn lg_sampler_sample_masked(
 
 /// What the last token was chosen from, likeliest first: one token without a temperature, none after a call that failed.
 ///
-/// `choices` has room for `cap` of them; `*n_choices` is how many there are. NULL with 0 asks only for that; a buffer that
-/// is too small is `LG_ERR_INVALID` and nothing is written.
+/// `choices` has room for `cap` of them; `*n_choices` is how many there are.
 ///
 /// Errors: `LG_ERR_INVALID`, `LG_ERR_POISONED`.
 ///

@@ -17,8 +17,8 @@ use crate::session::{Session, SessionParams};
 
 /// One sequence of tokens with its keys and values. It keeps its model alive.
 ///
-/// Threads: one caller at a time, in any thread; a second one gets `LG_ERR_INVALID`. Sessions of one model may be used
-/// at the same time. After `LG_ERR_INTERNAL` every call returns `LG_ERR_POISONED`.
+/// Threads: one caller at a time, in any thread; a second one gets `LG_ERR_BUSY`. Sessions of one model may be used at
+/// the same time. After `LG_ERR_INTERNAL` every call returns `LG_ERR_POISONED`.
 pub struct lg_session {
     session: Exclusive<Session>,
     /// What never changes can be told while another call runs.
@@ -77,7 +77,7 @@ pub struct lg_session_params {
 
 // SAFETY: repr(C), begins with its size, integers only, and without padding: 8 + 6 * 4 + 8 bytes.
 unsafe impl Params for lg_session_params {
-    const FIRST_SIZE: usize = 24;
+    const FIRST_SIZE: usize = 40;
 }
 
 impl lg_session_params {
@@ -105,22 +105,25 @@ impl lg_session_params {
     }
 }
 
-/// Told how much of a long call is done: tokens of a prompt after each of its chunks, bytes of a model's file.
+/// Told how much of a long call is done: tokens of a prompt after each of its chunks, bytes of a model's file. True goes on;
+/// false stops the call with `LG_ERR_CANCELLED`, as a cancel object would that is set at that moment, and also after the last
+/// part: what is done stays done.
 ///
-/// Called in the thread of the running call, which goes on when it returns; to stop the call, set its cancel object. It
-/// must return: no exception and no longjmp may leave it. A session that is at work is in use meanwhile.
-pub type lg_progress = Option<unsafe extern "C" fn(user: *mut c_void, n_done: usize, n_total: usize)>;
+/// A session that is at work is in use meanwhile.
+pub type lg_on_progress =
+    Option<unsafe extern "C" fn(user: *mut c_void, n_done: usize, n_total: usize) -> bool>;
 
-/// Tells a caller's `progress`, if there is one.
+/// Tells a caller's `on_progress`, if there is one.
 ///
 /// # Safety
-/// `progress` may be called with `user` as long as the result lives.
-pub(super) unsafe fn teller(progress: lg_progress, user: *mut c_void) -> impl FnMut(usize, usize) {
+/// `on_progress` may be called with `user` as long as the result lives.
+pub(super) unsafe fn teller(
+    on_progress: lg_on_progress,
+    user: *mut c_void,
+) -> impl FnMut(usize, usize) -> bool {
     move |n_done, n_total| {
-        if let Some(progress) = progress {
-            // SAFETY: as the caller says.
-            unsafe { progress(user, n_done, n_total) };
-        }
+        // SAFETY: as the caller says.
+        on_progress.is_none_or(|on_progress| unsafe { on_progress(user, n_done, n_total) })
     }
 }
 
@@ -171,22 +174,21 @@ pub unsafe extern "C" fn lg_session_free(session: *mut lg_session) {
 /// Appends `n_tokens` tokens, at least one, and computes the logits behind the last.
 ///
 /// They are processed in chunks, and a chunk counts as a whole or not at all: after an error the session holds the
-/// chunks that had finished, `lg_session_position` says how far, and the call may go on from there. `cancel` may be
-/// NULL. `progress` may be NULL; `user` is handed to it.
+/// chunks that had finished, `lg_session_n_tokens` says how far, and the call may go on from there. `cancel` may be NULL.
 ///
 /// Errors: `LG_ERR_INVALID` for no tokens or one beyond the vocabulary and `LG_ERR_CONTEXT_FULL` if they do not all fit,
 /// both before anything is computed; `LG_ERR_CANCELLED`; `LG_ERR_OUT_OF_MEMORY`, `LG_ERR_DEVICE`, `LG_ERR_POISONED`.
 ///
 /// # Safety
-/// The caller must pass pointers as the conventions ask, and a `progress` that keeps its promises.
+/// The caller must pass pointers as the conventions ask, and an `on_progress` that keeps its promises.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lg_session_prefill(
     session: *mut lg_session,
     tokens: *const u32,
     n_tokens: usize,
-    cancel: *const lg_cancel,
-    progress: lg_progress,
+    on_progress: lg_on_progress,
     user: *mut c_void,
+    cancel: *const lg_cancel,
     error: *mut lg_error,
 ) -> lg_status {
     let body = || {
@@ -196,7 +198,7 @@ pub unsafe extern "C" fn lg_session_prefill(
         // SAFETY: as above.
         let cancel = unsafe { cancel::get(cancel) }?;
         // SAFETY: as above.
-        let mut tell = unsafe { teller(progress, user) };
+        let mut tell = unsafe { teller(on_progress, user) };
         session.with(|session| session.prefill(tokens, &cancel, &mut tell))
     };
     // SAFETY: the caller's word.
@@ -215,7 +217,7 @@ pub unsafe extern "C" fn lg_session_prefill(
 /// otherwise anything; `LG_ERR_INVALID` for rows that do not rise or are beyond the tokens.
 ///
 /// # Safety
-/// The caller must pass pointers as the conventions ask, and a `progress` that keeps its promises.
+/// The caller must pass pointers as the conventions ask, and an `on_progress` that keeps its promises.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lg_session_prefill_rows(
     session: *mut lg_session,
@@ -223,9 +225,9 @@ pub unsafe extern "C" fn lg_session_prefill_rows(
     n_tokens: usize,
     rows: *const usize,
     n_rows: usize,
-    cancel: *const lg_cancel,
-    progress: lg_progress,
+    on_progress: lg_on_progress,
     user: *mut c_void,
+    cancel: *const lg_cancel,
     logits: *mut f32,
     hidden: *mut f32,
     error: *mut lg_error,
@@ -243,7 +245,7 @@ pub unsafe extern "C" fn lg_session_prefill_rows(
             // SAFETY: as above.
             let hidden = unsafe { optional_floats(hidden, [n_rows, d_model], "hidden") }?;
             // SAFETY: as above.
-            let mut tell = unsafe { teller(progress, user) };
+            let mut tell = unsafe { teller(on_progress, user) };
             session.prefill_rows(tokens, rows, logits, hidden, &cancel, &mut tell)
         })
     };

@@ -1,21 +1,21 @@
 //! What a session holds, and going back.
 
-use super::guard::{guard, guard_or};
+use super::guard::guard;
 use super::params::{Results, ResultsOut};
-use super::pointer::{Buffer, output, reference};
+use super::pointer::{Buffer, get, output, reference};
 use super::session::lg_session;
 use super::status::{lg_error, lg_status};
 use crate::session::Counters;
 
-/// Number of tokens that the session holds, which is the position of the next one. 0 for NULL, while another call runs in
+/// How many tokens the session holds, which is the position of the next one. 0 for NULL, while another call runs in
 /// the session, and after `LG_ERR_INTERNAL`.
 ///
 /// # Safety
 /// The caller must not free the session before this returns.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn lg_session_position(session: *const lg_session) -> usize {
+pub unsafe extern "C" fn lg_session_n_tokens(session: *const lg_session) -> usize {
     // SAFETY: the caller's word.
-    guard_or(0, || unsafe { reference(session, "session") }?.with(|session| Ok(session.tokens().len())))
+    unsafe { get(session, 0, |session| session.with(|session| Ok(session.tokens().len()))) }
 }
 
 /// Longest context of the session in tokens. 0 for NULL.
@@ -25,7 +25,7 @@ pub unsafe extern "C" fn lg_session_position(session: *const lg_session) -> usiz
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lg_session_n_ctx(session: *const lg_session) -> u32 {
     // SAFETY: the caller's word.
-    guard_or(0, || unsafe { reference(session, "session") }.map(|session| session.n_ctx))
+    unsafe { get(session, 0, |session| Ok(session.n_ctx)) }
 }
 
 /// Bytes of memory that the session occupies, all of it, on whatever device it lies: what `lg_model_plan` said. 0 for
@@ -36,7 +36,7 @@ pub unsafe extern "C" fn lg_session_n_ctx(session: *const lg_session) -> u32 {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lg_session_n_bytes(session: *const lg_session) -> u64 {
     // SAFETY: the caller's word.
-    guard_or(0, || unsafe { reference(session, "session") }.map(|session| session.n_bytes))
+    unsafe { get(session, 0, |session| Ok(session.n_bytes)) }
 }
 
 /// Those of the session's bytes that are its cache of keys and values. 0 for NULL.
@@ -46,13 +46,12 @@ pub unsafe extern "C" fn lg_session_n_bytes(session: *const lg_session) -> u64 {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lg_session_kv_bytes(session: *const lg_session) -> u64 {
     // SAFETY: the caller's word.
-    guard_or(0, || unsafe { reference(session, "session") }.map(|session| session.kv_bytes))
+    unsafe { get(session, 0, |session| Ok(session.kv_bytes)) }
 }
 
 /// The tokens that the session holds.
 ///
-/// `tokens` has room for `cap` tokens; `*n_tokens` is how many there are. NULL with 0 asks only for that; a buffer that is
-/// too small is `LG_ERR_INVALID` and nothing is written.
+/// `tokens` has room for `cap` tokens; `*n_tokens` is how many there are.
 ///
 /// Errors: `LG_ERR_INVALID`, `LG_ERR_POISONED`.
 ///
@@ -109,14 +108,14 @@ unsafe impl Results for lg_counters {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn lg_session_counters(
     session: *const lg_session,
-    counters: *mut lg_counters,
+    out: *mut lg_counters,
     error: *mut lg_error,
 ) -> lg_status {
     let body = || {
         // SAFETY: the caller's word, as for all pointers of this function.
         let session = unsafe { reference(session, "session") }?;
         // SAFETY: as above.
-        let out = unsafe { ResultsOut::new(counters, "lg_counters") }?;
+        let out = unsafe { ResultsOut::new(out, "lg_counters") }?;
         let Counters { prompt, generated } = session.with(|session| Ok(session.counters()))?;
         out.write(&lg_counters {
             struct_size: 0,
@@ -133,10 +132,10 @@ pub unsafe extern "C" fn lg_session_counters(
 
 /// Goes back to the first `n_tokens` tokens and forgets the others.
 ///
-/// Layers that keep a part of the context cannot go back to where they have given up what they need. Then the session
-/// becomes empty instead: `*n_kept` is how many tokens it holds afterwards, `n_tokens` or 0, and the caller appends the
-/// missing ones again. Going back to one cache block, at least 16 tokens, behind the furthest token so far always works.
-/// There are no logits until something is appended, unless `n_tokens` is where the session stood.
+/// `*n_kept` is how many tokens the session holds afterwards: `n_tokens`, or fewer where layers that keep a part of the
+/// context have given up what they would need; the caller appends the missing ones again. Going back to one cache block, at
+/// least 16 tokens, behind the furthest token so far always works. There are no logits until something is appended, unless
+/// `n_tokens` is where the session stood.
 ///
 /// Errors: `LG_ERR_INVALID` if the session holds fewer tokens, `LG_ERR_POISONED`.
 ///

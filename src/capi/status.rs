@@ -32,6 +32,10 @@ pub enum lg_status {
     LG_ERR_POISONED = 10,
     /// A bug in the library.
     LG_ERR_INTERNAL = 11,
+    /// A buffer is too small; the number that comes with it says how much is needed.
+    LG_ERR_TOO_SMALL = 12,
+    /// Another call is using this object.
+    LG_ERR_BUSY = 13,
 }
 
 use lg_status::*;
@@ -50,6 +54,8 @@ impl From<ErrorKind> for lg_status {
             ErrorKind::Cancelled => LG_ERR_CANCELLED,
             ErrorKind::Poisoned => LG_ERR_POISONED,
             ErrorKind::Internal => LG_ERR_INTERNAL,
+            ErrorKind::TooSmall => LG_ERR_TOO_SMALL,
+            ErrorKind::Busy => LG_ERR_BUSY,
         }
     }
 }
@@ -71,6 +77,13 @@ pub struct lg_error {
     pub r#where: [c_char; 124],
 }
 
+impl lg_error {
+    /// Bytes of the struct in the first version, whose fields every caller has.
+    const FIRST_SIZE: usize = 648;
+}
+
+const _: () = assert!(size_of::<lg_error>() >= lg_error::FIRST_SIZE);
+
 /// The caller's [`lg_error`], if it wants one.
 pub(super) struct ErrorOut(*mut lg_error);
 
@@ -84,15 +97,16 @@ impl ErrorOut {
             return Some(Self(error));
         }
         // SAFETY: not NULL, aligned (checked first), so `struct_size` can be read.
-        let fits = error.is_aligned() && unsafe { (*error).struct_size } >= size_of::<lg_error>();
+        let fits = error.is_aligned() && unsafe { (*error).struct_size } >= lg_error::FIRST_SIZE;
         fits.then_some(Self(error))
     }
 
+    /// Fills in the first version's fields; others are for callers whose `struct_size` has them.
     pub(super) fn write(self, status: lg_status, message: &str, place: &str) {
         if self.0.is_null() {
             return;
         }
-        // SAFETY: `new` found the whole struct to be there; nothing is read, so it may be uninitialised.
+        // SAFETY: `new` found the first version's struct to be there; nothing is read, so it may be uninitialised.
         unsafe {
             (*self.0).code = status as u32;
             write_text(&raw mut (*self.0).message, message);
@@ -131,6 +145,8 @@ pub extern "C" fn lg_status_str(status: u32) -> *const c_char {
         9 => c"cancelled",
         10 => c"object unusable after an internal error",
         11 => c"internal error",
+        12 => c"buffer too small",
+        13 => c"object in use by another call",
         _ => c"unknown status",
     };
     name.as_ptr()

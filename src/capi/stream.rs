@@ -3,9 +3,9 @@
 use std::ffi::c_char;
 
 use super::exclusive::Exclusive;
-use super::guard::{guard, guard_or};
+use super::guard::guard;
 use super::model::lg_model;
-use super::pointer::{free, into_handle, output, reference, slice, strings};
+use super::pointer::{free, get, into_handle, output, reference, slice, strings};
 use super::status::{lg_error, lg_status};
 use super::tokenize::token_bytes;
 use crate::error::Result;
@@ -21,7 +21,7 @@ pub const LG_INDEX_NONE: u32 = u32::MAX;
 /// string. If several stop strings occur, the one that is complete first counts; of those that end at the same byte, the
 /// longest. The stop string and everything behind it is dropped.
 ///
-/// Threads: one caller at a time; a second one gets `LG_ERR_INVALID`. After `LG_ERR_INTERNAL` every call returns
+/// Threads: one caller at a time; a second one gets `LG_ERR_BUSY`. After `LG_ERR_INTERNAL` every call returns
 /// `LG_ERR_POISONED`.
 pub struct lg_text_stream {
     stream: Exclusive<TextStream>,
@@ -162,10 +162,9 @@ pub unsafe extern "C" fn lg_text_stream_finish(
 /// # Safety
 /// The caller must not free the stream before this returns.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn lg_text_stream_stopped(stream: *const lg_text_stream) -> u32 {
+pub unsafe extern "C" fn lg_text_stream_stop_index(stream: *const lg_text_stream) -> u32 {
     // SAFETY: the caller's word.
-    let stream = || unsafe { reference(stream, "stream") };
-    guard_or(LG_INDEX_NONE, || stream()?.with(|stream| Ok(index(stream.stopped()))))
+    unsafe { get(stream, LG_INDEX_NONE, |stream| stream.with(|stream| Ok(index(stream.stop_index())))) }
 }
 
 /// A number, or `LG_INDEX_NONE`.

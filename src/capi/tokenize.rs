@@ -4,6 +4,7 @@ use std::ffi::c_char;
 
 use super::guard::guard;
 use super::model::lg_model;
+use super::params::check_flags;
 use super::pointer::{Buffer, reference, text};
 use super::status::{lg_error, lg_status};
 use crate::error::{Error, Result};
@@ -18,8 +19,7 @@ pub const LG_TOKENIZE_ADD_BOS: u32 = 2;
 /// The tokens of a text.
 ///
 /// `text` is `n_bytes` of UTF-8 without a zero byte at its end; NULL with 0 is the empty text. `flags` is any of
-/// `LG_TOKENIZE_*` together. `tokens` has room for `cap` tokens; `*n_tokens` is how many the text has. NULL with 0 asks
-/// only for that; a buffer that is too small is `LG_ERR_INVALID` and nothing is written.
+/// `LG_TOKENIZE_*` together. `tokens` has room for `cap` tokens; `*n_tokens` is how many the text has.
 ///
 /// Errors: `LG_ERR_INVALID`, also for text that is no UTF-8; `LG_ERR_OUT_OF_MEMORY` for one that is too long for the memory
 /// there is, of which a text takes some hundred times its length meanwhile.
@@ -42,10 +42,7 @@ pub unsafe extern "C" fn lg_model_tokenize(
         let (model, text) = unsafe { (reference(model, "model")?, self::text(text, n_bytes, "text")?) };
         // SAFETY: as above.
         let tokens = unsafe { Buffer::new(tokens, cap, n_tokens, ["tokens", "n_tokens"]) }?;
-        let unknown = flags & !(LG_TOKENIZE_SPECIAL | LG_TOKENIZE_ADD_BOS);
-        if unknown != 0 {
-            return Err(Error::invalid(format!("flags: bits {unknown:#x} mean nothing")));
-        }
+        check_flags(flags, LG_TOKENIZE_SPECIAL | LG_TOKENIZE_ADD_BOS)?;
         let has = |flag| flags & flag != 0;
         tokens.fill(&model.model.tokenizer().encode(
             text,
@@ -60,7 +57,7 @@ pub unsafe extern "C" fn lg_model_tokenize(
 /// The bytes that a token adds to a text. They need not be whole characters, and no zero byte follows them.
 ///
 /// `bytes` has room for `cap` bytes; `*n_bytes` is how many the token has: special tokens have their spelling, rows of the
-/// output that are no token of the vocabulary have 0. NULL with 0 asks only for that; a buffer that is too small is `LG_ERR_INVALID` and nothing is written.
+/// output that are no token of the vocabulary have 0.
 ///
 /// Errors: `LG_ERR_INVALID`, also for a token beyond the vocabulary.
 ///

@@ -23,12 +23,12 @@ use crate::backend::cpu::CpuBackend;
 use crate::backend::cuda::CudaBackend;
 use crate::backend::reference::ReferenceBackend;
 use crate::backend::{Backend, DeviceInfo};
-use crate::cancel::Cancel;
+use crate::cancel::{Cancel, OnProgress};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::config::Config;
 use crate::model::metadata::ModelMetadata;
 use crate::model::network::{Engine, Network, Sequence};
-use crate::model::opening::{LoadProgress, Log, LogLevel, Opening};
+use crate::model::opening::{LogLevel, OnLog, Opening};
 use crate::session::{MemoryPlan, SessionParams};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::weights::{Load, WeightFile, open_until};
@@ -91,10 +91,11 @@ impl Model {
     /// # Errors
     /// `NotFound`, `Io`, `Format`, `Unsupported`, `OutOfMemory`, `Device`; the message says what and where.
     pub fn open(path: impl AsRef<Path>, params: &ModelParams) -> Result<Self> {
-        Self::open_with(path, params, &Cancel::default(), &mut |_, _| {}, &mut |_, _| {})
+        Self::open_with(path, params, &Cancel::default(), &mut |_, _| true, &mut |_, _| {})
     }
 
-    /// The same, telling how far it is and what it finds.
+    /// The same, telling how many bytes it has gone through and what it finds. The file counts once for each time that it is
+    /// gone through: to copy it into memory, to verify it, and to load its tensors.
     ///
     /// # Errors
     /// Also `Cancelled`.
@@ -102,14 +103,14 @@ impl Model {
         path: impl AsRef<Path>,
         params: &ModelParams,
         cancel: &Cancel,
-        progress: LoadProgress<'_>,
-        log: Log<'_>,
+        on_progress: OnProgress<'_>,
+        on_log: OnLog<'_>,
     ) -> Result<Self> {
         let path = path.as_ref();
         // The header is a small part of a file, and copied afterwards if it has to be.
         let load = if params.vocab_only { Load::Map } else { params.load };
         let n_copies = usize::from(load == Load::Read);
-        let mut opening = Opening::new(n_copies + params.n_passes(), cancel, progress, log);
+        let mut opening = Opening::new(n_copies + params.n_passes(), cancel, on_progress, on_log);
         let in_file = |error: Error| Error::new(error.kind(), format!("{}: {error}", path.display()));
         opening.check().map_err(in_file)?;
         let copied = &mut |n_read, n_bytes| opening.reach(n_read, n_bytes).map_err(in_file);
@@ -129,10 +130,10 @@ impl Model {
         bytes: SharedBytes,
         params: &ModelParams,
         cancel: &Cancel,
-        progress: LoadProgress<'_>,
-        log: Log<'_>,
+        on_progress: OnProgress<'_>,
+        on_log: OnLog<'_>,
     ) -> Result<Self> {
-        Self::read(&bytes, params, &mut Opening::new(params.n_passes(), cancel, progress, log))
+        Self::read(&bytes, params, &mut Opening::new(params.n_passes(), cancel, on_progress, on_log))
     }
 
     fn read(bytes: &SharedBytes, params: &ModelParams, opening: &mut Opening<'_>) -> Result<Self> {

@@ -2,14 +2,10 @@
 
 use std::time::Instant;
 
-use crate::cancel::Cancel;
+use crate::cancel::{Cancel, OnProgress, go_on};
 use crate::error::Result;
 use crate::model::config::Config;
 use crate::weights::WeightFile;
-
-/// Told while a model is opened: bytes that have been gone through, bytes in all. A file counts once for each time that it
-/// is gone through: to copy it into memory, to verify it, and to load its tensors.
-pub type LoadProgress<'a> = &'a mut dyn FnMut(usize, usize);
 
 /// How much a message matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,25 +18,25 @@ pub enum LogLevel {
 
 /// Told what is worth knowing about a model while it is opened, line by line: what it consists of, what it runs on and
 /// why, how long it took.
-pub type Log<'a> = &'a mut dyn FnMut(LogLevel, &str);
+pub type OnLog<'a> = &'a mut dyn FnMut(LogLevel, &str);
 
 /// A model that is being opened.
 pub struct Opening<'a> {
     cancel: &'a Cancel,
-    progress: LoadProgress<'a>,
-    log: Log<'a>,
+    on_progress: OnProgress<'a>,
+    on_log: OnLog<'a>,
     begun: Instant,
     /// How often the file will be gone through, and how often it has been.
     n_passes: usize,
     n_passed: usize,
-    /// What `progress` was told last.
+    /// What `on_progress` was told last.
     n_done: usize,
 }
 
 impl<'a> Opening<'a> {
     /// One that will go through the file `n_passes` times.
-    pub fn new(n_passes: usize, cancel: &'a Cancel, progress: LoadProgress<'a>, log: Log<'a>) -> Self {
-        Self { cancel, progress, log, begun: Instant::now(), n_passes, n_passed: 0, n_done: 0 }
+    pub fn new(n_passes: usize, cancel: &'a Cancel, on_progress: OnProgress<'a>, on_log: OnLog<'a>) -> Self {
+        Self { cancel, on_progress, on_log, begun: Instant::now(), n_passes, n_passed: 0, n_done: 0 }
     }
 
     /// # Errors
@@ -59,7 +55,7 @@ impl<'a> Opening<'a> {
         let n_done = self.n_passed * file_bytes + n_bytes.min(file_bytes);
         if n_done > self.n_done {
             self.n_done = n_done;
-            (self.progress)(n_done, self.n_passes * file_bytes);
+            go_on((self.on_progress)(n_done, self.n_passes * file_bytes))?;
         }
         Ok(())
     }
@@ -88,7 +84,7 @@ impl<'a> Opening<'a> {
     }
 
     pub(super) fn log(&mut self, level: LogLevel, message: &str) {
-        (self.log)(level, message);
+        (self.on_log)(level, message);
     }
 
     /// What the model consists of is known.

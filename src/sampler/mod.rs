@@ -89,9 +89,9 @@ impl Sampler {
     ///
     /// # Errors
     /// `Invalid` for a bias that is NaN or infinity, or a token with two; `OutOfMemory`.
-    pub fn set_bias(&mut self, bias: impl ExactSizeIterator<Item = (u32, f32)>) -> Result<()> {
+    pub fn set_bias(&mut self, biases: impl ExactSizeIterator<Item = (u32, f32)>) -> Result<()> {
         let mut sorted = Vec::new();
-        room(&mut sorted, bias.len())?.extend(bias);
+        room(&mut sorted, biases.len())?.extend(biases);
         sorted.sort_unstable_by_key(|(token, _)| *token);
         if let Some((token, bias)) = sorted.iter().find(|(_, bias)| bias.is_nan() || *bias == f32::INFINITY) {
             let message =

@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// assert_eq!(stream.push(b"\xA9 #")?, "é ");
 /// assert_eq!(stream.push(b"1 ##")?, "#1 ");
 /// assert_eq!(stream.push(b"# more")?, "");
-/// assert_eq!(stream.stopped(), Some(1));
+/// assert_eq!(stream.stop_index(), Some(1));
 /// # Ok(())
 /// # }
 /// ```
@@ -31,14 +31,14 @@ pub struct TextStream {
     /// The first `released` bytes were given out by the last call, the others are held back.
     text: String,
     released: usize,
-    stopped: Option<usize>,
+    stop_index: Option<usize>,
 }
 
 impl TextStream {
     /// A stream that ends at the first of `stops`. Empty stop strings are ignored.
     pub fn new<S: Into<String>>(stops: impl IntoIterator<Item = S>) -> Self {
         let stops = stops.into_iter().map(Into::into).collect();
-        Self { stops, bytes: Vec::new(), text: String::new(), released: 0, stopped: None }
+        Self { stops, bytes: Vec::new(), text: String::new(), released: 0, stop_index: None }
     }
 
     /// Takes the bytes of the next token and gives the text that is certain now, which may be empty.
@@ -71,14 +71,14 @@ impl TextStream {
     }
 
     /// The number of the stop string that ended the text, if one did. Nothing comes out of the stream any more.
-    pub fn stopped(&self) -> Option<usize> {
-        self.stopped
+    pub fn stop_index(&self) -> Option<usize> {
+        self.stop_index
     }
 
     fn advance(&mut self, bytes: &[u8], last: bool) -> Result<&str> {
         self.text.drain(..self.released);
         self.released = 0;
-        if self.stopped.is_none() {
+        if self.stop_index.is_none() {
             self.take(bytes)?;
             decode(&mut self.bytes, &mut self.text, last);
             self.released = self.release(last);
@@ -106,7 +106,7 @@ impl TextStream {
             .min_by_key(|&(start, len, _)| (start + len, start));
         if let Some((start, _, index)) = found {
             self.text.truncate(start);
-            self.stopped = Some(index);
+            self.stop_index = Some(index);
             return start;
         }
         if last { self.text.len() } else { self.text.len() - self.held() }

@@ -24,10 +24,12 @@ int main(int argc, char **argv)
         if (status == LG_OK) {
             char *text = calloc(n_bytes + 1, 1);
             CHECK(text != NULL);
-            if (n_bytes > 0)
-                REFUSED(LG_ERR_INVALID, lg_model_apply_chat_template,
+            if (n_bytes > 0) {
+                REFUSED(LG_ERR_TOO_SMALL, lg_model_apply_chat_template,
                         (model, messages, n_messages, variables, strlen(variables), flags, text, n_bytes - 1, &n_written,
                          &error));
+                CHECK(n_written == n_bytes && text[0] == '\0');
+            }
             CALL(lg_model_apply_chat_template, (model, messages, n_messages, variables, strlen(variables), flags, text,
                                                 n_bytes, &n_written, &error));
             CHECK(n_written == n_bytes && strlen(text) == n_bytes);

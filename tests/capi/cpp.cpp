@@ -79,10 +79,10 @@ void handles(const lg::Model &model)
     lg::Session session = new_session(model);
     session.prefill(Tokens{1, 2, 3});
     lg::Session other = std::move(session);
-    CHECK(other.position() == 3 && session.position() == 0 && session.get() == nullptr);
+    CHECK(other.n_tokens() == 3 && session.n_tokens() == 0 && session.get() == nullptr);
     refused(LG_ERR_INVALID, "lg_session_decode", [&] { session.decode(1); });
     session = std::move(other);
-    CHECK(session.position() == 3);
+    CHECK(session.n_tokens() == 3);
 
     lg::TextStream stream, moved = std::move(stream);
     CHECK(moved.push("a") == "a");
@@ -117,31 +117,35 @@ void opening(const char *path)
     params.device = LG_DEVICE_CPU;
     params.n_threads = 1;
     params.verify = 1;
-    params.progress = [&](size_t n_done, size_t n_total) {
+    params.on_progress = [&](size_t n_done, size_t n_total) {
         CHECK(last <= n_done && n_done <= n_total);
         last = n_done, total = n_total;
+        return true;
     };
-    params.log = [&](uint32_t level, std::string_view line) { n_lines += level == LG_LOG_INFO && !line.empty(); };
+    params.on_log = [&](uint32_t level, std::string_view line) { n_lines += level == LG_LOG_INFO && !line.empty(); };
     CHECK(lg::Model(path, params).device() == "CPU, 1 threads");
     CHECK(last == total && n_lines >= 3);
 
     // At the first call and at the last, when there is nothing left to stop.
     for (const bool at_once : {true, false}) {
         size_t n_calls = 0;
-        params.progress = [&](size_t n_done, size_t n_total) {
+        params.on_progress = [&](size_t n_done, size_t n_total) {
             n_calls++;
             if (at_once || n_done == n_total)
                 throw Thrown();
+            return true;
         };
         CHECK(throws([&] { lg::Model model(path, params); }));
         CHECK(at_once ? n_calls == 1 : n_calls > 1);
+        params.on_progress = [&](size_t n_done, size_t n_total) { return !at_once && n_done < n_total; };
+        refused(LG_ERR_CANCELLED, "lg_model_open", [&] { lg::Model model(path, params); });
     }
-    params.progress = nullptr;
-    params.log = [](uint32_t, std::string_view) { throw Thrown(); };
+    params.on_progress = nullptr;
+    params.on_log = [](uint32_t, std::string_view) { throw Thrown(); };
     CHECK(throws([&] { lg::Model model(path, params); }));
 
     lg::Cancel cancel;
-    params.log = nullptr;
+    params.on_log = nullptr;
     params.cancel = &cancel;
     cancel.set();
     refused(LG_ERR_CANCELLED, "lg_model_open", [&] { lg::Model model(path, params); });
@@ -236,10 +240,10 @@ void text(const lg::Model &model)
         bytes += model.is_special(token) ? "" : model.token_bytes(token);
         streamed += stream.push_token(model, token);
     }
-    CHECK(bytes == written && streamed == "hél" && stream.stopped() == 0 && stream.finish().empty());
+    CHECK(bytes == written && streamed == "hél" && stream.stop_index() == 0 && stream.finish().empty());
     lg::TextStream whole;
     CHECK(whole.push("\xc3").empty() && whole.push(std::string_view("\xa9x", 2)) == "éx");
-    CHECK(whole.push("\xc3").empty() && whole.finish() == "\xef\xbf\xbd" && whole.stopped() == LG_INDEX_NONE);
+    CHECK(whole.push("\xc3").empty() && whole.finish() == "\xef\xbf\xbd" && whole.stop_index() == LG_INDEX_NONE);
     refused(LG_ERR_INVALID, "lg_text_stream_new", [] { lg::TextStream other({"\xff"}); });
     refused(LG_ERR_INVALID, "lg_text_stream_push_token", [&] { whole.push_token(model, model.n_vocab()); });
 
@@ -257,7 +261,7 @@ void views(const lg::Model &model)
     session.prefill(array);
     session.prefill(std::array<uint32_t, 2>{4, 5});
     session.prefill({array, 1});
-    CHECK(session.position() == 6);
+    CHECK(session.n_tokens() == 6);
     const lg::View<uint32_t> view = array;
     CHECK(view.size() == 3 && view[2] == 3 && !view.empty() && lg::View<uint32_t>().empty());
     CHECK(std::accumulate(view.begin(), view.end(), 0u) == 6 && view.data() == array);
@@ -265,7 +269,7 @@ void views(const lg::Model &model)
     session.prefill(std::span<const uint32_t>(array));
     session.prefill(std::span<const uint32_t, 2>(array, 2));
     const std::span<const float> logits = session.logits();
-    CHECK(session.position() == 11 && logits.size() == model.n_vocab() && logits.data() == session.logits().data());
+    CHECK(session.n_tokens() == 11 && logits.size() == model.n_vocab() && logits.data() == session.logits().data());
 #endif
 }
 
@@ -284,13 +288,16 @@ bool same(lg::View<float> a, lg::View<float> b)
 void sessions(const lg::Model &model)
 {
     lg::Session session = new_session(model);
-    CHECK(session.n_ctx() == N_CTX && session.position() == 0);
+    CHECK(session.n_ctx() == N_CTX && session.n_tokens() == 0);
     refused(LG_ERR_INVALID, "lg_session_logits", [&] { session.logits(); });
 
     size_t last = 0;
     size_t total = 0;
-    session.prefill(prompt(), [&](size_t n_done, size_t n_total) { last = n_done, total = n_total; });
-    CHECK(last == 40 && total == 40 && session.position() == 40 && session.logits().size() == model.n_vocab());
+    session.prefill(prompt(), [&](size_t n_done, size_t n_total) {
+        last = n_done, total = n_total;
+        return true;
+    });
+    CHECK(last == 40 && total == 40 && session.n_tokens() == 40 && session.logits().size() == model.n_vocab());
     lg::Session one_by_one = new_session(model);
     for (const uint32_t token : prompt())
         one_by_one.decode(token);
@@ -300,17 +307,20 @@ void sessions(const lg::Model &model)
     refused(LG_ERR_INVALID, "lg_session_rewind", [&] { session.rewind(40); });
     refused(LG_ERR_CONTEXT_FULL, "lg_session_prefill", [&] { session.prefill(Tokens(N_CTX, 1)); });
 
-    // What a callback throws stops the call between two chunks, and sets the cancel object that the call was given.
-    const lg::Progress throwing = [](size_t, size_t) { throw Thrown(); };
+    // What a callback throws stops the call between two chunks, and so does false.
+    const lg::OnProgress throwing = [](size_t, size_t) -> bool { throw Thrown(); };
     lg::Session stopped = new_session(model);
     lg::Cancel cancel;
-    CHECK(throws([&] { stopped.prefill(prompt(), throwing); }) && stopped.position() == 16);
-    CHECK(throws([&] { stopped.prefill(prompt(), throwing, &cancel); }) && stopped.position() == 32);
+    CHECK(throws([&] { stopped.prefill(prompt(), throwing); }) && stopped.n_tokens() == 16);
+    refused(LG_ERR_CANCELLED, "lg_session_prefill",
+            [&] { stopped.prefill(prompt(), [](size_t, size_t) { return false; }, &cancel); });
+    CHECK(stopped.n_tokens() == 32);
+    cancel.set();
     refused(LG_ERR_CANCELLED, "lg_session_prefill", [&] { stopped.prefill(prompt(), {}, &cancel); });
     refused(LG_ERR_CANCELLED, "lg_session_decode", [&] { stopped.decode(1, &cancel); });
     cancel.reset();
     stopped.decode(1, &cancel);
-    CHECK(throws([&] { stopped.prefill(Tokens{1}, throwing); }) && stopped.position() == 34);
+    CHECK(throws([&] { stopped.prefill(Tokens{1}, throwing); }) && stopped.n_tokens() == 34);
 }
 
 void rows(const lg::Model &model)
@@ -319,7 +329,7 @@ void rows(const lg::Model &model)
     const std::vector<size_t> wanted = {0, 17, 39};
     std::vector<float> logits, hidden;
     size_t last = 0;
-    session.prefill_rows(prompt(), wanted, &logits, &hidden, [&](size_t n_done, size_t) { last = n_done; });
+    session.prefill_rows(prompt(), wanted, &logits, &hidden, [&](size_t n_done, size_t) { return (last = n_done) > 0; });
     CHECK(last == 40 && logits.size() == 3 * model.n_vocab() && hidden.size() == 3 * model.d_model());
     for (size_t i = 0, row = 0; i < 40; i++) {
         other.decode(prompt()[i]);
@@ -332,8 +342,8 @@ void rows(const lg::Model &model)
     CHECK(same(session.logits(), other.logits()));
     session.prefill_rows(Tokens{1}, std::vector<size_t>{0}, nullptr, &hidden);
     refused(LG_ERR_INVALID, "lg_session_prefill_rows", [&] { session.prefill_rows(Tokens{1}, wanted, &logits, nullptr); });
-    CHECK(throws([&] { session.prefill_rows(prompt(), wanted, nullptr, nullptr, [](size_t, size_t) { throw Thrown(); }); }));
-    CHECK(session.position() == 41 + 16);
+    CHECK(throws([&] { session.prefill_rows(prompt(), wanted, nullptr, nullptr, [](size_t, size_t) -> bool { throw Thrown(); }); }));
+    CHECK(session.n_tokens() == 41 + 16);
 }
 
 void state(const lg::Model &model)
@@ -370,7 +380,7 @@ void state(const lg::Model &model)
     const lg::Counters counters = a.counters();
     CHECK(counters.n_prompt_tokens == 40 && counters.n_generated_tokens == 1 && counters.prompt_ms > 0);
     a.reset();
-    CHECK(a.position() == 0 && a.tokens().empty() && a.counters().n_prompt_tokens == 0);
+    CHECK(a.n_tokens() == 0 && a.tokens().empty() && a.counters().n_prompt_tokens == 0);
     refused(LG_ERR_INVALID, "lg_session_hidden", [&] { a.hidden(); });
 }
 
@@ -417,19 +427,22 @@ void answers(const lg::Model &model)
     lg::Sampler sampler;
     lg::GenerateParams params;
     params.max_tokens = 12;
-    params.ignore_eos = 1;
+    params.ignore_end = 1;
     Tokens told;
     std::string text;
-    const lg::OnText on_text = [&](uint32_t token, std::string_view part) {
+    params.on_text = [&](uint32_t token, std::string_view part) {
         text += part;
         if (token != LG_TOKEN_NONE)
             told.push_back(token);
         return true;
     };
+    size_t n_done = 0;
+    params.on_progress = [&](size_t n, size_t) { return n_done = n, true; };
     lg::Session session = new_session(model);
-    const lg::GenerateResult result = session.generate(sampler, prompt(), params, on_text);
+    const lg::GenerateResult result = session.generate(sampler, prompt(), params);
     CHECK(result.n_tokens == 12 && result.reason == LG_STOP_LENGTH && told.size() == 12 && !text.empty());
-    CHECK(result.pending_token == told.back() && result.stop_index == LG_INDEX_NONE);
+    CHECK(result.pending_token == told.back() && result.stop_index == LG_INDEX_NONE && n_done == 40);
+    CHECK(result.end_token == LG_TOKEN_NONE);
 
     lg::Session by_hand = new_session(model);
     by_hand.prefill(prompt());
@@ -441,23 +454,39 @@ void answers(const lg::Model &model)
     // Its own end as a stop string.
     params.stops = {"\x01never\x01", text.substr(text.size() - 1)};
     const std::string whole = std::exchange(text, "");
-    CHECK(new_session(model).generate(sampler, prompt(), params, on_text).stop_index == 1);
+    CHECK(new_session(model).generate(sampler, prompt(), params).stop_index == 1);
     CHECK(text == whole.substr(0, whole.find(whole.back())));
     params.stops.clear();
 
     size_t n_told = 0;
-    const auto third = [&](uint32_t, std::string_view) { return ++n_told < 3; };
-    CHECK(new_session(model).generate(sampler, prompt(), params, third).reason == LG_STOP_CALLBACK && n_told == 3);
+    params.on_text = [&](uint32_t, std::string_view) { return ++n_told < 3; };
+    CHECK(new_session(model).generate(sampler, prompt(), params).reason == LG_STOP_CALLBACK && n_told == 3);
     lg::Session stopped = new_session(model);
     n_told = 0;
-    const auto throwing = [&](uint32_t, std::string_view) -> bool { n_told++; throw Thrown(); };
-    CHECK(throws([&] { stopped.generate(sampler, prompt(), params, throwing); }) && n_told == 1);
-    CHECK(stopped.position() == 40 && stopped.generate(sampler, {}, params).n_tokens == 12);
+    params.on_text = [&](uint32_t, std::string_view) -> bool { n_told++; throw Thrown(); };
+    CHECK(throws([&] { stopped.generate(sampler, prompt(), params); }) && n_told == 1);
+    params.on_text = nullptr;
+    CHECK(stopped.n_tokens() == 40 && stopped.generate(sampler, {}, params).n_tokens == 12);
 
     lg::Cancel cancel;
-    cancel.set();
-    refused(LG_ERR_CANCELLED, "lg_session_generate",
-            [&] { new_session(model).generate(sampler, prompt(), params, {}, &cancel); });
+    params.cancel = &cancel;
+    n_told = 0;
+    params.on_text = [&](uint32_t token, std::string_view) {
+        n_told += token != LG_TOKEN_NONE;
+        if (n_told == 3)
+            cancel.set();
+        return true;
+    };
+    const lg::GenerateResult cancelled = new_session(model).generate(sampler, prompt(), params);
+    CHECK(cancelled.reason == LG_STOP_CANCELLED && cancelled.n_tokens == 3 && cancelled.pending_token == told[2]);
+    refused(LG_ERR_CANCELLED, "lg_session_generate", [&] { new_session(model).generate(sampler, prompt(), params); });
+    cancel.reset();
+    lg::Session unread = new_session(model);
+    params.on_progress = [](size_t, size_t) { return false; };
+    refused(LG_ERR_CANCELLED, "lg_session_generate", [&] { unread.generate(sampler, prompt(), params); });
+    CHECK(unread.n_tokens() == 16);
+    params.on_progress = [](size_t, size_t) -> bool { throw Thrown(); };
+    CHECK(throws([&] { unread.generate(sampler, prompt(), params); }) && unread.n_tokens() == 32);
 }
 
 } // namespace

@@ -2,23 +2,47 @@
 // usage: generate MODEL
 #include "check.h"
 
-enum { N_PROMPT = 20, MAX_TOKENS = 64, N_CTX = N_PROMPT + MAX_TOKENS };
+#include <math.h>
+
+enum { N_PROMPT = 20, CHUNK = 4, MAX_TOKENS = 64, N_CTX = N_PROMPT + MAX_TOKENS };
 
 static lg_error error = {.struct_size = sizeof error};
 static uint32_t prompt[N_PROMPT];
 
-// What was told, and when to stop it.
+// What was told, and when to stop it: behind so many tokens of the answer, or of the prompt.
 typedef struct {
     lg_session *session;
     lg_sampler *sampler;
     lg_cancel *cancel;
-    size_t stop_at, cancel_at;
+    size_t stop_at, cancel_at, stop_prompt_at, cancel_prompt_at;
+    size_t n_done;
     uint32_t tokens[MAX_TOKENS + 1];
     size_t n_tokens;
     char text[4 * MAX_TOKENS];
     size_t n_bytes;
     bool has_ended;
 } Answer;
+
+// Both are in use: calls into them are refused and harm nothing.
+static void are_busy(const Answer *answer)
+{
+    uint32_t other;
+    lg_error inner = {.struct_size = sizeof inner};
+    CHECK(lg_session_decode(answer->session, 1, NULL, &inner) == LG_ERR_BUSY);
+    CHECK(lg_sampler_reset(answer->sampler, &inner) == LG_ERR_BUSY);
+    CHECK(lg_sampler_sample(answer->sampler, answer->session, &other, &inner) == LG_ERR_BUSY);
+}
+
+static bool on_progress(void *user, size_t n_done, size_t n_tokens)
+{
+    Answer *answer = user;
+    CHECK(n_done > answer->n_done && n_done <= n_tokens);
+    answer->n_done = n_done;
+    are_busy(answer);
+    if (n_done == answer->cancel_prompt_at)
+        lg_cancel_set(answer->cancel);
+    return n_done != answer->stop_prompt_at;
+}
 
 static bool on_text(void *user, uint32_t token, const char *text, size_t n_bytes)
 {
@@ -33,12 +57,7 @@ static bool on_text(void *user, uint32_t token, const char *text, size_t n_bytes
     }
     CHECK(answer->n_tokens <= MAX_TOKENS);
     answer->tokens[answer->n_tokens++] = token;
-    // Both are in use: calls into them are refused and harm nothing.
-    uint32_t other;
-    lg_error inner = {.struct_size = sizeof inner};
-    CHECK(lg_session_decode(answer->session, 1, NULL, &inner) == LG_ERR_INVALID);
-    CHECK(lg_sampler_reset(answer->sampler, &inner) == LG_ERR_INVALID);
-    CHECK(lg_sampler_sample(answer->sampler, answer->session, &other, &inner) == LG_ERR_INVALID);
+    are_busy(answer);
     if (answer->n_tokens == answer->cancel_at)
         lg_cancel_set(answer->cancel);
     answer->has_ended = answer->n_tokens == answer->stop_at;
@@ -47,7 +66,7 @@ static bool on_text(void *user, uint32_t token, const char *text, size_t n_bytes
 
 static lg_session *new_session(const lg_model *model)
 {
-    const lg_session_params params = {.struct_size = sizeof params, .n_ctx = N_CTX};
+    const lg_session_params params = {.struct_size = sizeof params, .n_ctx = N_CTX, .chunk_tokens = CHUNK};
     lg_session *session = NULL;
     CALL(lg_session_new, (model, &params, &session, &error));
     return session;
@@ -72,20 +91,56 @@ static void free_answer(Answer *answer)
     lg_sampler_free(answer->sampler);
 }
 
+// One whose tokens are one character each.
+static Answer new_ascii_answer(const lg_model *model, uint64_t seed)
+{
+    const Answer answer = new_answer(model, seed);
+    lg_logit_bias biases[512];
+    size_t n = 0;
+    for (uint32_t token = 128; token < lg_model_n_vocab(model); token++)
+        biases[n++] = (lg_logit_bias){token, -INFINITY};
+    CALL(lg_sampler_set_bias, (answer.sampler, biases, n, &error));
+    return answer;
+}
+
+static lg_generate_params told(Answer *answer, const lg_generate_params *params)
+{
+    lg_generate_params all = *params;
+    all.on_progress = on_progress;
+    all.on_text = on_text;
+    all.user = answer;
+    all.cancel = answer->cancel;
+    answer->n_done = 0;
+    return all;
+}
+
 static lg_generate_result generate(Answer *answer, const uint32_t *tokens, size_t n_tokens,
                                    const lg_generate_params *params)
 {
+    const lg_generate_params all = told(answer, params);
     lg_generate_result result = {.struct_size = sizeof result};
-    CALL(lg_session_generate, (answer->session, answer->sampler, tokens, n_tokens, params, on_text, answer,
-                               answer->cancel, &result, &error));
+    CALL(lg_session_generate, (answer->session, answer->sampler, tokens, n_tokens, &all, &result, &error));
     answer->has_ended = false;
     return result;
+}
+
+// The prompt is not done, or the answer not begun: that is an error, and the session holds this much.
+static void is_cancelled(Answer *answer, const uint32_t *tokens, size_t n_tokens, const lg_generate_params *params,
+                         size_t n_held)
+{
+    const lg_generate_params all = told(answer, params);
+    lg_generate_result result = {.struct_size = sizeof result, .n_tokens = 99};
+    REFUSED(LG_ERR_CANCELLED, lg_session_generate,
+            (answer->session, answer->sampler, tokens, n_tokens, &all, &result, &error));
+    CHECK(result.n_tokens == 99 && answer->n_tokens == 0 && answer->n_bytes == 0);
+    CHECK(lg_session_n_tokens(answer->session) == n_held);
 }
 
 static bool ends(const lg_generate_result *result, uint32_t reason, size_t n_tokens, uint32_t pending)
 {
     return result->struct_size == sizeof *result && result->reason == reason && result->n_tokens == n_tokens &&
-           result->pending_token == pending && (result->reason == LG_STOP_STRING) == (result->stop_index != LG_INDEX_NONE);
+           result->pending_token == pending && (result->reason == LG_STOP_STRING) == (result->stop_index != LG_INDEX_NONE) &&
+           (result->reason == LG_STOP_END) == (result->end_token != LG_TOKEN_NONE);
 }
 
 static bool same(const Answer *a, const Answer *b)
@@ -95,9 +150,8 @@ static bool same(const Answer *a, const Answer *b)
 }
 
 // With one call for each step; the model must not end it.
-static Answer by_hand(const lg_model *model, uint64_t seed, size_t n)
+static Answer by_hand(const lg_model *model, Answer answer, size_t n)
 {
-    Answer answer = new_answer(model, seed);
     lg_text_stream *stream = NULL;
     const char *text;
     size_t n_bytes;
@@ -125,18 +179,17 @@ static void it_is_what_the_calls_give_one_by_one(const lg_model *model)
     for (uint64_t seed = 0; seed < 6; seed++) {
         const uint32_t n = lengths[seed % 3];
         const lg_generate_params params = {.struct_size = sizeof params, .max_tokens = n};
-        Answer expected = by_hand(model, seed, n), answer = new_answer(model, seed);
+        Answer expected = by_hand(model, new_answer(model, seed), n), answer = new_answer(model, seed);
         // The prompt by itself, or with the answer.
         if (seed < 3)
             CALL(lg_session_prefill, (answer.session, prompt, N_PROMPT, NULL, NULL, NULL, &error));
         const lg_generate_result result = generate(&answer, seed < 3 ? NULL : prompt, seed < 3 ? 0 : N_PROMPT, &params);
         CHECK(ends(&result, LG_STOP_LENGTH, n, expected.tokens[n - 1]) && same(&answer, &expected));
-        CHECK(lg_session_position(answer.session) == N_PROMPT + n - 1);
+        CHECK(lg_session_n_tokens(answer.session) == N_PROMPT + n - 1);
         // Nobody needs to be told.
         Answer silent = new_answer(model, seed);
         lg_generate_result again = {.struct_size = sizeof again};
-        CALL(lg_session_generate, (silent.session, silent.sampler, prompt, N_PROMPT, &params, NULL, NULL, NULL, &again,
-                                   &error));
+        CALL(lg_session_generate, (silent.session, silent.sampler, prompt, N_PROMPT, &params, &again, &error));
         CHECK(ends(&again, LG_STOP_LENGTH, n, expected.tokens[n - 1]));
         free_answer(&silent);
         free_answer(&answer);
@@ -157,7 +210,7 @@ static void a_stop_string_ends_it(const lg_model *model)
 {
     size_t n_cases = 0;
     for (uint64_t seed = 0; seed < 8; seed++) {
-        Answer expected = by_hand(model, seed, 40);
+        Answer expected = by_hand(model, new_answer(model, seed), 40);
         char part[8] = {0};
         size_t start = 10 + seed, end = start;
         while ((expected.text[start] & 0xc0) == 0x80)
@@ -187,49 +240,70 @@ static void a_stop_string_ends_it(const lg_model *model)
 static void it_stops_where_it_is_told_to_and_goes_on_from_there(const lg_model *model)
 {
     const lg_generate_params params = {.struct_size = sizeof params, .max_tokens = 30};
-    Answer expected = by_hand(model, 5, 30);
-    for (size_t n = 1; n < 30; n += 9) {
-        Answer answer = new_answer(model, 5);
-        lg_generate_params rest = params;
+    Answer expected = by_hand(model, new_ascii_answer(model, 5), 30);
+    lg_cancel *cancel = NULL;
+    CALL(lg_cancel_new, (&cancel, &error));
+    for (size_t n = 1; n < 30; n += 3) {
+        Answer answer = new_ascii_answer(model, 5);
+        lg_generate_params begin = params, rest = params;
         rest.max_tokens = (uint32_t)(30 - n);
-        answer.stop_at = n;
-        lg_generate_result result = generate(&answer, prompt, N_PROMPT, &params);
-        CHECK(ends(&result, LG_STOP_CALLBACK, n, expected.tokens[n - 1]));
-        const size_t n_bytes = answer.n_bytes;
+        // With this stop string the last character is held back until the end, which tells it unless the callback stops.
+        const char stop[] = {expected.text[n - 1], 'n', 'e', 'v', 'e', 'r', '\0'};
+        const char *const stops[] = {stop};
+        begin.stops = stops;
+        begin.n_stops = 1;
+        const bool by_cancel = n % 2 == 0;
+        answer.cancel = cancel;
+        *(by_cancel ? &answer.cancel_at : &answer.stop_at) = n;
+        lg_generate_result result = generate(&answer, prompt, N_PROMPT, &begin);
+        CHECK(ends(&result, by_cancel ? LG_STOP_CANCELLED : LG_STOP_CALLBACK, n, expected.tokens[n - 1]));
+        CHECK(answer.n_tokens == n && lg_session_n_tokens(answer.session) == N_PROMPT + n - 1);
+        CHECK(answer.n_bytes == (by_cancel ? n : n - 1));
+        answer.text[n - 1] = expected.text[n - 1];
+        answer.n_bytes = n;
+        lg_cancel_reset(cancel);
         result = generate(&answer, &result.pending_token, 1, &rest);
-        CHECK(ends(&result, LG_STOP_LENGTH, 30 - n, expected.tokens[29]) && answer.n_tokens == 30);
-        CHECK(memcmp(answer.tokens, expected.tokens, sizeof *answer.tokens * 30) == 0 && answer.n_bytes >= n_bytes);
-        free_answer(&answer);
-
-        // The same with a cancel: that is an error, and what was told is known.
-        answer = new_answer(model, 5);
-        answer.cancel_at = n;
-        CALL(lg_cancel_new, (&answer.cancel, &error));
-        result = (lg_generate_result){.struct_size = sizeof result, .n_tokens = 99};
-        REFUSED(LG_ERR_CANCELLED, lg_session_generate, (answer.session, answer.sampler, prompt, N_PROMPT, &params, on_text,
-                                                        &answer, answer.cancel, &result, &error));
-        CHECK(result.n_tokens == 99 && answer.n_tokens == n);
-        CHECK(lg_session_position(answer.session) == N_PROMPT + n - 1);
-        REFUSED(LG_ERR_CANCELLED, lg_session_generate, (answer.session, answer.sampler, NULL, 0, &params, on_text,
-                                                        &answer, answer.cancel, &result, &error));
-        lg_cancel_reset(answer.cancel);
-        answer.has_ended = false;
-        result = generate(&answer, &answer.tokens[n - 1], 1, &rest);
-        CHECK(ends(&result, LG_STOP_LENGTH, 30 - n, expected.tokens[29]));
-        CHECK(memcmp(answer.tokens, expected.tokens, sizeof *answer.tokens * 30) == 0);
-        lg_cancel_free(answer.cancel);
+        CHECK(ends(&result, LG_STOP_LENGTH, 30 - n, expected.tokens[29]) && same(&answer, &expected));
         free_answer(&answer);
     }
+    lg_cancel_free(cancel);
+    free_answer(&expected);
+}
+
+static void a_prompt_that_is_stopped_goes_on(const lg_model *model)
+{
+    const lg_generate_params params = {.struct_size = sizeof params, .max_tokens = 30};
+    Answer expected = by_hand(model, new_answer(model, 6), 30);
+    lg_cancel *cancel = NULL;
+    CALL(lg_cancel_new, (&cancel, &error));
+    for (size_t n = CHUNK; n <= N_PROMPT; n += CHUNK) {
+        for (int by_cancel = 0; by_cancel < 2; by_cancel++) {
+            Answer answer = new_answer(model, 6);
+            answer.cancel = cancel;
+            *(by_cancel ? &answer.cancel_prompt_at : &answer.stop_prompt_at) = n;
+            is_cancelled(&answer, prompt, N_PROMPT, &params, n);
+            if (by_cancel) {
+                is_cancelled(&answer, prompt, N_PROMPT, &params, n);
+                is_cancelled(&answer, NULL, 0, &params, n);
+                lg_cancel_reset(cancel);
+            }
+            answer.cancel_prompt_at = answer.stop_prompt_at = 0;
+            const lg_generate_result result = generate(&answer, prompt + n, N_PROMPT - n, &params);
+            CHECK(ends(&result, LG_STOP_LENGTH, 30, expected.tokens[29]) && same(&answer, &expected));
+            free_answer(&answer);
+        }
+    }
+    lg_cancel_free(cancel);
     free_answer(&expected);
 }
 
 static void it_ends_with_the_context(const lg_model *model)
 {
     Answer answer = new_answer(model, 1);
-    const lg_generate_params forever = {.struct_size = sizeof forever, .ignore_eos = 1};
+    const lg_generate_params forever = {.struct_size = sizeof forever, .ignore_end = 1};
     const lg_generate_result result = generate(&answer, prompt, N_PROMPT, &forever);
     CHECK(ends(&result, LG_STOP_CONTEXT_FULL, MAX_TOKENS + 1, answer.tokens[MAX_TOKENS]));
-    CHECK(lg_session_position(answer.session) == N_CTX && answer.n_tokens == MAX_TOKENS + 1);
+    CHECK(lg_session_n_tokens(answer.session) == N_CTX && answer.n_tokens == MAX_TOKENS + 1);
     free_answer(&answer);
 }
 
@@ -243,8 +317,9 @@ static void the_model_ends_it_unless_that_is_ignored(const lg_model *model)
     CALL(lg_sampler_set_bias, (answer.sampler, &bias, 1, &error));
     lg_generate_result result = generate(&answer, prompt, N_PROMPT, &params);
     CHECK(ends(&result, LG_STOP_END, 0, LG_TOKEN_NONE) && answer.n_tokens == 0 && answer.n_bytes == 0);
-    CHECK(lg_session_position(answer.session) == N_PROMPT);
-    params.ignore_eos = 1;
+    CHECK(result.end_token == eos && lg_model_is_end_of_generation(model, result.end_token));
+    CHECK(lg_session_n_tokens(answer.session) == N_PROMPT);
+    params.ignore_end = 1;
     result = generate(&answer, NULL, 0, &params);
     CHECK(ends(&result, LG_STOP_LENGTH, 3, eos) && answer.n_tokens == 3 && answer.n_bytes == 0);
     free_answer(&answer);
@@ -261,6 +336,7 @@ int main(int argc, char **argv)
     it_is_what_the_calls_give_one_by_one(model);
     a_stop_string_ends_it(model);
     it_stops_where_it_is_told_to_and_goes_on_from_there(model);
+    a_prompt_that_is_stopped_goes_on(model);
     it_ends_with_the_context(model);
     the_model_ends_it_unless_that_is_ignored(model);
     lg_model_free(model);

@@ -5,8 +5,6 @@
 #include <math.h>
 
 static lg_error error = {.struct_size = sizeof error};
-// Sizes of structs in their first versions.
-enum { MODEL_PARAMS_V1 = 24, SAMPLER_PARAMS_V1 = 32 };
 // What an output holds before a call that must not write it.
 static void *const UNTOUCHED = (void *)&error;
 
@@ -20,19 +18,19 @@ static void open_model(const char *path, const char *folder)
     REFUSED(LG_ERR_IO, lg_model_open, (folder, NULL, &model, &error));
     REFUSED(LG_ERR_FORMAT, lg_model_open, (__FILE__, NULL, &model, &error));
 
-    const size_t wrong_sizes[] = {0, 1, 8, MODEL_PARAMS_V1 - 1, 4097, SIZE_MAX};
+    const size_t wrong_sizes[] = {0, 1, 8, sizeof params - 1, 4097, SIZE_MAX};
     for (size_t i = 0; i < sizeof wrong_sizes / sizeof *wrong_sizes; i++) {
         params.struct_size = wrong_sizes[i];
         REFUSED(LG_ERR_INVALID, lg_model_open, (path, &params, &model, &error));
     }
     params.struct_size = sizeof params;
     params.load = 7;
-    REFUSED(LG_ERR_INVALID, lg_model_open, (path, &params, &model, &error));
+    REFUSED(LG_ERR_UNSUPPORTED, lg_model_open, (path, &params, &model, &error));
     params.load = LG_LOAD_READ;
     params.device = UINT32_MAX;
-    REFUSED(LG_ERR_INVALID, lg_model_open, (path, &params, &model, &error));
+    REFUSED(LG_ERR_UNSUPPORTED, lg_model_open, (path, &params, &model, &error));
     params.device = LG_DEVICE_CUDA + 256;
-    REFUSED(LG_ERR_INVALID, lg_model_open, (path, &params, &model, &error));
+    REFUSED(LG_ERR_UNSUPPORTED, lg_model_open, (path, &params, &model, &error));
     // A card that this build cannot use, or that this machine does not have.
     params.device = LG_DEVICE_CUDA + 255;
     lg_status status = lg_model_open(path, &params, &model, &error);
@@ -40,22 +38,16 @@ static void open_model(const char *path, const char *folder)
     CHECK(error.message[0] != 0 && model == UNTOUCHED);
     params.device = LG_DEVICE_CPU;
     params.verify = 2;
-    REFUSED(LG_ERR_INVALID, lg_model_open, (path, &params, &model, &error));
+    REFUSED(LG_ERR_UNSUPPORTED, lg_model_open, (path, &params, &model, &error));
     params.verify = 0;
     params.vocab_only = 2;
-    REFUSED(LG_ERR_INVALID, lg_model_open, (path, &params, &model, &error));
+    REFUSED(LG_ERR_UNSUPPORTED, lg_model_open, (path, &params, &model, &error));
     params.vocab_only = 0;
     params.reserved = 1;
-    REFUSED(LG_ERR_INVALID, lg_model_open, (path, &params, &model, &error));
+    REFUSED(LG_ERR_UNSUPPORTED, lg_model_open, (path, &params, &model, &error));
     params.reserved = 0;
     params.cancel = (const lg_cancel *)((const char *)&params + 1);
     REFUSED(LG_ERR_INVALID, lg_model_open, (path, &params, &model, &error));
-
-    // An older program's struct: what lies behind it is not read.
-    const lg_model_params older = {.struct_size = MODEL_PARAMS_V1, .vocab_only = 7, .cancel = UNTOUCHED};
-    CALL(lg_model_open, (path, &older, &model, &error));
-    lg_model_free(model);
-    model = UNTOUCHED;
 
     // A newer program's struct: fine as long as it does not use what this library does not know.
     struct {
@@ -73,13 +65,23 @@ static void errors(const char *path)
 {
     lg_model *model = UNTOUCHED;
     CHECK(lg_model_open(NULL, NULL, &model, NULL) == LG_ERR_INVALID);
-    lg_error small = {.struct_size = 16, .code = 77};
-    CHECK(lg_model_open(path, NULL, &model, &small) == LG_ERR_INVALID);
-    CHECK(small.code == 77 && model == UNTOUCHED);
+    lg_error small = {.code = 77};
+    for (size_t i = 0; i < 2; i++) {
+        small.struct_size = i == 0 ? 16 : sizeof small - 1;
+        CHECK(lg_model_open(path, NULL, &model, &small) == LG_ERR_INVALID);
+        CHECK(small.code == 77 && model == UNTOUCHED);
+    }
+    // A newer program's: this version knows a part of it.
+    struct {
+        lg_error known;
+        uint64_t unknown;
+    } newer = {{.struct_size = sizeof newer}, 99};
+    CHECK(lg_model_open("/no/such/file", NULL, &model, &newer.known) == LG_ERR_NOT_FOUND);
+    CHECK(newer.known.code == LG_ERR_NOT_FOUND && newer.known.message[0] != '\0' && newer.unknown == 99);
 
-    for (uint32_t status = 0; status <= LG_ERR_INTERNAL; status++)
+    for (uint32_t status = 0; status <= LG_ERR_BUSY; status++)
         CHECK(strcmp(lg_status_str(status), lg_status_str(UINT32_MAX)) != 0);
-    CHECK(strcmp(lg_status_str(LG_ERR_INTERNAL + 1), lg_status_str(UINT32_MAX)) == 0);
+    CHECK(strcmp(lg_status_str(LG_ERR_BUSY + 1), lg_status_str(UINT32_MAX)) == 0);
 }
 
 static void tokenize(const lg_model *model)
@@ -90,14 +92,17 @@ static void tokenize(const lg_model *model)
     REFUSED(LG_ERR_INVALID, lg_model_tokenize, (model, NULL, 3, 0, tokens, 8, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_model_tokenize, (model, "abc", SIZE_MAX, 0, tokens, 8, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_model_tokenize, (model, "a\xff", 2, 0, tokens, 8, &n, &error));
-    REFUSED(LG_ERR_INVALID, lg_model_tokenize, (model, "abc", 3, 4, tokens, 8, &n, &error));
+    REFUSED(LG_ERR_UNSUPPORTED, lg_model_tokenize, (model, "abc", 3, 4, tokens, 8, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_model_tokenize, (model, "abc", 3, 0, NULL, 8, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_model_tokenize, (model, "abc", 3, 0, tokens, SIZE_MAX, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_model_tokenize, (model, "abc", 3, 0, tokens, 8, NULL, &error));
-    REFUSED(LG_ERR_INVALID, lg_model_tokenize, (model, "abc", 3, 0, tokens, 2, &n, &error));
-    REFUSED(LG_ERR_INVALID, lg_model_tokenize, (model, "abc", 3, 0, tokens, 0, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_model_tokenize, (model, "abc", 3, 0, (uint32_t *)((char *)tokens + 1), 4, &n, &error));
     CHECK(n == 99 && tokens[0] == 99);
+    for (size_t cap = 0; cap < 3; cap++) {
+        n = 99;
+        REFUSED(LG_ERR_TOO_SMALL, lg_model_tokenize, (model, "abc", 3, 0, tokens, cap, &n, &error));
+        CHECK(n == 3 && tokens[0] == 99);
+    }
     CALL(lg_model_tokenize, (model, NULL, 0, 0, NULL, 0, &n, &error));
     CHECK(n == 0);
     CALL(lg_model_tokenize, (model, "abc", 3, LG_TOKENIZE_ADD_BOS, NULL, 0, &n, &error));
@@ -113,10 +118,11 @@ static void tokenize(const lg_model *model)
     REFUSED(LG_ERR_INVALID, lg_model_token_bytes, (NULL, 65, bytes, 4, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_model_token_bytes, (model, lg_model_n_vocab(model), bytes, 4, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_model_token_bytes, (model, LG_TOKEN_NONE, bytes, 4, &n, &error));
-    REFUSED(LG_ERR_INVALID, lg_model_token_bytes, (model, 65, bytes, 0, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_model_token_bytes, (model, 65, NULL, 4, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_model_token_bytes, (model, 65, bytes, 4, NULL, &error));
-    CHECK(bytes[0] == 99);
+    n = 99;
+    REFUSED(LG_ERR_TOO_SMALL, lg_model_token_bytes, (model, 65, bytes, 0, &n, &error));
+    CHECK(n == 1 && bytes[0] == 99);
     CALL(lg_model_token_bytes, (model, 65, NULL, 0, &n, &error));
     CHECK(n == 1);
     CALL(lg_model_token_bytes, (model, 65, bytes, 4, &n, &error));
@@ -156,7 +162,7 @@ static void text_streams(const lg_model *model)
     CALL(lg_text_stream_push, (stream, NULL, 0, &text, &n, &error));
     CHECK(n == 0);
     CALL(lg_text_stream_finish, (stream, &text, &n, &error));
-    CHECK(n == 0 && lg_text_stream_stopped(stream) == LG_INDEX_NONE);
+    CHECK(n == 0 && lg_text_stream_stop_index(stream) == LG_INDEX_NONE);
     lg_text_stream_free(stream);
 }
 
@@ -175,7 +181,7 @@ static void chat_templates(const lg_model *model)
     REFUSED(LG_ERR_INVALID, lg_model_apply_chat_template, (model, messages, SIZE_MAX, NULL, 0, 0, text, 4, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_model_apply_chat_template, (model, messages, 1, NULL, 9, 0, text, 4, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_model_apply_chat_template, (model, messages, 1, "\xff", 1, 0, text, 4, &n, &error));
-    REFUSED(LG_ERR_INVALID, lg_model_apply_chat_template, (model, messages, 1, NULL, 0, 2, text, 4, &n, &error));
+    REFUSED(LG_ERR_UNSUPPORTED, lg_model_apply_chat_template, (model, messages, 1, NULL, 0, 2, text, 4, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_model_apply_chat_template, (model, messages, 1, NULL, 0, 0, NULL, 4, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_model_apply_chat_template, (model, messages, 1, NULL, 0, 0, text, 4, NULL, &error));
     CHECK(n == 99 && text[0] == 'a');
@@ -212,9 +218,9 @@ static void what_sessions_say(lg_session *session)
 
     lg_token_logprob top[2] = {{.token = 99}};
     float logprob = 99;
-    REFUSED(LG_ERR_INVALID, lg_session_top_logprobs, (NULL, 2, top, &error));
-    REFUSED(LG_ERR_INVALID, lg_session_top_logprobs, (session, 2, NULL, &error));
-    REFUSED(LG_ERR_INVALID, lg_session_top_logprobs, (session, SIZE_MAX, top, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_top_logprobs, (NULL, top, 2, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_top_logprobs, (session, NULL, 2, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_top_logprobs, (session, top, SIZE_MAX, &error));
     REFUSED(LG_ERR_INVALID, lg_session_logprob, (NULL, 0, &logprob, &error));
     REFUSED(LG_ERR_INVALID, lg_session_logprob, (session, 0, NULL, &error));
     CHECK(top[0].token == 99 && logprob == 99);
@@ -253,7 +259,7 @@ static void rows_of_prompts(lg_session *session)
             (session, tokens, 3, rows, 2, NULL, NULL, NULL, misaligned, NULL, &error));
     REFUSED(LG_ERR_INVALID, lg_session_prefill_rows,
             (session, tokens, 3, rows, 2, NULL, NULL, NULL, NULL, misaligned, &error));
-    CHECK(logits[0] == 99 && lg_session_position(session) == 0);
+    CHECK(logits[0] == 99 && lg_session_n_tokens(session) == 0);
 }
 
 static void sessions(const lg_model *model)
@@ -263,7 +269,7 @@ static void sessions(const lg_model *model)
     REFUSED(LG_ERR_INVALID, lg_session_new, (NULL, &params, &session, &error));
     REFUSED(LG_ERR_INVALID, lg_session_new, (model, &params, NULL, &error));
     params.kv_type = 9;
-    REFUSED(LG_ERR_INVALID, lg_session_new, (model, &params, &session, &error));
+    REFUSED(LG_ERR_UNSUPPORTED, lg_session_new, (model, &params, &session, &error));
     const uint32_t types[4] = {LG_KV_TYPE_F32, LG_KV_TYPE_F16, LG_KV_TYPE_BF16, LG_KV_TYPE_Q8};
     uint64_t of_type[4];
     for (int i = 0; i < 4; i++) {
@@ -275,18 +281,20 @@ static void sessions(const lg_model *model)
     CHECK(of_type[0] > of_type[1] && of_type[1] == of_type[2] && of_type[2] > of_type[3]);
     params.kv_type = LG_KV_TYPE_F32;
     params.precision = 9;
-    REFUSED(LG_ERR_INVALID, lg_session_new, (model, &params, &session, &error));
+    REFUSED(LG_ERR_UNSUPPORTED, lg_session_new, (model, &params, &session, &error));
     params.precision = LG_PRECISION_EXACT;
     params.n_ctx = UINT32_MAX;
     REFUSED(LG_ERR_INVALID, lg_session_new, (model, &params, &session, &error));
-    params.struct_size = 4;
-    REFUSED(LG_ERR_INVALID, lg_session_new, (model, &params, &session, &error));
+    for (size_t i = 0; i < 2; i++) {
+        params.struct_size = i == 0 ? 4 : sizeof params - 1;
+        REFUSED(LG_ERR_INVALID, lg_session_new, (model, &params, &session, &error));
+    }
     CHECK(session == UNTOUCHED);
 
     params.struct_size = sizeof params;
     params.n_ctx = 8;
     CALL(lg_session_new, (model, &params, &session, &error));
-    CHECK(lg_session_n_ctx(session) == 8 && lg_session_position(session) == 0);
+    CHECK(lg_session_n_ctx(session) == 8 && lg_session_n_tokens(session) == 0);
     uint32_t tokens[9] = {1, 2, 3, 4, 5, 6, 7, 8, 9};
     REFUSED(LG_ERR_INVALID, lg_session_prefill, (NULL, tokens, 3, NULL, NULL, NULL, &error));
     REFUSED(LG_ERR_INVALID, lg_session_prefill, (session, NULL, 3, NULL, NULL, NULL, &error));
@@ -297,7 +305,7 @@ static void sessions(const lg_model *model)
     REFUSED(LG_ERR_INVALID, lg_session_decode, (session, lg_model_n_vocab(model), NULL, &error));
     tokens[2] = LG_TOKEN_NONE;
     REFUSED(LG_ERR_INVALID, lg_session_prefill, (session, tokens, 3, NULL, NULL, NULL, &error));
-    CHECK(lg_session_position(session) == 0);
+    CHECK(lg_session_n_tokens(session) == 0);
 
     const float *logits = UNTOUCHED;
     size_t n = 99;
@@ -336,31 +344,34 @@ static void sessions(const lg_model *model)
     lg_generate_result result = {.struct_size = sizeof result, .n_tokens = 99};
     const char *const stops[] = {NULL};
     const lg_generate_params wrong[] = {
-        {.struct_size = sizeof *wrong, .ignore_eos = 2},
         {.struct_size = sizeof *wrong, .n_stops = 1},
         {.struct_size = sizeof *wrong, .stops = stops, .n_stops = 1},
+        {.struct_size = sizeof *wrong, .cancel = (const lg_cancel *)((const char *)&result + 1)},
         {.struct_size = sizeof *wrong - 1},
     };
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
-        REFUSED(LG_ERR_INVALID, lg_session_generate,
-                (session, sampler, mask, 1, &wrong[i], NULL, NULL, NULL, &result, &error));
-    REFUSED(LG_ERR_INVALID, lg_session_generate, (NULL, sampler, mask, 1, NULL, NULL, NULL, NULL, &result, &error));
-    REFUSED(LG_ERR_INVALID, lg_session_generate, (session, NULL, mask, 1, NULL, NULL, NULL, NULL, &result, &error));
-    REFUSED(LG_ERR_INVALID, lg_session_generate, (session, sampler, NULL, 1, NULL, NULL, NULL, NULL, &result, &error));
-    REFUSED(LG_ERR_INVALID, lg_session_generate, (session, sampler, mask, 1, NULL, NULL, NULL, NULL, NULL, &error));
+        REFUSED(LG_ERR_INVALID, lg_session_generate, (session, sampler, mask, 1, &wrong[i], &result, &error));
+    const lg_generate_params unknown = {.struct_size = sizeof unknown, .ignore_end = 2};
+    REFUSED(LG_ERR_UNSUPPORTED, lg_session_generate, (session, sampler, mask, 1, &unknown, &result, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_generate, (NULL, sampler, mask, 1, NULL, &result, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_generate, (session, NULL, mask, 1, NULL, &result, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_generate, (session, sampler, NULL, 1, NULL, &result, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_generate, (session, sampler, mask, 1, NULL, NULL, &error));
     const uint32_t beyond = lg_model_n_vocab(model);
-    REFUSED(LG_ERR_INVALID, lg_session_generate, (session, sampler, &beyond, 1, NULL, NULL, NULL, NULL, &result, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_generate, (session, sampler, &beyond, 1, NULL, &result, &error));
     const uint32_t long_prompt[9] = {0};
     REFUSED(LG_ERR_CONTEXT_FULL, lg_session_generate,
-            (session, sampler, long_prompt, 9, NULL, NULL, NULL, NULL, &result, &error));
+            (session, sampler, long_prompt, 9, NULL, &result, &error));
     size_t n_kept;
-    const size_t position = lg_session_position(session);
+    const size_t position = lg_session_n_tokens(session);
     CALL(lg_session_rewind, (session, 0, &n_kept, &error));
     CHECK(position > 0);
-    REFUSED(LG_ERR_INVALID, lg_session_generate, (session, sampler, NULL, 0, NULL, NULL, NULL, NULL, &result, &error));
-    result.struct_size = 8;
-    REFUSED(LG_ERR_INVALID, lg_session_generate, (session, sampler, mask, 1, NULL, NULL, NULL, NULL, &result, &error));
-    CHECK(result.n_tokens == 99 && lg_session_position(session) == 0);
+    REFUSED(LG_ERR_INVALID, lg_session_generate, (session, sampler, NULL, 0, NULL, &result, &error));
+    for (size_t i = 0; i < 2; i++) {
+        result.struct_size = i == 0 ? 8 : sizeof result - 1;
+        REFUSED(LG_ERR_INVALID, lg_session_generate, (session, sampler, mask, 1, NULL, &result, &error));
+    }
+    CHECK(result.n_tokens == 99 && lg_session_n_tokens(session) == 0);
     lg_sampler_free(sampler);
     lg_session_free(session);
 }
@@ -378,8 +389,7 @@ static void samplers(void)
         {.struct_size = sizeof *wrong, .dry_multiplier = -1}, {.struct_size = sizeof *wrong, .dry_base = 0.5f},
         {.struct_size = sizeof *wrong, .frequency_penalty = NAN},
         {.struct_size = sizeof *wrong, .presence_penalty = -INFINITY},
-        {.struct_size = sizeof *wrong, .reserved = 1},
-        {.struct_size = SAMPLER_PARAMS_V1 - 8},
+        {.struct_size = sizeof *wrong - 1},
     };
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
         REFUSED(LG_ERR_INVALID, lg_sampler_new, (&wrong[i], &sampler, &error));
@@ -388,14 +398,14 @@ static void samplers(void)
         uint64_t unknown;
     } newer = {{.struct_size = sizeof newer}, 1};
     REFUSED(LG_ERR_UNSUPPORTED, lg_sampler_new, (&newer.known, &sampler, &error));
+    newer.unknown = 0;
+    newer.known.reserved = 1;
+    REFUSED(LG_ERR_UNSUPPORTED, lg_sampler_new, (&newer.known, &sampler, &error));
     REFUSED(LG_ERR_INVALID, lg_sampler_new, (NULL, NULL, &error));
     REFUSED(LG_ERR_INVALID, lg_cancel_new, (NULL, &error));
     CHECK(sampler == UNTOUCHED);
 
-    // An older program's struct: what lies behind it is not read.
-    const lg_sampler_params older = {.struct_size = SAMPLER_PARAMS_V1, .repeat_penalty = NAN};
-    CALL(lg_sampler_new, (&older, &sampler, &error));
-
+    CALL(lg_sampler_new, (NULL, &sampler, &error));
     const lg_logit_bias not_a_number[] = {{1, 0}, {2, NAN}}, infinite[] = {{1, INFINITY}}, twice[] = {{7, 1}, {7, 2}};
     const uint32_t breaker = 1;
     lg_choice choice = {.token = 99};
@@ -429,13 +439,13 @@ static void nothing(void)
     lg_session_free(NULL);
     lg_sampler_free(NULL);
     lg_text_stream_free(NULL);
-    CHECK(lg_text_stream_stopped(NULL) == LG_INDEX_NONE && !lg_model_has_chat_template(NULL));
+    CHECK(lg_text_stream_stop_index(NULL) == LG_INDEX_NONE && !lg_model_has_chat_template(NULL));
     lg_cancel_free(NULL);
     lg_cancel_set(NULL);
     lg_cancel_reset(NULL);
     CHECK(lg_model_n_vocab(NULL) == 0 && lg_model_n_ctx_train(NULL) == 0 && lg_model_n_layers(NULL) == 0);
     CHECK(!lg_model_is_end_of_generation(NULL, 0));
-    CHECK(lg_session_position(NULL) == 0 && lg_session_n_ctx(NULL) == 0);
+    CHECK(lg_session_n_tokens(NULL) == 0 && lg_session_n_ctx(NULL) == 0);
     CHECK(lg_session_n_bytes(NULL) == 0 && lg_session_kv_bytes(NULL) == 0);
 }
 

@@ -84,10 +84,11 @@ static void hostile(const lg_model *model)
     REFUSED(LG_ERR_INVALID, lg_model_layer_phases, (NULL, 0, phases, 8, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_model_layer_phases, (model, n_layers, phases, 8, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_model_layer_phases, (model, 0, NULL, 8, &n, &error));
-    REFUSED(LG_ERR_INVALID, lg_model_layer_phases, (model, 0, phases, 1, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_model_layer_phases, (model, 0, phases, SIZE_MAX, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_model_layer_phases, (model, 0, phases, 8, NULL, &error));
     CHECK(layer.kind == 99 && phases[0] == 99 && n == 99);
+    REFUSED(LG_ERR_TOO_SMALL, lg_model_layer_phases, (model, 0, phases, 1, &n, &error));
+    CHECK(phases[0] == 99 && n == lg_model_n_heads(model));
 
     CHECK(lg_model_architecture(NULL) == NULL && lg_model_device(NULL) == NULL);
     CHECK(lg_model_n_params(NULL) == 0 && lg_model_n_bytes(NULL) == 0);

@@ -6,10 +6,10 @@ int main(int argc, char **argv)
 {
     CHECK(sizeof(lg_error) == 648);
     CHECK(offsetof(lg_error, code) == 8 && offsetof(lg_error, message) == 12 && offsetof(lg_error, where) == 524);
-    CHECK(sizeof(lg_model_params) == 72);
+    CHECK(sizeof(lg_model_params) == 64);
     CHECK(offsetof(lg_model_params, load) == 8 && offsetof(lg_model_params, verify) == 20);
-    CHECK(offsetof(lg_model_params, vocab_only) == 24 && offsetof(lg_model_params, progress) == 32);
-    CHECK(offsetof(lg_model_params, cancel) == 48 && offsetof(lg_model_params, log_user) == 64);
+    CHECK(offsetof(lg_model_params, vocab_only) == 24 && offsetof(lg_model_params, on_progress) == 32);
+    CHECK(offsetof(lg_model_params, on_log) == 40 && offsetof(lg_model_params, cancel) == 56);
     CHECK(sizeof(lg_session_params) == 40);
     CHECK(offsetof(lg_session_params, n_ctx) == 8 && offsetof(lg_session_params, precision) == 20);
     CHECK(offsetof(lg_session_params, logits_rows) == 24 && offsetof(lg_session_params, max_bytes) == 32);
@@ -20,15 +20,16 @@ int main(int argc, char **argv)
     CHECK(offsetof(lg_memory_plan, n_ctx) == 8 && offsetof(lg_memory_plan, chunk_tokens) == 12);
     CHECK(offsetof(lg_memory_plan, kv_bytes) == 16 && offsetof(lg_memory_plan, total_bytes) == 72);
     CHECK(sizeof(lg_layer_plan) == 32);
-    CHECK(offsetof(lg_layer_plan, n_slots) == 8 && offsetof(lg_layer_plan, block_tokens) == 12);
+    CHECK(offsetof(lg_layer_plan, n_slots) == 8 && offsetof(lg_layer_plan, block_size) == 12);
     CHECK(offsetof(lg_layer_plan, kv_bytes) == 16 && offsetof(lg_layer_plan, staging_bytes) == 24);
     CHECK(sizeof(lg_sampler_params) == 72);
     CHECK(offsetof(lg_sampler_params, seed) == 8 && offsetof(lg_sampler_params, min_p) == 28);
     CHECK(offsetof(lg_sampler_params, repeat_penalty) == 32 && offsetof(lg_sampler_params, repeat_last_n) == 36);
     CHECK(offsetof(lg_sampler_params, typical_p) == 40 && offsetof(lg_sampler_params, reserved) == 68);
     CHECK(sizeof(lg_logit_bias) == 8 && offsetof(lg_logit_bias, bias) == 4);
-    CHECK(sizeof(lg_generate_params) == 32 && offsetof(lg_generate_params, stops) == 16);
-    CHECK(sizeof(lg_generate_result) == 32 && offsetof(lg_generate_result, reserved) == 28);
+    CHECK(sizeof(lg_generate_params) == 64 && offsetof(lg_generate_params, stops) == 16);
+    CHECK(offsetof(lg_generate_params, on_text) == 40 && offsetof(lg_generate_params, cancel) == 56);
+    CHECK(sizeof(lg_generate_result) == 32 && offsetof(lg_generate_result, end_token) == 28);
     CHECK(sizeof(lg_message) == 32 && offsetof(lg_message, content) == 16 && offsetof(lg_message, content_bytes) == 24);
     CHECK(sizeof(lg_choice) == 12 && offsetof(lg_choice, p) == 8);
     CHECK(sizeof(lg_counters) == 40);

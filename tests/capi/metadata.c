@@ -25,9 +25,11 @@ static void print_text(const lg_model *model, const char *key, size_t index)
     size_t n_bytes, n_written = 99;
     CALL(lg_model_metadata_text, (model, key, index, NULL, 0, &n_bytes, &error));
     char *text = allocate(n_bytes);
-    text[n_bytes] = 99;
-    if (n_bytes > 0)
-        REFUSED(LG_ERR_INVALID, lg_model_metadata_text, (model, key, index, text, n_bytes - 1, &n_written, &error));
+    memset(text, 99, n_bytes + 1);
+    if (n_bytes > 0) {
+        REFUSED(LG_ERR_TOO_SMALL, lg_model_metadata_text, (model, key, index, text, n_bytes - 1, &n_written, &error));
+        CHECK(n_written == n_bytes && text[0] == 99);
+    }
     CALL(lg_model_metadata_text, (model, key, index, text, n_bytes, &n_written, &error));
     CHECK(n_written == n_bytes && text[n_bytes] == 99);
     print_bytes(text, n_bytes);
@@ -121,7 +123,9 @@ static void print_pairs(const lg_model *model)
         size_t n_bytes, n_written = 99;
         CALL(lg_model_metadata_key, (model, i, NULL, 0, &n_bytes, &error));
         char *key = allocate(n_bytes);
-        REFUSED(LG_ERR_INVALID, lg_model_metadata_key, (model, i, key, n_bytes - 1, &n_written, &error));
+        key[0] = 99;
+        REFUSED(LG_ERR_TOO_SMALL, lg_model_metadata_key, (model, i, key, n_bytes - 1, &n_written, &error));
+        CHECK(n_written == n_bytes && key[0] == 99);
         CALL(lg_model_metadata_key, (model, i, key, n_bytes, &n_written, &error));
         CHECK(n_written == n_bytes && key[n_bytes - 1] == '\0');
         print_bytes(key, n_bytes - 1);

@@ -10,13 +10,14 @@ static lg_error error = {.struct_size = sizeof error};
 
 typedef struct {
     pthread_t thread;
+    // What stops the call; NULL for the callback itself.
     lg_cancel *cancel;
-    // Progress: calls so far, the call that cancels, and what was told last.
+    // Progress: calls so far, the call that stops, and what was told last.
     size_t n_calls, stop_at, n_done, n_total;
     size_t n_messages;
 } Watch;
 
-static void on_progress(void *user, size_t n_done, size_t n_total)
+static bool on_progress(void *user, size_t n_done, size_t n_total)
 {
     Watch *watch = user;
     CHECK(pthread_equal(watch->thread, pthread_self()));
@@ -25,8 +26,10 @@ static void on_progress(void *user, size_t n_done, size_t n_total)
     watch->n_done = n_done;
     watch->n_total = n_total;
     watch->n_calls++;
-    if (watch->n_calls == watch->stop_at)
-        lg_cancel_set(watch->cancel);
+    if (watch->n_calls != watch->stop_at)
+        return true;
+    lg_cancel_set(watch->cancel);
+    return watch->cancel != NULL;
 }
 
 static void on_log(void *user, uint32_t level, const char *message)
@@ -52,8 +55,16 @@ static size_t size_of(const char *path)
     return (size_t)size;
 }
 
-// Every way to open a file: each reports all the bytes that it goes through, and can be stopped by any report but the
-// last.
+// A call that was told to stop is stopped by this very report.
+static void stops(const char *path, const lg_model_params *params, Watch *watch)
+{
+    lg_model *model = NULL;
+    REFUSED(LG_ERR_CANCELLED, lg_model_open, (path, params, &model, &error));
+    CHECK(watch->n_calls == watch->stop_at && model == NULL);
+}
+
+// Every way to open a file: each reports all the bytes that it goes through, and can be stopped by any report; a cancel
+// object comes too late in the last.
 static void progress_is_told_and_stops_the_call(const char *path, bool has_tensors)
 {
     for (uint32_t i = 0; i < 8; i++) {
@@ -63,12 +74,10 @@ static void progress_is_told_and_stops_the_call(const char *path, bool has_tenso
                                   .n_threads = 1,
                                   .verify = i >> 1 & 1,
                                   .vocab_only = i >> 2 & 1,
-                                  .progress = on_progress,
-                                  .progress_user = &watch};
+                                  .on_progress = on_progress,
+                                  .user = &watch};
         if (!has_tensors && !params.vocab_only)
             continue;
-        CALL(lg_cancel_new, (&watch.cancel, &error));
-        params.cancel = watch.cancel;
         // A text alone is not copied to be read.
         const size_t n_passes = (params.load == LG_LOAD_READ && !params.vocab_only) + params.verify + !params.vocab_only;
         lg_model *model = NULL;
@@ -78,25 +87,30 @@ static void progress_is_told_and_stops_the_call(const char *path, bool has_tenso
 
         const size_t n_calls = watch.n_calls;
         CHECK((n_calls > 0) == (n_passes > 0));
+        lg_cancel *cancel = NULL;
+        CALL(lg_cancel_new, (&cancel, &error));
         for (size_t stop_at = 0; stop_at < n_calls; stop_at += 1 + n_calls / 6) {
-            watch = (Watch){.thread = watch.thread, .cancel = watch.cancel, .stop_at = stop_at};
+            watch = (Watch){.thread = watch.thread, .cancel = cancel, .stop_at = stop_at};
+            params.cancel = cancel;
             if (stop_at == 0)
-                lg_cancel_set(watch.cancel);
-            model = NULL;
-            REFUSED(LG_ERR_CANCELLED, lg_model_open, (path, &params, &model, &error));
-            CHECK(watch.n_calls == stop_at && model == NULL);
-            lg_cancel_reset(watch.cancel);
+                lg_cancel_set(cancel);
+            stops(path, &params, &watch);
+            lg_cancel_reset(cancel);
+            watch = (Watch){.thread = watch.thread, .stop_at = n_calls - stop_at};
+            params.cancel = NULL;
+            stops(path, &params, &watch);
         }
-        lg_cancel_free(watch.cancel);
+        lg_cancel_free(cancel);
     }
 }
 
 // The first tensor is there.
-static void until_stopped(void *user, size_t n_done, size_t n_total)
+static bool until_stopped(void *user, size_t n_done, size_t n_total)
 {
     Stop *state = user;
     CHECK(!state->has_started && n_done < n_total);
     wait_until_set(state);
+    return true;
 }
 
 static void another_thread_stops_the_call(const char *path)
@@ -104,8 +118,8 @@ static void another_thread_stops_the_call(const char *path)
     Stop state = {.mutex = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
     CALL(lg_cancel_new, (&state.cancel, &error));
     const lg_model_params params = {.struct_size = sizeof params,
-                                    .progress = until_stopped,
-                                    .progress_user = &state,
+                                    .on_progress = until_stopped,
+                                    .user = &state,
                                     .cancel = state.cancel};
     lg_model *model = NULL;
     pthread_t thread;
@@ -122,8 +136,8 @@ static void what_is_found_is_logged(const char *path, const char *text_alone)
     lg_model_params params = {.struct_size = sizeof params,
                               .device = LG_DEVICE_CPU,
                               .n_threads = 1,
-                              .log = on_log,
-                              .log_user = &watch};
+                              .on_log = on_log,
+                              .user = &watch};
     lg_model *model = NULL;
     CALL(lg_model_open, (path, &params, &model, &error));
     CHECK(watch.n_messages == 3);
@@ -149,7 +163,7 @@ static void what_is_found_is_logged(const char *path, const char *text_alone)
 static void without_a_device_of_choice_there_is_a_reason(const char *path)
 {
     Watch watch = {.thread = pthread_self()};
-    const lg_model_params params = {.struct_size = sizeof params, .n_threads = 1, .log = on_log, .log_user = &watch};
+    const lg_model_params params = {.struct_size = sizeof params, .n_threads = 1, .on_log = on_log, .user = &watch};
     lg_model *model = NULL;
     CALL(lg_model_open, (path, &params, &model, &error));
     lg_model_free(model);

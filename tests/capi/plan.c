@@ -27,7 +27,7 @@ static void print_plans(const lg_model *model, const lg_session_params *params)
     for (uint32_t i = 0; i < lg_model_n_layers(model); i++) {
         lg_layer_plan layer = {.struct_size = sizeof layer};
         CALL(lg_model_plan_layer, (model, params, i, &layer, &error));
-        printf("%" PRIu32 " %" PRIu32 " %" PRIu64 " %" PRIu64 "\n", layer.n_slots, layer.block_tokens, layer.kv_bytes,
+        printf("%" PRIu32 " %" PRIu32 " %" PRIu64 " %" PRIu64 "\n", layer.n_slots, layer.block_size, layer.kv_bytes,
                layer.staging_bytes);
     }
 }
@@ -122,8 +122,12 @@ static void hostile(const lg_model *model)
         REFUSED(LG_ERR_INVALID, lg_model_plan, (model, &params, &plan, &error));
         REFUSED(LG_ERR_INVALID, lg_model_plan_layer, (model, &params, 0, &layer, &error));
     }
+    plan.struct_size = sizeof plan - 1;
+    REFUSED(LG_ERR_INVALID, lg_model_plan, (model, &params, &plan, &error));
+    params.struct_size--;
     plan.struct_size = sizeof plan;
     layer.struct_size = sizeof layer;
+    REFUSED(LG_ERR_INVALID, lg_model_plan, (model, &params, &plan, &error));
     for (int i = 0; i < 4; i++) {
         params = (lg_session_params){.struct_size = sizeof params, .n_ctx = 8};
         switch (i) {
@@ -132,11 +136,13 @@ static void hostile(const lg_model *model)
         case 2: params.precision = 9; break;
         case 3: params.reserved = 1; break;
         }
+        // A context that is too long, and what this version does not know.
+        const lg_status status = i == 0 ? LG_ERR_INVALID : LG_ERR_UNSUPPORTED;
         lg_session *session = NULL;
-        REFUSED(LG_ERR_INVALID, lg_model_plan, (model, &params, &plan, &error));
-        REFUSED(LG_ERR_INVALID, lg_model_plan_layer, (model, &params, 0, &layer, &error));
-        REFUSED(LG_ERR_INVALID, lg_model_longest_context, (model, &params, 1 << 20, &n_ctx, &error));
-        REFUSED(LG_ERR_INVALID, lg_session_new, (model, &params, &session, &error));
+        REFUSED(status, lg_model_plan, (model, &params, &plan, &error));
+        REFUSED(status, lg_model_plan_layer, (model, &params, 0, &layer, &error));
+        REFUSED(status, lg_model_longest_context, (model, &params, 1 << 20, &n_ctx, &error));
+        REFUSED(status, lg_session_new, (model, &params, &session, &error));
         CHECK(session == NULL);
     }
     CHECK(plan.n_ctx == 99 && layer.n_slots == 99 && n_ctx == 99);

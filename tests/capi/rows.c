@@ -42,26 +42,18 @@ static void decode_one_by_one(const lg_model *model)
     lg_session_free(session);
 }
 
-typedef struct {
-    lg_cancel *cancel;
-    size_t stop_at;
-} Stop;
-
-static void on_progress(void *user, size_t n_done, size_t n_tokens)
+static bool on_progress(void *user, size_t n_done, size_t n_tokens)
 {
-    const Stop *stop = user;
+    const size_t *stop_at = user;
     CHECK(n_done <= n_tokens);
-    if (n_done >= stop->stop_at)
-        lg_cancel_set(stop->cancel);
+    return n_done < *stop_at;
 }
 
 // Every row whose number `step` divides, of tokens[begin..]; a call that is stopped behind some chunks goes on there.
 static void rows_are_those_of_single_tokens(const lg_model *model, size_t begin, size_t step, size_t stop_at)
 {
-    Stop stop = {.stop_at = stop_at};
     lg_session *session = new_session(model);
     size_t rows[N_TOKENS], n_rows = 0;
-    CALL(lg_cancel_new, (&stop.cancel, &error));
     for (size_t i = 0; i < N_TOKENS - begin; i += step)
         rows[n_rows++] = i;
     // Exactly as large as they must be.
@@ -72,15 +64,15 @@ static void rows_are_those_of_single_tokens(const lg_model *model, size_t begin,
     size_t n_there = n_rows;
     if (stop_at < N_TOKENS - begin) {
         REFUSED(LG_ERR_CANCELLED, lg_session_prefill_rows,
-                (session, tokens + begin, N_TOKENS - begin, rows, n_rows, stop.cancel, on_progress, &stop, logits,
+                (session, tokens + begin, N_TOKENS - begin, rows, n_rows, on_progress, &stop_at, NULL, logits,
                  hidden, &error));
-        const size_t n_done = lg_session_position(session) - begin;
+        const size_t n_done = lg_session_n_tokens(session) - begin;
         CHECK(n_done == (stop_at + CHUNK - 1) / CHUNK * CHUNK);
         for (n_there = 0; n_there < n_rows && rows[n_there] < n_done; n_there++)
             ;
     } else {
-        CALL(lg_session_prefill_rows, (session, tokens + begin, N_TOKENS - begin, rows, n_rows, stop.cancel,
-                                       on_progress, &stop, logits, hidden, &error));
+        CALL(lg_session_prefill_rows, (session, tokens + begin, N_TOKENS - begin, rows, n_rows, on_progress,
+                                       &stop_at, NULL, logits, hidden, &error));
         const float *last;
         size_t n;
         const bool has_last = rows[n_rows - 1] == N_TOKENS - begin - 1;
@@ -94,7 +86,6 @@ static void rows_are_those_of_single_tokens(const lg_model *model, size_t begin,
         CHECK(memcmp(row(logits, i, n_vocab), row(all_logits, token, n_vocab), n_vocab * sizeof *logits) == 0);
         CHECK(memcmp(row(hidden, i, n_hidden), row(all_hidden, token, n_hidden), n_hidden * sizeof *hidden) == 0);
     }
-    lg_cancel_free(stop.cancel);
     lg_session_free(session);
     free(logits);
     free(hidden);
@@ -114,7 +105,7 @@ static void what_is_not_wanted_may_be_null(const lg_model *model)
     const float *logits;
     size_t n;
     REFUSED(LG_ERR_INVALID, lg_session_logits, (session, &logits, &n, &error));
-    CHECK(lg_session_position(session) == N_TOKENS);
+    CHECK(lg_session_n_tokens(session) == N_TOKENS);
     lg_session_free(session);
     free(hidden);
 }

@@ -59,6 +59,11 @@ static size_t choices_of(lg_sampler *sampler, lg_choice *choices)
 {
     size_t n, asked;
     CALL(lg_sampler_choices, (sampler, NULL, 0, &asked, &error));
+    if (asked > 0) {
+        choices[0].token = LG_TOKEN_NONE;
+        REFUSED(LG_ERR_TOO_SMALL, lg_sampler_choices, (sampler, choices, asked - 1, &n, &error));
+        CHECK(n == asked && choices[0].token == LG_TOKEN_NONE);
+    }
     CALL(lg_sampler_choices, (sampler, choices, MAX_VOCAB, &n, &error));
     CHECK(n == asked);
     double sum = 0;

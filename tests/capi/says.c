@@ -30,22 +30,22 @@ static void open_model(const char *path, const char *folder)
         uint32_t newer[2];
     } params = {{.struct_size = 1}, {0, 0}};
 #define OPEN (path, &params.known, &model, &error)
-    SAYS(LG_ERR_INVALID, "lg_model_params: struct_size 1 is no size of it, 72 is", lg_model_open, OPEN);
+    SAYS(LG_ERR_INVALID, "lg_model_params: struct_size 1 is no size of it, 64 is", lg_model_open, OPEN);
     params.known = (lg_model_params){.struct_size = sizeof params, .load = 7};
-    SAYS(LG_ERR_INVALID, "load: 7 is none of its values", lg_model_open, OPEN);
+    SAYS(LG_ERR_UNSUPPORTED, "load: this version knows no 7", lg_model_open, OPEN);
     params.known = (lg_model_params){.struct_size = sizeof params, .device = 9};
-    SAYS(LG_ERR_INVALID, "device: 9 is none of its values", lg_model_open, OPEN);
+    SAYS(LG_ERR_UNSUPPORTED, "device: this version knows no 9", lg_model_open, OPEN);
     params.known = (lg_model_params){.struct_size = sizeof params, .verify = 2};
-    SAYS(LG_ERR_INVALID, "verify: 2 is none of its values", lg_model_open, OPEN);
+    SAYS(LG_ERR_UNSUPPORTED, "verify: this version knows no 2", lg_model_open, OPEN);
     params.known = (lg_model_params){.struct_size = sizeof params, .vocab_only = 3};
-    SAYS(LG_ERR_INVALID, "vocab_only: 3 is none of its values", lg_model_open, OPEN);
+    SAYS(LG_ERR_UNSUPPORTED, "vocab_only: this version knows no 3", lg_model_open, OPEN);
     params.known = (lg_model_params){.struct_size = sizeof params, .reserved = 4};
-    SAYS(LG_ERR_INVALID, "reserved: 4, and not 0", lg_model_open, OPEN);
+    SAYS(LG_ERR_UNSUPPORTED, "reserved: 4, this version knows only 0", lg_model_open, OPEN);
     params.known = (lg_model_params){.struct_size = sizeof params, .n_threads = 5000};
     SAYS(LG_ERR_INVALID, "5000 threads: 1 to 4096 work", lg_model_open, OPEN);
     params.known = (lg_model_params){.struct_size = sizeof params};
     params.newer[1] = 1;
-    SAYS(LG_ERR_UNSUPPORTED, "lg_model_params: byte 76 is set, this version knows 72 bytes", lg_model_open, OPEN);
+    SAYS(LG_ERR_UNSUPPORTED, "lg_model_params: byte 68 is set, this version knows 64 bytes", lg_model_open, OPEN);
 }
 
 static void ask_model(const lg_model *model)
@@ -66,7 +66,7 @@ static void ask_model(const lg_model *model)
     SAYS(LG_ERR_INVALID, "no element 7, there are 1", lg_model_metadata_u64, (model, "longgen.block_count", 7, &u64, &error));
     SAYS(LG_ERR_INVALID, "key is NULL", lg_model_metadata_u64, (model, NULL, 0, &u64, &error));
     SAYS(LG_ERR_INVALID, "key 9999 of ", lg_model_metadata_key, (model, 9999, NULL, 0, &n, &error));
-    SAYS(LG_ERR_INVALID, "do not fit in a buffer for 4", lg_model_metadata_key, (model, 0, key, 4, &n, &error));
+    SAYS(LG_ERR_TOO_SMALL, "do not fit in a buffer for 4", lg_model_metadata_key, (model, 0, key, 4, &n, &error));
 }
 
 static void texts(const lg_model *model)
@@ -80,8 +80,8 @@ static void texts(const lg_model *model)
     size_t n;
     SAYS(LG_ERR_INVALID, "text is no UTF-8", lg_model_tokenize, (model, "a\xff", 2, 0, NULL, 0, &n, &error));
     SAYS(LG_ERR_INVALID, "text is NULL", lg_model_tokenize, (model, NULL, 1, 0, NULL, 0, &n, &error));
-    SAYS(LG_ERR_INVALID, "flags: bits 0x8 mean nothing", lg_model_tokenize, (model, "a", 1, 9, NULL, 0, &n, &error));
-    SAYS(LG_ERR_INVALID, "3 elements do not fit in a buffer for 1", lg_model_tokenize, (model, "abc", 3, 0, &token, 1, &n, &error));
+    SAYS(LG_ERR_UNSUPPORTED, "flags: bits 0x8, this version knows 0x3", lg_model_tokenize, (model, "a", 1, 9, NULL, 0, &n, &error));
+    SAYS(LG_ERR_TOO_SMALL, "3 elements do not fit in a buffer for 1", lg_model_tokenize, (model, "abc", 3, 0, &token, 1, &n, &error));
     SAYS(LG_ERR_INVALID, "token 258 of a vocabulary of 258", lg_model_token_bytes, (model, 258, byte, 1, &n, &error));
     SAYS(LG_ERR_INVALID, "stops[0] is no UTF-8", lg_text_stream_new, (stops, 1, &stream, &error));
     CALL(lg_text_stream_new, (NULL, 0, &stream, &error));
@@ -96,9 +96,9 @@ static void open_session(const lg_model *model)
     lg_session *session;
     lg_session_params params = {.struct_size = sizeof params, .kv_type = 9};
 #define NEW (model, &params, &session, &error)
-    SAYS(LG_ERR_INVALID, "kv_type: 9 is none of its values", lg_session_new, NEW);
+    SAYS(LG_ERR_UNSUPPORTED, "kv_type: this version knows no 9", lg_session_new, NEW);
     params = (lg_session_params){.struct_size = sizeof params, .precision = 5};
-    SAYS(LG_ERR_INVALID, "precision: 5 is none of its values", lg_session_new, NEW);
+    SAYS(LG_ERR_UNSUPPORTED, "precision: this version knows no 5", lg_session_new, NEW);
     params = (lg_session_params){.struct_size = sizeof params, .n_ctx = UINT32_MAX};
     SAYS(LG_ERR_INVALID, "context of 4294967295 tokens: at most 1073741824 work", lg_session_new, NEW);
     SAYS(LG_ERR_INVALID, "model is NULL", lg_session_new, (NULL, NULL, &session, &error));
@@ -121,10 +121,17 @@ static void open_session(const lg_model *model)
     SAYS(LG_ERR_OUT_OF_MEMORY, "max_bytes is 10; no context is short enough", lg_session_new, NEW);
 }
 
-static void on_progress(void *user, size_t n_done, size_t n_total)
+static bool on_progress(void *user, size_t n_done, size_t n_total)
 {
     (void)n_done, (void)n_total;
-    SAYS(LG_ERR_INVALID, "the session is in use by another call", lg_session_decode, (user, 1, NULL, &error));
+    SAYS(LG_ERR_BUSY, "the session is in use by another call", lg_session_decode, (user, 1, NULL, &error));
+    return true;
+}
+
+static bool stop_at_once(void *user, size_t n_done, size_t n_total)
+{
+    (void)user, (void)n_done, (void)n_total;
+    return false;
 }
 
 static void sessions(const lg_model *model, const lg_model *other)
@@ -169,10 +176,12 @@ static void sessions(const lg_model *model, const lg_model *other)
     SAYS(LG_ERR_INVALID, "sessions[0] is NULL", lg_session_decode_batch, (none, tokens, 1, NULL, &error));
 
     lg_cancel_set(cancel);
-    SAYS(LG_ERR_CANCELLED, "stopped at the caller's request", lg_session_prefill, (session, tokens, 3, cancel, NULL, NULL, &error));
-    CALL(lg_session_prefill, (session, tokens, 64, NULL, on_progress, session, &error));
+    SAYS(LG_ERR_CANCELLED, "stopped at the caller's request", lg_session_prefill, (session, tokens, 3, NULL, NULL, cancel, &error));
+    SAYS(LG_ERR_CANCELLED, "stopped at the caller's request", lg_session_prefill,
+         (foreign, tokens, 3, stop_at_once, NULL, NULL, &error));
+    CALL(lg_session_prefill, (session, tokens, 64, on_progress, session, NULL, &error));
     SAYS(LG_ERR_CONTEXT_FULL, "1 more tokens behind 64 do not fit in a context of 64", lg_session_decode, (session, 1, NULL, &error));
-    SAYS(LG_ERR_INVALID, "the 1000 likeliest tokens: at most ", lg_session_top_logprobs, (session, 1000, top, &error));
+    SAYS(LG_ERR_INVALID, "the 1000 likeliest tokens: at most ", lg_session_top_logprobs, (session, top, 1000, &error));
     SAYS(LG_ERR_INVALID, "token 258 of a vocabulary of 258", lg_session_logprob, (session, 258, &logprob, &error));
     lg_session_free(session);
     lg_session_free(foreign);
@@ -200,7 +209,7 @@ static void samplers(const lg_model *model)
 
     const lg_session_params small = {.struct_size = sizeof small, .n_ctx = 32};
     const lg_logit_bias wrong[1] = {{5, INFINITY}}, twice[2] = {{7, 1}, {7, 2}};
-    lg_generate_params how = {.struct_size = sizeof how, .ignore_eos = 2};
+    lg_generate_params how = {.struct_size = sizeof how, .ignore_end = 2};
     lg_generate_result result = {.struct_size = 2};
     lg_session *session;
     const char *const stops[1] = {NULL};
@@ -214,15 +223,15 @@ static void samplers(const lg_model *model)
     CALL(lg_session_prefill, (session, prompt, 1, NULL, NULL, NULL, &error));
     SAYS(LG_ERR_INVALID, "no token to choose", lg_sampler_sample_masked, (sampler, session, nothing, 1, &token, &error));
     SAYS(LG_ERR_INVALID, "lg_generate_result: struct_size 2 is no size of it, 32 is", lg_session_generate,
-         (session, sampler, prompt, 1, NULL, NULL, NULL, NULL, &result, &error));
+         (session, sampler, prompt, 1, NULL, &result, &error));
     result.struct_size = sizeof result;
-    SAYS(LG_ERR_INVALID, "ignore_eos: 2 is none of its values", lg_session_generate,
-         (session, sampler, prompt, 1, &how, NULL, NULL, NULL, &result, &error));
+    SAYS(LG_ERR_UNSUPPORTED, "ignore_end: this version knows no 2", lg_session_generate,
+         (session, sampler, prompt, 1, &how, &result, &error));
     how = (lg_generate_params){.struct_size = sizeof how, .stops = stops, .n_stops = 1};
     SAYS(LG_ERR_INVALID, "stops[0] is NULL", lg_session_generate,
-         (session, sampler, prompt, 1, &how, NULL, NULL, NULL, &result, &error));
+         (session, sampler, prompt, 1, &how, &result, &error));
     SAYS(LG_ERR_INVALID, "sampler is NULL", lg_session_generate,
-         (session, NULL, prompt, 1, NULL, NULL, NULL, NULL, &result, &error));
+         (session, NULL, prompt, 1, NULL, &result, &error));
     lg_session_free(session);
     lg_sampler_free(sampler);
 }

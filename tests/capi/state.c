@@ -45,7 +45,7 @@ static void check_tokens(const lg_session *session, const uint32_t *expected, si
     uint32_t tokens[N_CTX + 1];
     size_t n = SIZE_MAX;
     CALL(lg_session_tokens, (session, NULL, 0, &n, &error));
-    CHECK(n == n_expected && n == lg_session_position(session));
+    CHECK(n == n_expected && n == lg_session_n_tokens(session));
     tokens[n] = LG_TOKEN_NONE;
     CALL(lg_session_tokens, (session, tokens, n, &n, &error));
     CHECK(n == n_expected && memcmp(tokens, expected, n * sizeof *tokens) == 0 && tokens[n] == LG_TOKEN_NONE);
@@ -76,11 +76,10 @@ static double now_ms(void)
     return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
 }
 
-static void stop_behind_40(void *user, size_t n_done, size_t n_tokens)
+static bool stop_behind_40(void *user, size_t n_done, size_t n_tokens)
 {
-    (void)n_tokens;
-    if (n_done >= 40)
-        lg_cancel_set(user);
+    (void)user, (void)n_tokens;
+    return n_done < 40;
 }
 
 static void tokens_and_counters_tell_what_was_done(const lg_model *model)
@@ -94,9 +93,10 @@ static void tokens_and_counters_tell_what_was_done(const lg_model *model)
     CALL(lg_cancel_new, (&cancel, &error));
     check_tokens(session, tokens, 0);
     check_counters(session, 0, 0);
-    REFUSED(LG_ERR_CANCELLED, lg_session_prefill, (session, tokens, 100, cancel, stop_behind_40, cancel, &error));
+    REFUSED(LG_ERR_CANCELLED, lg_session_prefill, (session, tokens, 100, stop_behind_40, NULL, NULL, &error));
     check_tokens(session, tokens, 3 * CHUNK);
     check_counters(session, 3 * CHUNK, 0);
+    lg_cancel_set(cancel);
     REFUSED(LG_ERR_CANCELLED, lg_session_decode, (session, 1, cancel, &error));
     REFUSED(LG_ERR_INVALID, lg_session_decode, (session, LG_TOKEN_NONE, NULL, &error));
     check_counters(session, 3 * CHUNK, 0);
@@ -109,10 +109,10 @@ static void tokens_and_counters_tell_what_was_done(const lg_model *model)
     prefill(session, tokens + 55, 1);
     check_tokens(session, tokens, 56);
     check_counters(session, 3 * CHUNK + 1, 60 - 3 * CHUNK);
-    uint32_t few[55];
+    uint32_t few[55] = {99};
     size_t n = 99;
-    REFUSED(LG_ERR_INVALID, lg_session_tokens, (session, few, 55, &n, &error));
-    CHECK(n == 99);
+    REFUSED(LG_ERR_TOO_SMALL, lg_session_tokens, (session, few, 55, &n, &error));
+    CHECK(n == 56 && few[0] == 99);
 
     lg_counters counters = {.struct_size = sizeof counters};
     CALL(lg_session_counters, (session, &counters, &error));
@@ -159,15 +159,16 @@ typedef struct {
 } Nested;
 
 // The first session is in use, so a batch with it is refused as a whole.
-static void on_progress(void *user, size_t n_done, size_t n_tokens)
+static bool on_progress(void *user, size_t n_done, size_t n_tokens)
 {
     Nested *nested = user;
     const uint32_t tokens[N_BATCH] = {0};
     (void)n_done, (void)n_tokens;
     nested->n_calls++;
-    REFUSED(LG_ERR_INVALID, lg_session_decode_batch, (nested->batch, tokens, N_BATCH, NULL, &error));
-    REFUSED(LG_ERR_INVALID, lg_session_reset, (nested->batch[0], &error));
+    REFUSED(LG_ERR_BUSY, lg_session_decode_batch, (nested->batch, tokens, N_BATCH, NULL, &error));
+    REFUSED(LG_ERR_BUSY, lg_session_reset, (nested->batch[0], &error));
     CHECK(lg_session_n_bytes(nested->batch[0]) > lg_session_kv_bytes(nested->batch[0]));
+    return true;
 }
 
 static void a_batch_gives_each_session_what_it_gets_alone(const lg_model *model, const lg_model *other_model)
@@ -215,10 +216,10 @@ static void a_batch_gives_each_session_what_it_gets_alone(const lg_model *model,
         CALL(lg_session_decode_batch, (batch, next, N_BATCH, cancel, &error));
     }
     Nested nested = {.batch = batch};
-    CALL(lg_session_prefill, (batch[0], next, 1, NULL, on_progress, &nested, &error));
+    CALL(lg_session_prefill, (batch[0], next, 1, on_progress, &nested, NULL, &error));
     CHECK(nested.n_calls == 1);
     for (size_t i = 0; i < N_BATCH; i++) {
-        CHECK(lg_session_position(batch[i]) == n[i] + (i == 0));
+        CHECK(lg_session_n_tokens(batch[i]) == n[i] + (i == 0));
         lg_session_free(batch[i]);
         lg_session_free(alone[i]);
     }
@@ -231,7 +232,7 @@ static void probabilities_are_the_softmax_of_the_logits(const lg_model *model)
     lg_session *session = new_session(model, LG_KV_TYPE_F16);
     lg_token_logprob top[256] = {{.token = 99}};
     float logprob = 99;
-    REFUSED(LG_ERR_INVALID, lg_session_top_logprobs, (session, 3, top, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_top_logprobs, (session, top, 3, &error));
     REFUSED(LG_ERR_INVALID, lg_session_logprob, (session, 0, &logprob, &error));
     for (size_t step = 0; step < 10; step++) {
         CALL(lg_session_decode, (session, random_below(n_vocab), NULL, &error));
@@ -249,7 +250,7 @@ static void probabilities_are_the_softmax_of_the_logits(const lg_model *model)
         CHECK(fabs(all - 1) < 1e-5);
 
         const size_t n = random_below(257);
-        CALL(lg_session_top_logprobs, (session, n, top, &error));
+        CALL(lg_session_top_logprobs, (session, top, n, &error));
         for (size_t i = 0; i < n; i++) {
             size_t n_before = 0;
             for (uint32_t token = 0; token < n_vocab; token++)
@@ -262,8 +263,8 @@ static void probabilities_are_the_softmax_of_the_logits(const lg_model *model)
     }
     logprob = 99;
     REFUSED(LG_ERR_INVALID, lg_session_logprob, (session, n_vocab, &logprob, &error));
-    REFUSED(LG_ERR_INVALID, lg_session_top_logprobs, (session, 257, top, &error));
-    CALL(lg_session_top_logprobs, (session, 0, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_top_logprobs, (session, top, 257, &error));
+    CALL(lg_session_top_logprobs, (session, NULL, 0, &error));
     CHECK(logprob == 99);
     lg_session_free(session);
 }

@@ -13,7 +13,7 @@ static lg_text_stream *new_stream(const char *const *stops, size_t n_stops)
 {
     lg_text_stream *stream = NULL;
     CALL(lg_text_stream_new, (stops, n_stops, &stream, &error));
-    CHECK(lg_text_stream_stopped(stream) == LG_INDEX_NONE);
+    CHECK(lg_text_stream_stop_index(stream) == LG_INDEX_NONE);
     return stream;
 }
 
@@ -90,9 +90,9 @@ static void the_first_stop_string_ends_it(void)
             Text text = {.n = 0};
             push(stream, cases[i].bytes, cut, &text);
             push(stream, cases[i].bytes + cut, n_bytes - cut, &text);
-            const uint32_t stopped = lg_text_stream_stopped(stream);
+            const uint32_t stopped = lg_text_stream_stop_index(stream);
             finish(stream, &text);
-            CHECK(is(&text, cases[i].text) && stopped == cases[i].stop && lg_text_stream_stopped(stream) == stopped);
+            CHECK(is(&text, cases[i].text) && stopped == cases[i].stop && lg_text_stream_stop_index(stream) == stopped);
             if (stopped != LG_INDEX_NONE) {
                 push(stream, "more", 4, &text);
                 CHECK(is(&text, cases[i].text));

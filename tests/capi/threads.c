@@ -56,11 +56,12 @@ static void sessions_side_by_side_compute_what_they_compute_alone(const lg_model
 }
 
 // The first chunk has finished.
-static void on_progress(void *user, size_t n_done, size_t n_tokens)
+static bool on_progress(void *user, size_t n_done, size_t n_tokens)
 {
     Stop *state = user;
     CHECK(n_done == CHUNK && n_tokens == N_PROMPT);
     wait_until_set(state);
+    return true;
 }
 
 static void another_thread_stops_a_call(const lg_model *model)
@@ -75,9 +76,9 @@ static void another_thread_stops_a_call(const lg_model *model)
     CALL(lg_cancel_new, (&state.cancel, &error));
     CHECK(pthread_create(&thread, NULL, stop, &state) == 0);
     REFUSED(LG_ERR_CANCELLED, lg_session_prefill,
-            (session, prompt, N_PROMPT, state.cancel, on_progress, &state, &error));
+            (session, prompt, N_PROMPT, on_progress, &state, state.cancel, &error));
     CHECK(pthread_join(thread, NULL) == 0);
-    CHECK(lg_session_position(session) == CHUNK);
+    CHECK(lg_session_n_tokens(session) == CHUNK);
     lg_session_free(session);
     lg_cancel_free(state.cancel);
 }
@@ -138,19 +139,19 @@ static void end(Interrupter *state)
 static void append(lg_session *session, const uint32_t *tokens, size_t end_position, Interrupter *state)
 {
     lg_error error = {.struct_size = sizeof error};
-    for (size_t n_attempts = 1; lg_session_position(session) < end_position; n_attempts++) {
-        const size_t position = lg_session_position(session), n = end_position - position;
+    for (size_t n_attempts = 1; lg_session_n_tokens(session) < end_position; n_attempts++) {
+        const size_t position = lg_session_n_tokens(session), n = end_position - position;
         const bool may_stop = n_attempts % 4 > 0;
         lg_cancel *cancel = may_stop ? state->cancel : NULL;
         if (may_stop)
             begin(state);
         const lg_status status =
             n == 1 ? lg_session_decode(session, tokens[position], cancel, &error)
-                   : lg_session_prefill(session, tokens + position, n, cancel, NULL, NULL, &error);
+                   : lg_session_prefill(session, tokens + position, n, NULL, NULL, cancel, &error);
         if (may_stop)
             end(state);
         CHECK(status == LG_OK || (status == LG_ERR_CANCELLED && may_stop));
-        CHECK((status == LG_OK) == (lg_session_position(session) == end_position));
+        CHECK((status == LG_OK) == (lg_session_n_tokens(session) == end_position));
     }
 }
 

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use longgen::text::{ChatTemplate, Message};
-use longgen::{Cancel, Model, Sampler, Session, StopReason};
+use longgen::{Cancel, Model, OnProgress, Sampler, Session, StopReason};
 
-use crate::generate::{self, Progress, Stats};
+use crate::generate::{self, Stats};
 
 /// Messages, and the session that knows them.
 pub struct Conversation {
@@ -67,7 +67,7 @@ impl Conversation {
         text: &str,
         limit: usize,
         cancel: &Cancel,
-        progress: Progress<'_>,
+        on_progress: OnProgress<'_>,
         print: &mut dyn FnMut(&str),
     ) -> Result<Stats> {
         let before = self.messages.len();
@@ -78,7 +78,7 @@ impl Conversation {
                 answer.push_str(text);
                 print(text);
             };
-            generate::answer(&mut self.session, &prompt, &mut self.sampler, limit, cancel, progress, print)
+            generate::answer(&mut self.session, &prompt, &mut self.sampler, limit, cancel, on_progress, print)
         });
         match &result {
             Ok(stats) if stats.n_generated > 0 || stats.stop == Some(StopReason::End) => {

@@ -47,7 +47,7 @@ pub fn logits(
         let mut sink = BufWriter::new(file.as_file_mut());
         npy::write_header(&mut sink, tokens.len() - first, n_vocab)?;
         if first > 0 {
-            session.prefill(&tokens[..first], cancel, &mut |_, _| {})?;
+            session.prefill(&tokens[..first], cancel, &mut |_, _| true)?;
         }
         session.prefill_each(&tokens[first..], cancel, &mut |_, rows| {
             npy::write_values(&mut sink, rows).map_err(|error| {
@@ -107,7 +107,7 @@ pub fn perplexity(
         session.rewind(0)?;
         let window = [&bos[..], window].concat();
         let scored = window.len() / 2;
-        session.prefill(&window[..scored], cancel, &mut |_, _| {})?;
+        session.prefill(&window[..scored], cancel, &mut |_, _| true)?;
         // The prediction of token `scored` comes from the first half's last row.
         sum += surprise(session.logits()?, window[scored]);
         let rest = &window[scored..window.len() - 1];
@@ -212,7 +212,7 @@ pub fn bench(args: &RunArgs, model: &Arc<Model>, bench: Bench, cancel: &Cancel) 
         for _ in 0..=repeat {
             go_to(&mut sessions[0], &ids[..depth], cancel)?;
             let start = Instant::now();
-            sessions[0].prefill(&ids[depth..depth + n_prompt], cancel, &mut |_, _| {})?;
+            sessions[0].prefill(&ids[depth..depth + n_prompt], cancel, &mut |_, _| true)?;
             rates.push(n_prompt as f64 / start.elapsed().as_secs_f64());
         }
         let name = format!("pp{n_prompt}{suffix}");
@@ -250,7 +250,7 @@ pub fn bench(args: &RunArgs, model: &Arc<Model>, bench: Bench, cancel: &Cancel) 
 fn go_to(session: &mut Session, tokens: &[u32], cancel: &Cancel) -> Result<()> {
     let kept = session.rewind(tokens.len().min(session.tokens().len()))?;
     if kept < tokens.len() {
-        session.prefill(&tokens[kept..], cancel, &mut |_, _| {})?;
+        session.prefill(&tokens[kept..], cancel, &mut |_, _| true)?;
     }
     Ok(())
 }

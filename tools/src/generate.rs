@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use longgen::{Cancel, Error, ErrorKind, GenerateParams, Prompted, Sampler, Session, StopReason};
+use longgen::{Cancel, Error, ErrorKind, GenerateParams, OnProgress, Prompted, Sampler, Session, StopReason};
 
 /// What an answer cost.
 #[derive(Clone, Copy, Debug)]
@@ -24,19 +24,16 @@ pub struct Stats {
     pub prompt: Duration,
     /// Time from then on.
     pub generation: Duration,
-    /// Why the answer ended, unless the user stopped it.
+    /// Why the answer ended; nothing if the user stopped it before it began.
     pub stop: Option<StopReason>,
 }
 
 impl Stats {
     /// Whether the whole prompt was read: the user has not stopped it before.
     pub fn has_begun(&self) -> bool {
-        self.stop.is_some() || self.n_generated > 0
+        self.stop.is_some()
     }
 }
-
-/// Told about a long prompt: tokens done, tokens in all.
-pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
 
 /// [`Session::prompt`], with what helps where the context is too short.
 ///
@@ -46,10 +43,10 @@ fn prompt_session(
     session: &mut Session,
     prompt: &[u32],
     cancel: &Cancel,
-    progress: Progress<'_>,
+    on_progress: OnProgress<'_>,
 ) -> longgen::Result<Prompted> {
     let (n_prompt, n_ctx) = (prompt.len(), session.n_ctx());
-    session.prompt(prompt, cancel, progress).map_err(|error| match error.kind() {
+    session.prompt(prompt, cancel, on_progress).map_err(|error| match error.kind() {
         ErrorKind::ContextFull => Error::new(
             error.kind(),
             format!(
@@ -71,7 +68,7 @@ pub fn answer(
     sampler: &mut Sampler,
     limit: usize,
     cancel: &Cancel,
-    progress: Progress<'_>,
+    on_progress: OnProgress<'_>,
     print: &mut dyn FnMut(&str),
 ) -> Result<Stats> {
     let start = Instant::now();
@@ -86,7 +83,7 @@ pub fn answer(
         generation: Duration::ZERO,
         stop: None,
     };
-    match prompt_session(session, prompt, cancel, progress) {
+    match prompt_session(session, prompt, cancel, on_progress) {
         Ok(did) => {
             stats.n_reused = did.n_reused;
             stats.n_limiting_layers = did.limiting_layers.len();
@@ -100,17 +97,17 @@ pub fn answer(
     stats.prompt = start.elapsed();
     let start = Instant::now();
     let params = GenerateParams { max_tokens: limit, ..Default::default() };
-    let mut n_generated = 0;
-    let result = session.generate(sampler, &[], &params, cancel, &mut |token, text| {
-        n_generated += usize::from(token.is_some());
+    let result = session.generate(sampler, &[], &params, cancel, &mut |_, _| true, &mut |_, text| {
         print(text);
         true
     });
-    stats.n_generated = n_generated;
     stats.n_decoded = session.tokens().len() - prompt.len();
     stats.generation = start.elapsed();
     match result {
-        Ok(generated) => stats.stop = Some(generated.reason),
+        Ok(generated) => {
+            stats.n_generated = generated.n_tokens;
+            stats.stop = Some(generated.reason);
+        }
         Err(error) if error.kind() == ErrorKind::Cancelled => {}
         Err(error) => return Err(error.into()),
     }

@@ -31,14 +31,15 @@ impl Progress {
         Self { bar: bar.with_style(style), started: Instant::now() }
     }
 
-    /// `done` of `all` is done.
-    pub fn show(&self, done: usize, all: usize) {
+    /// `done` of `all` is done. True: it goes on.
+    pub fn show(&self, done: usize, all: usize) -> bool {
         if done >= all {
             self.bar.finish_and_clear();
         } else if self.started.elapsed() >= PATIENCE {
             self.bar.set_length(all as u64);
             self.bar.set_position(done as u64);
         }
+        true
     }
 }
 

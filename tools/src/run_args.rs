@@ -9,7 +9,7 @@ use longgen::model::config::Config;
 use longgen::text::Tokenizer;
 use longgen::weights::{Load, WeightFile};
 use longgen::{
-    Cancel, Device, ErrorKind, KvType, LoadProgress, Model, ModelParams, Precision, Session, SessionParams,
+    Cancel, Device, ErrorKind, KvType, Model, ModelParams, OnProgress, Precision, Session, SessionParams,
 };
 use longgen_format::Directory;
 
@@ -123,8 +123,8 @@ impl RunArgs {
     /// What is wrong with the file.
     pub fn open(&self, params: ModelParams) -> Result<Arc<Model>> {
         let path = self.path();
-        self.open_with(params, |params, load| {
-            Ok(Model::open_with(path, params, &Cancel::default(), load, &mut |_, _| {})?)
+        self.open_with(params, |params, on_progress| {
+            Ok(Model::open_with(path, params, &Cancel::default(), on_progress, &mut |_, _| {})?)
         })
     }
 
@@ -153,7 +153,7 @@ impl RunArgs {
     pub fn open_with(
         &self,
         params: ModelParams,
-        open: impl FnOnce(&ModelParams, LoadProgress<'_>) -> Result<Model>,
+        open: impl FnOnce(&ModelParams, OnProgress<'_>) -> Result<Model>,
     ) -> Result<Arc<Model>> {
         let params = ModelParams {
             n_threads: self.compute.threads.unwrap_or(0),

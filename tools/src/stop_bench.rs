@@ -61,8 +61,9 @@ impl BenchStopArgs {
             device: self.run.compute.device,
             ..Default::default()
         };
-        let open =
-            |stop: &Cancel| Model::open_with(self.run.path(), &params, stop, &mut |_, _| {}, &mut |_, _| {});
+        let open = |stop: &Cancel| {
+            Model::open_with(self.run.path(), &params, stop, &mut |_, _| true, &mut |_, _| {})
+        };
         let model = Arc::new(open(cancel)?);
         let device = model.device().name;
         let n_tokens = self.n_prompt.max(N_DECODED);
@@ -76,7 +77,7 @@ impl BenchStopArgs {
         tell(&device, &self.times("open", cancel, &mut |stop| open(stop).map(drop))?);
         let prefill = &mut |stop: &Cancel| {
             session.reset();
-            session.prefill(&ids[..self.n_prompt], stop, &mut |_, _| {})
+            session.prefill(&ids[..self.n_prompt], stop, &mut |_, _| true)
         };
         tell(&device, &self.times("prefill", cancel, prefill)?);
         let decode = &mut |stop: &Cancel| {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use longgen::{Cancel, LoadProgress, Model, ModelParams};
+use longgen::{Cancel, Model, ModelParams, OnProgress};
 use longgen_format::{OwnedValue, TensorDecl, TensorType, Writer};
 use rayon::prelude::*;
 
@@ -101,7 +101,7 @@ impl Shape {
     ///
     /// # Errors
     /// Too little memory, and what opening a file can meet.
-    pub fn open(self, ty: Type, params: &ModelParams, progress: LoadProgress<'_>) -> Result<Model> {
+    pub fn open(self, ty: Type, params: &ModelParams, on_progress: OnProgress<'_>) -> Result<Model> {
         let Dims { n_layers, d_model, d_ff, n_heads, n_kv_heads, n_vocab, has_output } = self.dims();
         let kv_dim = d_model / n_heads * n_kv_heads;
         let matrix = |name: String, cols: usize, rows: usize| TensorDecl {
@@ -145,7 +145,7 @@ impl Shape {
             writer.write_tensor(&bytes[..n_bytes])?;
         }
         let file = Arc::new(writer.finish()?.into_inner());
-        Ok(Model::from_bytes(file, params, &Cancel::default(), progress, &mut |_, _| {})?)
+        Ok(Model::from_bytes(file, params, &Cancel::default(), on_progress, &mut |_, _| {})?)
     }
 
     fn metadata(self) -> Result<Vec<(String, OwnedValue)>> {

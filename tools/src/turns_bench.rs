@@ -95,7 +95,7 @@ impl BenchTurnsArgs {
             begins.push(text.len());
             text.extend(ids(self.n_message)?);
             let begun = Instant::now();
-            let did = session.prompt(&text, cancel, &mut |_, _| {})?;
+            let did = session.prompt(&text, cancel, &mut |_, _| true)?;
             let took = Turn {
                 turn,
                 is_edit,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use indicatif::DecimalBytes;
 use longgen::{
     Cancel, Device, ErrorKind, KvType, Model, ModelParams, Precision, Sampler, SamplerParams, Session,
-    SessionParams,
+    SessionParams, StopReason,
 };
 use longgen_tools::chat::Conversation;
 use longgen_tools::generate::{self, Stats};
@@ -244,7 +244,7 @@ fn a_conversation_goes_on_after_an_interrupt_at_any_moment() {
     let say = |conversation: &mut Conversation, text: &str, cancel: &Cancel| {
         let mut answer = String::new();
         let stats =
-            conversation.say(text, 8, cancel, &mut |_, _| {}, &mut |text| answer.push_str(text)).unwrap();
+            conversation.say(text, 8, cancel, &mut |_, _| true, &mut |text| answer.push_str(text)).unwrap();
         (answer, stats)
     };
     let never = Cancel::default();
@@ -254,7 +254,7 @@ fn a_conversation_goes_on_after_an_interrupt_at_any_moment() {
         let mut conversation = conversation(8);
         let (begin, stats) = say(&mut conversation, TELL, &Cancel::after(n_looks));
         assert!(whole.starts_with(&begin), "{n_looks}: {begin:?} {whole:?}");
-        if stats.stop.is_some() {
+        if stats.stop.is_some_and(|reason| reason != StopReason::Cancelled) {
             break;
         }
         let (next, expected) = match stats.n_generated {
@@ -273,7 +273,7 @@ fn a_conversation_goes_on_after_an_interrupt_at_any_moment() {
 /// At most `limit` tokens behind a prompt.
 fn generate(session: &mut Session, prompt: &[u32], limit: usize) -> anyhow::Result<Stats> {
     let mut sampler = Sampler::new(&SamplerParams::default()).unwrap();
-    generate::answer(session, prompt, &mut sampler, limit, &Cancel::default(), &mut |_, _| {}, &mut |_| {})
+    generate::answer(session, prompt, &mut sampler, limit, &Cancel::default(), &mut |_, _| true, &mut |_| {})
 }
 
 #[test]

@@ -47,7 +47,7 @@ fn open_model(file: &[u8]) -> Outcome {
         Arc::new(file.to_vec()),
         &params,
         &Cancel::default(),
-        &mut |_, _| {},
+        &mut |_, _| true,
         &mut |_, _| {},
     );
     model.map(|_| ()).map_err(|error| error.to_string())

@@ -83,7 +83,7 @@ fn oracle(repeat_penalty: f32, n_last: usize) -> String {
         SessionParams { n_ctx: 100, kv_type: KvType::F32, precision: Precision::Exact, ..Default::default() };
     let mut session = Session::new(&model, &params).unwrap();
     let prompt = model.tokenizer().encode(QUESTION, false, true).unwrap();
-    session.prefill(&prompt, &Cancel::default(), &mut |_, _| {}).unwrap();
+    session.prefill(&prompt, &Cancel::default(), &mut |_, _| true).unwrap();
     for _ in 0..20 {
         let recent = session.tokens()[session.tokens().len().saturating_sub(n_last)..].to_vec();
         let logits = session.logits().unwrap().iter().enumerate();

@@ -74,7 +74,7 @@ func ask(ctx context.Context, path, file, question string, maxTokens int) error 
 			fmt.Print(part)
 		}
 	}()
-	nAnswer, err := session.Generate(ctx, tokens, maxTokens, parts)
+	result, err := session.Generate(ctx, tokens, longgen.Options{MaxTokens: maxTokens}, parts)
 	<-printed
 	if err != nil {
 		return err
@@ -82,6 +82,6 @@ func ask(ctx context.Context, path, file, question string, maxTokens int) error 
 	fmt.Println()
 	prompt, answer, err := session.Took()
 	fmt.Fprintf(os.Stderr, "%d tokens of prompt in %.2f s, %d of answer in %.2f s, %.1f MB\n", len(tokens),
-		prompt.Seconds(), nAnswer, answer.Seconds(), float64(session.Bytes())/1e6)
+		prompt.Seconds(), result.Tokens, answer.Seconds(), float64(session.Bytes())/1e6)
 	return err
 }

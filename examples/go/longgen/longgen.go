@@ -12,7 +12,13 @@ package longgen
 
 #include <stdlib.h>
 
+bool longgenOnProgress(uintptr_t user, size_t n_done, size_t n_total);
 bool longgenOnText(uintptr_t user, uint32_t token, char *text, size_t n_bytes);
+
+static bool on_progress(void *user, size_t n_done, size_t n_total)
+{
+    return longgenOnProgress((uintptr_t)user, n_done, n_total);
+}
 
 static bool on_text(void *user, uint32_t token, const char *text, size_t n_bytes)
 {
@@ -23,8 +29,13 @@ static lg_status generate(lg_session *session, lg_sampler *sampler, const uint32
                           uint32_t max_tokens, uintptr_t user, const lg_cancel *cancel, lg_generate_result *result,
                           lg_error *error)
 {
-    const lg_generate_params params = {.struct_size = sizeof params, .max_tokens = max_tokens};
-    return lg_session_generate(session, sampler, tokens, n_tokens, &params, on_text, (void *)user, cancel, result, error);
+    const lg_generate_params params = {.struct_size = sizeof params,
+                                       .max_tokens = max_tokens,
+                                       .on_progress = on_progress,
+                                       .on_text = on_text,
+                                       .user = (void *)user,
+                                       .cancel = cancel};
+    return lg_session_generate(session, sampler, tokens, n_tokens, &params, result, error);
 }
 
 static lg_status apply_chat_template(const lg_model *model, const char *role, size_t role_bytes, const char *content,
@@ -157,19 +168,55 @@ func (s *Session) Took() (prompt, answer time.Duration, err error) {
 	return prompt, answer, err
 }
 
-// answer is what longgenOnText is told with: where an answer goes, and until when.
-type answer struct {
-	ctx  context.Context
-	text chan<- string
+// Options say how to generate an answer.
+type Options struct {
+	// MaxTokens is how many tokens the answer has at most; 0 means any number.
+	MaxTokens int
+	// Progress, unless nil, is told how many tokens of the prompt are done, of how many. False stops the call.
+	Progress func(done, total int) bool
 }
 
-// Generate appends tokens and generates an answer of at most maxTokens. It sends the answer's text piece by piece, closes the
-// channel, and returns how many tokens the answer has. When ctx is done it stops soon and returns ctx.Err().
-func (s *Session) Generate(ctx context.Context, tokens []uint32, maxTokens int, text chan<- string) (int, error) {
+// StopReason is why an answer ended.
+type StopReason uint32
+
+// The reasons of longgen.h.
+const (
+	StopEnd         StopReason = C.LG_STOP_END
+	StopLength      StopReason = C.LG_STOP_LENGTH
+	StopString      StopReason = C.LG_STOP_STRING
+	StopCallback    StopReason = C.LG_STOP_CALLBACK
+	StopContextFull StopReason = C.LG_STOP_CONTEXT_FULL
+	StopCancelled   StopReason = C.LG_STOP_CANCELLED
+)
+
+// TokenNone is a token that does not exist.
+const TokenNone uint32 = C.LG_TOKEN_NONE
+
+// Result is how an answer ended.
+type Result struct {
+	// Tokens is how many tokens the answer has.
+	Tokens int
+	Reason StopReason
+	// PendingToken is the last one if the session does not hold it yet; to go on, generate behind it. Else TokenNone.
+	PendingToken uint32
+	// EndToken is the token with which the model ended the answer, or TokenNone.
+	EndToken uint32
+}
+
+// told is what the callbacks are told with: where an answer goes, and until when.
+type told struct {
+	ctx      context.Context
+	progress func(done, total int) bool
+	text     chan<- string
+}
+
+// Generate appends tokens and generates an answer. It sends the answer's text piece by piece, and closes the channel. When
+// ctx is done it stops soon and returns ctx.Err(), with what has come of an answer that had begun.
+func (s *Session) Generate(ctx context.Context, tokens []uint32, options Options, text chan<- string) (Result, error) {
 	defer close(text)
 	var cancel *C.lg_cancel
 	if err := call(func(e *C.lg_error) C.lg_status { return C.lg_cancel_new(&cancel, e) }); err != nil {
-		return 0, err
+		return Result{}, err
 	}
 	defer C.lg_cancel_free(cancel)
 	finished, watched := make(chan struct{}), make(chan struct{})
@@ -183,29 +230,36 @@ func (s *Session) Generate(ctx context.Context, tokens []uint32, maxTokens int, 
 	}()
 	defer func() { close(finished); <-watched }()
 
-	user := cgo.NewHandle(answer{ctx, text})
+	user := cgo.NewHandle(told{ctx, options.Progress, text})
 	defer user.Delete()
 	result := C.lg_generate_result{struct_size: C.sizeof_lg_generate_result}
 	err := call(func(e *C.lg_error) C.lg_status {
-		return C.generate(s.c, s.sampler, (*C.uint32_t)(first(tokens)), C.size_t(len(tokens)), C.uint32_t(maxTokens),
+		return C.generate(s.c, s.sampler, (*C.uint32_t)(first(tokens)), C.size_t(len(tokens)), C.uint32_t(options.MaxTokens),
 			C.uintptr_t(user), cancel, &result, e)
 	})
-	var stopped *Error
-	if errors.As(err, &stopped) && stopped.Code == C.LG_ERR_CANCELLED || err == nil && result.reason == C.LG_STOP_CALLBACK {
+	ended := Result{int(result.n_tokens), StopReason(result.reason), uint32(result.pending_token), uint32(result.end_token)}
+	var failed *Error
+	isStopped := errors.As(err, &failed) && failed.Code == C.LG_ERR_CANCELLED ||
+		err == nil && (ended.Reason == StopCancelled || ended.Reason == StopCallback)
+	// Unless it was the progress that stopped it.
+	if isStopped && ctx.Err() != nil {
 		err = ctx.Err()
 	}
-	return int(result.n_tokens), err
+	return ended, err
 }
 
 // filled is what a function gives that takes a buffer, its room, and where to write how much there is.
 func filled[T byte | uint32](function func(*T, C.size_t, *C.size_t, *C.lg_error) C.lg_status) ([]T, error) {
-	var n C.size_t
-	if err := call(func(e *C.lg_error) C.lg_status { return function(nil, 0, &n, e) }); err != nil {
-		return nil, err
+	var buffer []T
+	for {
+		var n C.size_t
+		err := call(func(e *C.lg_error) C.lg_status { return function(first(buffer), C.size_t(len(buffer)), &n, e) })
+		// Also where the buffer is too small, which is an error, n says how much is needed.
+		if int(n) <= len(buffer) {
+			return buffer[:n], err
+		}
+		buffer = make([]T, n)
 	}
-	buffer := make([]T, n)
-	err := call(func(e *C.lg_error) C.lg_status { return function(first(buffer), n, &n, e) })
-	return buffer[:n], err
 }
 
 // first is where a slice lies.

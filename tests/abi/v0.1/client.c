@@ -19,23 +19,29 @@ static void check(bool is_so, int line)
 #define OK(call) check((call) == LG_OK, __LINE__)
 #define CHECK(condition) check(condition, __LINE__)
 
-static void on_progress(void *user, size_t n_done, size_t n_total)
+// How often callbacks were called.
+typedef struct {
+    size_t n_reports, n_messages, n_parts;
+} Told;
+
+static bool on_progress(void *user, size_t n_done, size_t n_total)
 {
     CHECK(n_done <= n_total);
-    ++*(size_t *)user;
+    ++((Told *)user)->n_reports;
+    return true;
 }
 
 static void on_log(void *user, uint32_t level, const char *message)
 {
     CHECK(level <= LG_LOG_WARNING && message[0] != '\0');
-    ++*(size_t *)user;
+    ++((Told *)user)->n_messages;
 }
 
 static bool on_text(void *user, uint32_t token, const char *text, size_t n_bytes)
 {
     (void)token;
     fwrite(text, 1, n_bytes, stdout);
-    ++*(size_t *)user;
+    ++((Told *)user)->n_parts;
     return true;
 }
 
@@ -96,7 +102,7 @@ static void texts(const lg_model *model)
     OK(lg_text_stream_new(stops, 1, &stream, &error));
     OK(lg_text_stream_push_token(stream, model, tokens[0], &text, &n, &error));
     OK(lg_text_stream_push(stream, (const uint8_t *)"a###b", 5, &text, &n, &error));
-    CHECK(n > 0 && text[n - 1] == 'a' && lg_text_stream_stopped(stream) == 0);
+    CHECK(n > 0 && text[n - 1] == 'a' && lg_text_stream_stop_index(stream) == 0);
     OK(lg_text_stream_finish(stream, &text, &n, &error));
     CHECK(n == 0);
     lg_text_stream_free(stream);
@@ -155,13 +161,14 @@ static void run(const lg_model *model)
     float *all_logits = calloc(2 * n_vocab, sizeof(float)), *all_hidden = calloc(2 * d_model, sizeof(float));
     lg_session *session, *other;
     lg_cancel *cancel;
-    size_t n, n_calls = 0;
+    Told told = {0};
+    size_t n;
     OK(lg_session_new(model, &params, &session, &error));
     OK(lg_session_new(model, &params, &other, &error));
     OK(lg_cancel_new(&cancel, &error));
-    OK(lg_session_prefill(session, prompt, 4, cancel, on_progress, &n_calls, &error));
-    OK(lg_session_prefill_rows(other, prompt, 4, rows, 2, cancel, NULL, NULL, all_logits, all_hidden, &error));
-    CHECK(n_calls == 1 && lg_session_position(session) == 4 && lg_session_n_ctx(session) == 128);
+    OK(lg_session_prefill(session, prompt, 4, on_progress, &told, cancel, &error));
+    OK(lg_session_prefill_rows(other, prompt, 4, rows, 2, NULL, NULL, cancel, all_logits, all_hidden, &error));
+    CHECK(told.n_reports == 1 && lg_session_n_tokens(session) == 4 && lg_session_n_ctx(session) == 128);
 
     const float *logits, *hidden;
     OK(lg_session_logits(session, &logits, &n, &error));
@@ -170,7 +177,7 @@ static void run(const lg_model *model)
     CHECK(n == d_model && memcmp(hidden, all_hidden + d_model, n * sizeof(float)) == 0);
     lg_token_logprob top[2];
     float logprob;
-    OK(lg_session_top_logprobs(session, 2, top, &error));
+    OK(lg_session_top_logprobs(session, top, 2, &error));
     OK(lg_session_logprob(session, top[0].token, &logprob, &error));
     CHECK(logprob == top[0].logprob && logprob >= top[1].logprob);
     sample(session);
@@ -189,18 +196,24 @@ static void run(const lg_model *model)
     OK(lg_session_rewind(session, 5, &n, &error));
     CHECK(n == 5);
     OK(lg_session_reset(session, &error));
-    CHECK(lg_session_position(session) == 0);
+    CHECK(lg_session_n_tokens(session) == 0);
     lg_cancel_set(cancel);
-    CHECK(lg_session_prefill(session, prompt, 4, cancel, NULL, NULL, &error) == LG_ERR_CANCELLED);
+    CHECK(lg_session_prefill(session, prompt, 4, NULL, NULL, cancel, &error) == LG_ERR_CANCELLED);
     lg_cancel_reset(cancel);
 
-    const lg_generate_params how = {.struct_size = sizeof how, .max_tokens = 20, .ignore_eos = 1};
+    const lg_generate_params how = {.struct_size = sizeof how,
+                                    .max_tokens = 20,
+                                    .ignore_end = 1,
+                                    .on_progress = on_progress,
+                                    .on_text = on_text,
+                                    .user = &told,
+                                    .cancel = cancel};
     lg_generate_result result = {.struct_size = sizeof result};
     lg_sampler *greedy;
     OK(lg_sampler_new(NULL, &greedy, &error));
-    n_calls = 0;
-    OK(lg_session_generate(session, greedy, prompt, 4, &how, on_text, &n_calls, cancel, &result, &error));
-    CHECK(result.n_tokens == 20 && result.reason == LG_STOP_LENGTH && n_calls >= 20);
+    OK(lg_session_generate(session, greedy, prompt, 4, &how, &result, &error));
+    CHECK(result.n_tokens == 20 && result.reason == LG_STOP_LENGTH && result.end_token == LG_TOKEN_NONE);
+    CHECK(told.n_reports == 2 && told.n_parts >= 20);
     lg_sampler_free(greedy);
     lg_cancel_free(cancel);
     lg_session_free(other);
@@ -211,21 +224,20 @@ static void run(const lg_model *model)
 
 int main(int argc, char **argv)
 {
-    size_t n_done = 0, n_messages = 0;
+    Told told = {0};
     const lg_model_params params = {.struct_size = sizeof params,
                                     .load = LG_LOAD_READ,
                                     .device = LG_DEVICE_CPU,
                                     .n_threads = 2,
                                     .verify = 1,
-                                    .progress = on_progress,
-                                    .progress_user = &n_done,
-                                    .log = on_log,
-                                    .log_user = &n_messages};
+                                    .on_progress = on_progress,
+                                    .on_log = on_log,
+                                    .user = &told};
     lg_model *model;
     CHECK(argc == 2 && lg_abi_version() == LG_ABI_VERSION && lg_version() >= LG_VERSION);
     CHECK(lg_version_str()[0] != '\0' && lg_build_info()[0] != '\0' && lg_status_str(LG_OK)[0] != '\0');
     OK(lg_model_open(argv[1], &params, &model, &error));
-    CHECK(n_done > 0 && n_messages > 0);
+    CHECK(told.n_reports > 0 && told.n_messages > 0);
     ask_model(model);
     texts(model);
     run(model);

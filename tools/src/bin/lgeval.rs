@@ -182,7 +182,7 @@ fn run(cli: Cli) -> Result<()> {
             let text = read(&file)?;
             let n_ctx = common.run.ctx_size.unwrap_or(512);
             let bar = Progress::new("{wide_bar} {pos}/{len} windows, {eta} left");
-            let progress = &mut |done, all| bar.show(done, all);
+            let progress = &mut |done, all| _ = bar.show(done, all);
             let result = eval::perplexity(&common.run, &model, &text, n_ctx, &cancel, progress)?;
             let eval::Perplexity { perplexity, n_tokens, seconds } = result;
             print(&match json {
@@ -199,7 +199,7 @@ fn run(cli: Cli) -> Result<()> {
                 Some(shape) => {
                     let attention = common.attention.plan(shape.into())?;
                     let params = ModelParams { attention, ..Default::default() };
-                    common.run.open_with(params, |params, load| shape.open(ty, params, load))?
+                    common.run.open_with(params, |params, on_progress| shape.open(ty, params, on_progress))?
                 }
             };
             if !json {

@@ -155,13 +155,13 @@ fn answer_once(
     cancel: &Cancel,
 ) -> Result<()> {
     let bar = prompt_progress();
-    let progress = &mut |done, all| bar.show(done, all);
+    let on_progress = &mut |done, all| bar.show(done, all);
     let stats = if cli.raw {
         let prompt = session.model().tokenizer().encode(question, false, true)?;
-        generate::answer(&mut session, &prompt, &mut sampler, cli.limit(), cancel, progress, &mut print)?
+        generate::answer(&mut session, &prompt, &mut sampler, cli.limit(), cancel, on_progress, &mut print)?
     } else {
         let mut conversation = Conversation::new(session, sampler, cli.system.clone())?;
-        let stats = conversation.say(question, cli.limit(), cancel, progress, &mut print)?;
+        let stats = conversation.say(question, cli.limit(), cancel, on_progress, &mut print)?;
         session = conversation.into_session();
         stats
     };
@@ -172,7 +172,7 @@ fn answer_once(
         print_costs(cli, &session, &stats);
     }
     match stats.stop {
-        None => bail!("stopped"),
+        None | Some(StopReason::Cancelled) => bail!("stopped"),
         Some(StopReason::ContextFull) => eprintln!("(the context is full: -c takes a larger one)"),
         Some(_) => {}
     }
@@ -218,8 +218,8 @@ fn chat(cli: &Cli, mut conversation: Conversation, cancel: &Cancel) -> Result<()
             text => {
                 cancel.reset();
                 let bar = prompt_progress();
-                let progress = &mut |done, all| bar.show(done, all);
-                let answer = conversation.say(text, cli.limit(), cancel, progress, &mut print);
+                let on_progress = &mut |done, all| bar.show(done, all);
+                let answer = conversation.say(text, cli.limit(), cancel, on_progress, &mut print);
                 // Before anything else stands on its line.
                 drop(bar);
                 match answer {
@@ -256,12 +256,14 @@ fn finish(cli: &Cli, session: &Session, stats: &Stats) {
             let n_ctx = session.n_ctx();
             eprintln!("(the context of {n_ctx} tokens is full: /clear empties it, -c takes a larger one)");
         }
-        None if !stats.has_begun() => {
+        None => {
             eprintln!(
                 "(stopped before the answer: your message is not in the conversation, arrow up brings it back)"
             );
         }
-        None => eprintln!("(stopped: the conversation keeps the answer as far as it came)"),
+        Some(StopReason::Cancelled) => {
+            eprintln!("(stopped: the conversation keeps the answer as far as it came)")
+        }
         Some(_) => {}
     }
     if cli.stats && stats.has_begun() {

@@ -11,9 +11,15 @@ import "C"
 
 import "runtime/cgo"
 
+//export longgenOnProgress
+func longgenOnProgress(user C.uintptr_t, done, total C.size_t) C.bool {
+	progress := cgo.Handle(user).Value().(told).progress
+	return progress == nil || C.bool(progress(int(done), int(total)))
+}
+
 //export longgenOnText
 func longgenOnText(user C.uintptr_t, token C.uint32_t, text *C.char, n C.size_t) C.bool {
-	answer := cgo.Handle(user).Value().(answer)
+	answer := cgo.Handle(user).Value().(told)
 	if n == 0 {
 		return true
 	}
