@@ -107,9 +107,19 @@ pub fn succeeded(output: &Output, what: &str) {
     assert!(output.status.success(), "{what}: {}\n{said}", output.status);
 }
 
+/// The compiler that CC chooses for `cc`, and CXX for `c++`: a program, and options behind it.
+pub fn chosen(compiler: &str) -> Command {
+    let variable = if compiler == "cc" { "CC" } else { "CXX" };
+    let choice = std::env::var(variable).unwrap_or_else(|_| compiler.to_owned());
+    let mut words = choice.split_whitespace();
+    let mut command = Command::new(words.next().unwrap_or(compiler));
+    command.args(words);
+    command
+}
+
 fn compile(compiler: &[&str], source: &str, options: &[&str], out: &Path) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut command = Command::new(compiler[0]);
+    let mut command = chosen(compiler[0]);
     command.args(&compiler[1..]).arg("-g").arg("-I").arg(root.join("include"));
     command.arg("-o").arg(out).arg(root.join(source)).args(options);
     succeeded(&command.output().unwrap(), source);
@@ -126,7 +136,7 @@ fn has_sanitizers() -> bool {
         let folder = tempfile::tempdir().unwrap();
         let source = folder.path().join("empty.c");
         std::fs::write(&source, "int main(void) { return 0; }\n").unwrap();
-        let mut command = Command::new(C99[0]);
+        let mut command = chosen(C99[0]);
         command.args(SANITIZERS).arg("-o").arg(folder.path().join("empty")).arg(source);
         let output = command.output().unwrap();
         if !output.status.success() {
