@@ -107,10 +107,23 @@ pub fn succeeded(output: &Output, what: &str) {
     assert!(output.status.success(), "{what}: {}\n{said}", output.status);
 }
 
-/// The compiler that CC chooses for `cc`, and CXX for `c++`: a program, and options behind it.
+/// Whether a program is installed, which is said if it is not.
+pub fn has(program: &str, argument: &str) -> bool {
+    let answer = Command::new(program).arg(argument).output();
+    if let Err(error) = &answer {
+        missing(program, &error.to_string());
+    }
+    answer.is_ok()
+}
+
+/// The compiler, which CC chooses for `cc` and CXX for `c++`: a program, and options behind it.
 pub fn chosen(compiler: &str) -> Command {
-    let variable = if compiler == "cc" { "CC" } else { "CXX" };
-    let choice = std::env::var(variable).unwrap_or_else(|_| compiler.to_owned());
+    let choice = match compiler {
+        "cc" => std::env::var("CC").ok(),
+        "c++" => std::env::var("CXX").ok(),
+        _ => None,
+    };
+    let choice = choice.unwrap_or_else(|| compiler.to_owned());
     let mut words = choice.split_whitespace();
     let mut command = Command::new(words.next().unwrap_or(compiler));
     command.args(words);
