@@ -72,7 +72,8 @@ fn main() {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     if env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
-        println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,liblonggen.so.0");
+        let abi_version = env!("CARGO_PKG_VERSION_MAJOR");
+        println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,liblonggen.so.{abi_version}");
     }
     if env::var_os("CARGO_FEATURE_CUDA").is_some() {
         let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());

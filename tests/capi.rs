@@ -16,7 +16,7 @@ use longgen::{
 use longgen_format::{Directory, OwnedValue, TensorType};
 use serde_json::Value;
 use support::random::Random;
-use support::workshop::{C99, CPP, Workshop};
+use support::workshop::{C99, CPP, Workshop, has};
 use support::{metadata, tiny_model};
 
 #[test]
@@ -378,6 +378,30 @@ fn the_cpp_header_gives_what_the_c_header_gives() {
         let part = workshop.compile(&compiler, "tests/capi/cpp_part.cpp", &["-c"]);
         let program = workshop.build(&compiler, "tests/capi/cpp.cpp", &[part.to_str().unwrap()]);
         workshop.run(&program, &[workshop.model(), "/no/such/model.gguf"]);
+    }
+}
+
+#[test]
+fn the_headers_are_clean_in_every_standard_and_compiler() {
+    const WARNINGS: [&str; 8] =
+        ["-pedantic", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wundef", "-Wcast-qual", "-Werror"];
+    let workshop = Workshop::new();
+    let check = |header: &str, compiler: &str, standards: &[&str], more: &[&str]| {
+        let extension = if compiler.ends_with('+') { "cpp" } else { "c" };
+        let source = workshop.folder.path().join(format!("alone.{extension}"));
+        std::fs::write(&source, format!("#include <{header}>\n")).unwrap();
+        for standard in standards {
+            let standard = format!("-std={standard}");
+            let compiler = [&[compiler, &standard], &WARNINGS[..], more].concat();
+            workshop.compile(&compiler, source.to_str().unwrap(), &["-c"]);
+        }
+    };
+    for [c, cpp] in [["cc", "c++"], ["clang", "clang++"]] {
+        if c == "cc" || has(c, "--version") {
+            check("longgen.h", c, &["c99", "c11", "c17", "c2x"], &["-Wstrict-prototypes"]);
+            check("longgen.h", cpp, &["c++11", "c++17", "c++20", "c++2b"], &["-Wold-style-cast"]);
+            check("longgen.hpp", cpp, &["c++17", "c++20", "c++2b"], &["-Wold-style-cast"]);
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use longgen::text::Message;
 use longgen::{Cancel, GenerateParams, Model, ModelParams, Sampler, SamplerParams, Session, SessionParams};
 use longgen_format::{OwnedValue, TensorType};
 use support::tiny_model;
-use support::workshop::{C99, Workshop, missing, succeeded};
+use support::workshop::{C99, Workshop, has, missing, succeeded};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const CPP17: [&str; 6] = ["c++", "-std=c++17", "-pedantic", "-Wall", "-Wextra", "-Werror"];
@@ -38,14 +38,6 @@ fn examples(workshop: &Workshop) -> Vec<Vec<PathBuf>> {
 
 fn native(workshop: &Workshop) -> [PathBuf; 2] {
     [workshop.build(&C99, "examples/c/ask.c", &[]), workshop.build(&CPP17, "examples/cpp/ask.cpp", &[])]
-}
-
-fn has(program: &str, argument: &str) -> bool {
-    let answer = Command::new(program).arg(argument).stdout(Stdio::null()).status();
-    if let Err(error) = &answer {
-        missing(program, &error.to_string());
-    }
-    answer.is_ok()
 }
 
 fn run_go(workshop: &Workshop, arguments: &[&str]) {

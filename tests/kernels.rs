@@ -12,13 +12,13 @@ use longgen::attention::mask::Mask;
 use longgen::backend::args::StepRows;
 use longgen::kv::slots::SlotMap;
 use support::random::Random;
+use support::workshop::chosen;
 
 /// The compiled program.
 fn program(folder: &Path) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let program = folder.join("integers");
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
-    let mut command = Command::new(compiler);
+    let mut command = chosen("c++");
     command.args(["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-x", "c++"]);
     command.arg("-I").arg(root.join("kernels/common")).arg(root.join("tests/kernels/integers.cpp"));
     assert!(command.arg("-o").arg(&program).status().unwrap().success());

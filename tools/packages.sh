@@ -12,6 +12,7 @@ valgrind    valgrind    programs in C and C++ under valgrind
 cmake       cmake       programs that are built with CMake
 pkg-config  pkg-config  programs that are built with pkg-config
 make        make        programs that are built with make
+clang       clang       the headers with a second compiler
 '
 
 # Calls a function with each line of $needs whose command is missing.

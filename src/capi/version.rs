@@ -7,11 +7,15 @@ use super::guard::guard_or;
 use super::pointer::c_string;
 use crate::version::build_info;
 
-/// Version of the binary interface, which is the number in the shared library's soname. A program works with every
-/// later library that has the same number.
+/// Version of the binary interface: the first number of the library's version, and the one in the shared library's
+/// soname. A program works with every later library that has the same number.
 pub const LG_ABI_VERSION: u32 = 0;
 
-const NUMBER: u32 = number(env!("CARGO_PKG_VERSION_MAJOR")) * 1_000_000
+// A number of its own because cbindgen copies it to the header.
+const _: () = assert!(LG_ABI_VERSION == MAJOR);
+
+const MAJOR: u32 = number(env!("CARGO_PKG_VERSION_MAJOR"));
+const NUMBER: u32 = MAJOR * 1_000_000
     + number(env!("CARGO_PKG_VERSION_MINOR")) * 1_000
     + number(env!("CARGO_PKG_VERSION_PATCH"));
 

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Installs into a folder, moves it, and builds programs against it with pkg-config and with CMake, as its users would.
+# Installs into a folder, moves it, and builds programs against it with pkg-config and with CMake, as its users would; then
+# installs over it, and removes it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+root=$PWD
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -22,8 +24,12 @@ runs() {
     }
 }
 
+files() {
+    (cd "$prefix" && find . ! -type d | sort)
+}
+
 echo "== files"
-(cd "$prefix" && find . ! -type d | sort)
+files
 [ "$(readlink "$library/liblonggen.so.0")" = "liblonggen.so.$version" ]
 
 # has PROGRAM: or says what is left out; with CI set that is a failure.
@@ -39,10 +45,10 @@ if has pkg-config; then
     export PKG_CONFIG_PATH=$library/pkgconfig
     [ "$(pkg-config --modversion longgen)" = "$version" ]
     eval "flags=($(pkg-config --cflags --libs longgen))"
-    cc -o "$work/by_pkg_config" "$work/version.c" "${flags[@]}"
+    ${CC:-cc} -o "$work/by_pkg_config" "$work/version.c" "${flags[@]}"
     LD_LIBRARY_PATH=$library runs "$work/by_pkg_config"
     eval "flags=($(pkg-config --cflags --libs --static longgen | sed 's/-llonggen/-l:liblonggen.a/'))"
-    cc -o "$work/by_pkg_config_static" "$work/version.c" "${flags[@]}"
+    ${CC:-cc} -o "$work/by_pkg_config_static" "$work/version.c" "${flags[@]}"
     runs "$work/by_pkg_config_static"
 fi
 
@@ -62,3 +68,22 @@ echo "$needed"
     echo "it needs more than libc, libm and libgcc_s" >&2
     exit 1
 }
+
+echo "== installed again, programs keep the files that they have"
+before=$(files)
+find "$prefix" -type f -exec sh -c 'echo old >"$1"' _ {} \;
+cp -al "$prefix" "$work/old"
+chmod 700 "$prefix/bin"
+remove=$(cd "$work/a place" && bash "$root/tools/install.sh" --prefix moved --libdir lib/here --built | tail -n 1)
+[ "$("$prefix/bin/lgrun" --version)" = "lgrun $version" ]
+[ "$(stat -c %a "$prefix/bin")" = 700 ]
+[ "$(files)" = "$before" ]
+changed=$(grep -rLx old "$work/old" || true)
+[ -z "$changed" ] || {
+    echo "written in place: $changed" >&2
+    exit 1
+}
+
+echo "== removed"
+bash -c "$remove"
+[ -z "$(files)" ]

@@ -107,10 +107,34 @@ pub fn succeeded(output: &Output, what: &str) {
     assert!(output.status.success(), "{what}: {}\n{said}", output.status);
 }
 
+/// Whether a program is installed, which is said if it is not.
+pub fn has(program: &str, argument: &str) -> bool {
+    let answer = Command::new(program).arg(argument).output();
+    if let Err(error) = &answer {
+        missing(program, &error.to_string());
+    }
+    answer.is_ok()
+}
+
+/// The compiler, which CC chooses for `cc` and CXX for `c++`: a program, and options behind it.
+pub fn chosen(compiler: &str) -> Command {
+    let choice = match compiler {
+        "cc" => std::env::var("CC").ok(),
+        "c++" => std::env::var("CXX").ok(),
+        _ => None,
+    };
+    let choice = choice.unwrap_or_else(|| compiler.to_owned());
+    let mut words = choice.split_whitespace();
+    let mut command = Command::new(words.next().unwrap_or(compiler));
+    command.args(words);
+    command
+}
+
 fn compile(compiler: &[&str], source: &str, options: &[&str], out: &Path) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut command = Command::new(compiler[0]);
-    command.args(&compiler[1..]).arg("-g").arg("-I").arg(root.join("include"));
+    let mut command = chosen(compiler[0]);
+    // Of later versions of DWARF valgrind does not understand what every compiler writes.
+    command.args(&compiler[1..]).arg("-gdwarf-4").arg("-I").arg(root.join("include"));
     command.arg("-o").arg(out).arg(root.join(source)).args(options);
     succeeded(&command.output().unwrap(), source);
 }
@@ -126,7 +150,7 @@ fn has_sanitizers() -> bool {
         let folder = tempfile::tempdir().unwrap();
         let source = folder.path().join("empty.c");
         std::fs::write(&source, "int main(void) { return 0; }\n").unwrap();
-        let mut command = Command::new(C99[0]);
+        let mut command = chosen(C99[0]);
         command.args(SANITIZERS).arg("-o").arg(folder.path().join("empty")).arg(source);
         let output = command.output().unwrap();
         if !output.status.success() {

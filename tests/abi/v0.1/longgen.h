@@ -68,8 +68,8 @@
 #define LG_VERSION_STR "0.1.0"
 
 
-// Version of the binary interface, which is the number in the shared library's soname. A program works with every
-// later library that has the same number.
+// Version of the binary interface: the first number of the library's version, and the one in the shared library's
+// soname. A program works with every later library that has the same number.
 #define LG_ABI_VERSION 0
 
 // `lg_model_params.load`: the file is mapped, so that pages are read when they are needed and shared with other
