@@ -425,6 +425,11 @@ typedef struct lg_session_params {
     // refused before anything is allocated, and the error says which context would fit. Without it the longest context
     // is taken that fits, at most the one that the model was trained for: `lg_session_n_ctx` tells.
     uint64_t max_bytes;
+    // Most bytes of the host's memory that restore points may take, beside the session's own memory and only as they are
+    // made; they are what `lg_session_rewind` and `lg_session_prompt` go back to where layers have given up a part of
+    // the context. 0 means a tenth of what the cache takes, or what four points take if that is more, and on a card none.
+    // Fewer bytes than a point takes, such as 1, keep none.
+    uint64_t restore_bytes;
 } lg_session_params;
 
 // What a session takes, in bytes. Each of several sessions takes that much.
@@ -451,6 +456,8 @@ typedef struct lg_memory_plan {
     uint64_t logits_bytes;
     // All of them together.
     uint64_t total_bytes;
+    // Most bytes of the host's memory that restore points will take, which are not among those.
+    uint64_t restore_bytes;
 } lg_memory_plan;
 
 // What a session takes for one layer.
@@ -478,6 +485,22 @@ typedef struct lg_message {
     // Length of `content`.
     size_t content_bytes;
 } lg_message;
+
+// What `lg_session_prompt` has found in the session, and done.
+typedef struct lg_prompt_result {
+    // Set by the caller: `sizeof(lg_prompt_result)`.
+    size_t struct_size;
+    // Tokens at the beginning of the prompt that the session held.
+    size_t n_common;
+    // Those of them that were kept. One that ends the prompt is computed again if its logits are not there.
+    size_t n_reused;
+    // Tokens that were computed.
+    size_t n_computed;
+    // How many layers had given up what they needed, where fewer tokens were kept than could have been.
+    uint32_t n_limiting_layers;
+    // The first of them, or `LG_INDEX_NONE`.
+    uint32_t limiting_layer;
+} lg_prompt_result;
 
 // A token and how likely it is.
 typedef struct lg_token_logprob {
@@ -1150,6 +1173,46 @@ lg_status lg_session_decode_batch(struct lg_session *const *sessions,
                                   const struct lg_cancel *cancel,
                                   struct lg_error *error);
 
+// Makes the session hold `n_tokens` tokens, at least one, and nothing else, and computes the logits behind the last one:
+// what it holds already from the beginning on is kept as far as it can be gone back to, as `lg_session_rewind` does, and
+// the rest is computed as `lg_session_prefill` does. Every prompt of a conversation can so be given as a whole, and
+// `lg_session_generate` without tokens answers it. The logits are those of a session that has computed everything: on the
+// processor to the bit.
+//
+// Errors: those of `lg_session_prefill`, for all of the tokens; what could be kept stays then.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask, and an `on_progress` that keeps its promises.
+lg_status lg_session_prompt(struct lg_session *session,
+                            const uint32_t *tokens,
+                            size_t n_tokens,
+                            lg_on_progress on_progress,
+                            void *user,
+                            const struct lg_cancel *cancel,
+                            struct lg_prompt_result *out,
+                            struct lg_error *error);
+
+// Positions, rising, that the session can go back to although layers have given up a part of the context since.
+//
+// `positions` has room for `cap` numbers; `*n_positions` is how many there are.
+//
+// Errors: `LG_ERR_INVALID`, `LG_ERR_TOO_SMALL`, `LG_ERR_OUT_OF_MEMORY`, `LG_ERR_BUSY`, `LG_ERR_POISONED`.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_session_restore_points(const struct lg_session *session,
+                                    size_t *positions,
+                                    size_t cap,
+                                    size_t *n_positions,
+                                    struct lg_error *error);
+
+// Bytes of the host's memory that the session's restore points hold now. 0 for NULL, while another call runs in the
+// session, and after `LG_ERR_INTERNAL`.
+//
+// # Safety
+// The caller must not free the session before this returns.
+uint64_t lg_session_restore_bytes(const struct lg_session *session);
+
 // The logits behind the session's last token: `*n_logits` floats, one per token of the vocabulary.
 //
 // They are not copied, since a vocabulary can have half a megabyte of them per token: `*logits` points into the session,
@@ -1262,7 +1325,8 @@ lg_status lg_session_counters(const struct lg_session *session,
 //
 // `*n_kept` is how many tokens the session holds afterwards: `n_tokens`, or fewer where layers that keep a part of the
 // context have given up what they would need; the caller appends the missing ones again. Going back to one cache block, at
-// least 16 tokens, behind the furthest token so far always works. There are no logits until something is appended, unless
+// least 16 tokens, behind the furthest token so far always works, and so does going back to where a prompt began or ended
+// as long as there is room for its restore point. There are no logits until something is appended, unless
 // `n_tokens` is where the session stood.
 //
 // Errors: `LG_ERR_INVALID` if the session holds fewer tokens, `LG_ERR_POISONED`.

@@ -83,6 +83,7 @@ using MemoryPlan = Sized<lg_memory_plan>;
 using LayerPlan = Sized<lg_layer_plan>;
 using Counters = Sized<lg_counters>;
 using SamplerParams = Sized<lg_sampler_params>;
+using PromptResult = Sized<lg_prompt_result>;
 using GenerateResult = Sized<lg_generate_result>;
 
 // lg_on_progress, lg_on_log and lg_on_text.
@@ -478,6 +479,18 @@ public:
         });
     }
 
+    // The session holds `tokens` and nothing else then.
+    PromptResult prompt(View<std::uint32_t> tokens, const OnProgress &on_progress = {}, const Cancel *cancel = nullptr)
+    {
+        PromptResult result;
+        detail::Told told(on_progress);
+        told.call([&](lg_error *error) {
+            return lg_session_prompt(get(), tokens.data(), tokens.size(), told.on_progress, &told, detail::handle(cancel),
+                                     &result, error);
+        });
+        return result;
+    }
+
     // Row after row; NULL spares the work.
     void prefill_rows(View<std::uint32_t> tokens, View<std::size_t> rows, std::vector<float> *logits,
                       std::vector<float> *hidden, const OnProgress &on_progress = {}, const Cancel *cancel = nullptr)
@@ -552,6 +565,13 @@ public:
         detail::call(lg_session_rewind, get(), n_tokens, &n_kept);
         return n_kept;
     }
+
+    std::vector<std::size_t> restore_points() const
+    {
+        return detail::filled<std::vector<std::size_t>>(lg_session_restore_points, get());
+    }
+
+    std::uint64_t restore_bytes() const noexcept { return lg_session_restore_bytes(get()); }
 
     void reset() { detail::call(lg_session_reset, get()); }
 

@@ -13,6 +13,7 @@ use longgen::capi::generate::{lg_generate_params, lg_generate_result};
 use longgen::capi::logits::lg_token_logprob;
 use longgen::capi::model::lg_model_params;
 use longgen::capi::plan::{lg_layer_plan, lg_memory_plan};
+use longgen::capi::prompt::lg_prompt_result;
 use longgen::capi::sampler::{lg_choice, lg_logit_bias, lg_sampler_params};
 use longgen::capi::session::lg_session_params;
 use longgen::capi::state::lg_counters;
@@ -55,14 +56,17 @@ fn structs_lie_in_memory_as_they_always_did() {
     assert_eq!([offset_of!(lg_model_params, on_progress), offset_of!(lg_model_params, on_log)], [32, 40]);
     assert_eq!([offset_of!(lg_model_params, user), offset_of!(lg_model_params, cancel)], [48, 56]);
 
-    assert_eq!(size_of::<lg_session_params>(), 40);
+    assert_eq!(size_of::<lg_session_params>(), 48);
     assert_eq!([offset_of!(lg_session_params, n_ctx), offset_of!(lg_session_params, chunk_tokens)], [8, 12]);
     assert_eq!([offset_of!(lg_session_params, kv_type), offset_of!(lg_session_params, precision)], [16, 20]);
     assert_eq!(
         [offset_of!(lg_session_params, logits_rows), offset_of!(lg_session_params, reserved)],
         [24, 28]
     );
-    assert_eq!(offset_of!(lg_session_params, max_bytes), 32);
+    assert_eq!(
+        [offset_of!(lg_session_params, max_bytes), offset_of!(lg_session_params, restore_bytes)],
+        [32, 40]
+    );
 
     assert_eq!(size_of::<lg_layer_attention>(), 40);
     assert_eq!([offset_of!(lg_layer_attention, kind), offset_of!(lg_layer_attention, block_size)], [8, 12]);
@@ -79,7 +83,8 @@ fn structs_lie_in_memory_as_they_always_did() {
         [32, 36]
     );
 
-    assert_eq!(size_of::<lg_memory_plan>(), 80);
+    assert_eq!(size_of::<lg_memory_plan>(), 88);
+    assert_eq!(offset_of!(lg_memory_plan, restore_bytes), 80);
     assert_eq!([offset_of!(lg_memory_plan, n_ctx), offset_of!(lg_memory_plan, chunk_tokens)], [8, 12]);
     assert_eq!([offset_of!(lg_memory_plan, kv_bytes), offset_of!(lg_memory_plan, staging_bytes)], [16, 24]);
     assert_eq!(
@@ -91,6 +96,14 @@ fn structs_lie_in_memory_as_they_always_did() {
         [48, 56]
     );
     assert_eq!([offset_of!(lg_memory_plan, logits_bytes), offset_of!(lg_memory_plan, total_bytes)], [64, 72]);
+
+    assert_eq!(size_of::<lg_prompt_result>(), 40);
+    assert_eq!([offset_of!(lg_prompt_result, n_common), offset_of!(lg_prompt_result, n_reused)], [8, 16]);
+    assert_eq!(
+        [offset_of!(lg_prompt_result, n_computed), offset_of!(lg_prompt_result, n_limiting_layers)],
+        [24, 32]
+    );
+    assert_eq!(offset_of!(lg_prompt_result, limiting_layer), 36);
 
     assert_eq!(size_of::<lg_layer_plan>(), 32);
     assert_eq!([offset_of!(lg_layer_plan, n_slots), offset_of!(lg_layer_plan, block_size)], [8, 12]);

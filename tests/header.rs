@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// In the order in which the header presents them.
-const SOURCES: [&str; 16] = [
+const SOURCES: [&str; 17] = [
     "version",
     "status",
     "model",
@@ -17,6 +17,7 @@ const SOURCES: [&str; 16] = [
     "stream",
     "chat",
     "session",
+    "prompt",
     "logits",
     "state",
     "sampler",

@@ -19,6 +19,7 @@ pub mod model;
 mod params;
 pub mod plan;
 mod pointer;
+pub mod prompt;
 pub mod sampler;
 pub mod session;
 pub mod state;

@@ -35,11 +35,13 @@ pub struct lg_memory_plan {
     pub logits_bytes: u64,
     /// All of them together.
     pub total_bytes: u64,
+    /// Most bytes of the host's memory that restore points will take, which are not among those.
+    pub restore_bytes: u64,
 }
 
-// SAFETY: repr(C), begins with its size, and without padding: 8 + 2 * 4 + 8 * 8 bytes.
+// SAFETY: repr(C), begins with its size, and without padding: 8 + 2 * 4 + 9 * 8 bytes.
 unsafe impl Results for lg_memory_plan {
-    const FIRST_SIZE: usize = 80;
+    const FIRST_SIZE: usize = 88;
 }
 
 impl From<&MemoryPlan> for lg_memory_plan {
@@ -56,6 +58,7 @@ impl From<&MemoryPlan> for lg_memory_plan {
             table_bytes: plan.table_bytes as u64,
             logits_bytes: plan.logits_bytes as u64,
             total_bytes: plan.total_bytes() as u64,
+            restore_bytes: plan.restore_bytes as u64,
         }
     }
 }

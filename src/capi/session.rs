@@ -73,11 +73,16 @@ pub struct lg_session_params {
     /// refused before anything is allocated, and the error says which context would fit. Without it the longest context
     /// is taken that fits, at most the one that the model was trained for: `lg_session_n_ctx` tells.
     pub max_bytes: u64,
+    /// Most bytes of the host's memory that restore points may take, beside the session's own memory and only as they are
+    /// made; they are what `lg_session_rewind` and `lg_session_prompt` go back to where layers have given up a part of
+    /// the context. 0 means a tenth of what the cache takes, or what four points take if that is more, and on a card none.
+    /// Fewer bytes than a point takes, such as 1, keep none.
+    pub restore_bytes: u64,
 }
 
-// SAFETY: repr(C), begins with its size, integers only, and without padding: 8 + 6 * 4 + 8 bytes.
+// SAFETY: repr(C), begins with its size, integers only, and without padding: 8 + 6 * 4 + 2 * 8 bytes.
 unsafe impl Params for lg_session_params {
-    const FIRST_SIZE: usize = 40;
+    const FIRST_SIZE: usize = 48;
 }
 
 impl lg_session_params {
@@ -100,7 +105,7 @@ impl lg_session_params {
             },
             logits_rows: self.logits_rows,
             max_bytes: usize::try_from(self.max_bytes).unwrap_or(usize::MAX),
-            ..SessionParams::default()
+            restore_bytes: usize::try_from(self.restore_bytes).unwrap_or(usize::MAX),
         })
     }
 }

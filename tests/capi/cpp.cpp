@@ -303,6 +303,16 @@ void sessions(const lg::Model &model)
         one_by_one.decode(token);
     CHECK(same(session.logits(), one_by_one.logits()));
 
+    CHECK(session.restore_points().back() == 40 && session.restore_bytes() > 0);
+    Tokens other = prompt();
+    other[35] ^= 1;
+    const lg::PromptResult did = session.prompt(other);
+    CHECK(did.n_common == 35 && did.n_reused <= 35 && did.n_reused + did.n_computed == 40);
+    CHECK(session.tokens() == other);
+    refused(LG_ERR_CANCELLED, "lg_session_prompt", [&] { session.prompt(prompt(), [](size_t, size_t) { return false; }); });
+    session.prompt(prompt());
+    CHECK(same(session.logits(), one_by_one.logits()));
+
     CHECK(session.rewind(39) == 39);
     refused(LG_ERR_INVALID, "lg_session_rewind", [&] { session.rewind(40); });
     refused(LG_ERR_CONTEXT_FULL, "lg_session_prefill", [&] { session.prefill(Tokens(N_CTX, 1)); });

@@ -311,6 +311,21 @@ static void sessions(const lg_model *model)
     size_t n = 99;
     REFUSED(LG_ERR_INVALID, lg_session_logits, (NULL, &logits, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_session_logits, (session, &logits, &n, &error));
+    lg_prompt_result did = {.struct_size = sizeof did, .n_common = 99};
+    REFUSED(LG_ERR_INVALID, lg_session_prompt, (NULL, tokens, 2, NULL, NULL, NULL, &did, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_prompt, (session, NULL, 2, NULL, NULL, NULL, &did, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_prompt, (session, NULL, 0, NULL, NULL, NULL, &did, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_prompt, (session, tokens, SIZE_MAX, NULL, NULL, NULL, &did, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_prompt, (session, tokens, 3, NULL, NULL, NULL, &did, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_prompt, (session, tokens, 2, NULL, NULL, NULL, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_prompt,
+            (session, tokens, 2, NULL, NULL, (const lg_cancel *)((const char *)&did + 1), &did, &error));
+    const uint32_t nine[9] = {0};
+    REFUSED(LG_ERR_CONTEXT_FULL, lg_session_prompt, (session, nine, 9, NULL, NULL, NULL, &did, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_restore_points, (NULL, NULL, 0, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_restore_points, (session, NULL, 1, &n, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_restore_points, (session, NULL, 0, NULL, &error));
+    CHECK(did.n_common == 99 && lg_session_restore_bytes(NULL) == 0);
     REFUSED(LG_ERR_INVALID, lg_session_rewind, (NULL, 0, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_session_rewind, (session, 1, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_session_rewind, (session, 0, NULL, &error));

@@ -59,7 +59,7 @@ static void ask_model(const lg_model *model)
     size_t n;
     SAYS(LG_ERR_INVALID, "layer 4 of 4", lg_model_layer_attention, (model, 4, &attention, &error));
     SAYS(LG_ERR_INVALID, "layer 9 of 4", lg_model_plan_layer, (model, NULL, 9, &layer_plan, &error));
-    SAYS(LG_ERR_INVALID, "lg_memory_plan: struct_size 3 is no size of it, 80 is", lg_model_plan, (model, NULL, &plan, &error));
+    SAYS(LG_ERR_INVALID, "lg_memory_plan: struct_size 3 is no size of it, 88 is", lg_model_plan, (model, NULL, &plan, &error));
     SAYS(LG_ERR_INVALID, "n_ctx is NULL", lg_model_longest_context, (model, NULL, 1, NULL, &error));
     SAYS(LG_ERR_NOT_FOUND, "no.such.key", lg_model_metadata_u64, (model, "no.such.key", 0, &u64, &error));
     SAYS(LG_ERR_INVALID, "general.architecture", lg_model_metadata_f64, (model, "general.architecture", 0, &f64, &error));

@@ -153,6 +153,43 @@ static void a_reset_session_is_a_new_one(const lg_model *model)
     lg_session_free(fresh);
 }
 
+// What a session holds is kept where a prompt begins like it, as far as it can be gone back to.
+static void a_prompt_is_what_a_new_session_computes(const lg_model *model)
+{
+    lg_session *session = new_session(model, LG_KV_TYPE_F16);
+    uint32_t tokens[N_CTX];
+    lg_prompt_result did = {.struct_size = sizeof did};
+    size_t n_tokens = 200, points[N_CTX], n_points;
+    fill(model, tokens, N_CTX);
+    for (int i = 0; i < 20; i++) {
+        lg_session *fresh = new_session(model, LG_KV_TYPE_F16);
+        const size_t n_held = lg_session_n_tokens(session);
+        const size_t n_common = n_held < n_tokens ? n_held : n_tokens - 1;
+        const size_t n_changed = i % 3 == 0 ? 0 : random_below((uint32_t)n_common);
+        for (size_t j = n_common - n_changed; j < n_tokens; j++)
+            tokens[j] = (tokens[j] + 1) % lg_model_n_vocab(model);
+        CALL(lg_session_prompt, (session, tokens, n_tokens, NULL, NULL, NULL, &did, &error));
+        CHECK(did.n_common == n_common - n_changed && did.n_reused <= did.n_common);
+        CHECK(did.n_reused + did.n_computed == n_tokens);
+        CHECK((did.n_reused < did.n_common) == (did.n_limiting_layers > 0));
+        CHECK((did.n_limiting_layers > 0) == (did.limiting_layer != LG_INDEX_NONE));
+        check_tokens(session, tokens, n_tokens);
+        prefill(fresh, tokens, n_tokens);
+        CHECK(same_logits(session, fresh));
+        CALL(lg_session_restore_points, (session, points, N_CTX, &n_points, &error));
+        CHECK(n_points > 0 && points[n_points - 1] == n_tokens && lg_session_restore_bytes(session) > 0);
+        if (n_points > 1)
+            REFUSED(LG_ERR_TOO_SMALL, lg_session_restore_points, (session, points, 1, &n_points, &error));
+        n_tokens = 50 + random_below(N_CTX - 50);
+        lg_session_free(fresh);
+    }
+    // The same again needs nothing.
+    n_tokens = lg_session_n_tokens(session);
+    CALL(lg_session_prompt, (session, tokens, n_tokens, NULL, NULL, NULL, &did, &error));
+    CHECK(did.n_common == n_tokens && did.n_reused == n_tokens && did.n_computed == 0);
+    lg_session_free(session);
+}
+
 typedef struct {
     lg_session *const *batch;
     size_t n_calls;
@@ -279,6 +316,7 @@ int main(int argc, char **argv)
     tokens_and_counters_tell_what_was_done(model);
     a_cache_takes_what_its_type_takes(model);
     a_reset_session_is_a_new_one(model);
+    a_prompt_is_what_a_new_session_computes(model);
     a_batch_gives_each_session_what_it_gets_alone(model, other_model);
     probabilities_are_the_softmax_of_the_logits(model);
     lg_model_free(other_model);
