@@ -58,7 +58,7 @@ pub struct ModelParams {
     pub n_threads: usize,
     /// What each layer may look at instead of what the file says.
     pub attention: Option<Vec<LayerAttention>>,
-    /// Compare every tensor with its checksum, which reads the whole file.
+    /// Compare every tensor with its checksum, which reads the whole file. One without checksums is `Unsupported`.
     pub verify: bool,
     /// Open metadata and text only. The file needs no tensors and may be of any architecture; there are no sessions.
     pub vocab_only: bool,
