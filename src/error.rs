@@ -86,6 +86,7 @@ impl From<longgen_format::Error> for Error {
             E::ForeignTensorType { .. }
             | E::UnsupportedTensorType { .. }
             | E::UnknownTensorType { .. }
+            | E::NoHashes { .. }
             | E::Version { .. } => ErrorKind::Unsupported,
             E::Io(_) => ErrorKind::Io,
             E::OutOfMemory(_) => ErrorKind::OutOfMemory,

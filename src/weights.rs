@@ -2,13 +2,13 @@
 #![allow(unsafe_code, reason = "maps the model file")]
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 
-use longgen_format::{Directory, quant};
+use longgen_format::{Directory, Error as FormatError, quant};
 
-use crate::alloc::try_vec;
+use crate::alloc::{try_reserve, try_vec};
 use crate::backend::args::{SharedBytes, WeightData};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -26,6 +26,9 @@ pub enum Load {
 /// Bytes that are read from a file together.
 const READ_BYTES: usize = 16 << 20;
 
+/// Bytes that a header is looked for in first: a few vocabularies are larger.
+const HEADER_BYTES: usize = 4 << 20;
+
 /// Brings a file into memory.
 ///
 /// # Errors
@@ -40,19 +43,8 @@ pub(crate) fn open_until(
     load: Load,
     copied: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<SharedBytes> {
-    let failed = |error: std::io::Error| {
-        let kind = match error.kind() {
-            std::io::ErrorKind::NotFound => ErrorKind::NotFound,
-            std::io::ErrorKind::OutOfMemory => ErrorKind::OutOfMemory,
-            _ => ErrorKind::Io,
-        };
-        Error::new(kind, format!("{}: {error}", path.display()))
-    };
-    let mut file = File::open(path).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    if metadata.is_dir() {
-        return Err(Error::new(ErrorKind::Io, format!("{}: is a folder, not a model file", path.display())));
-    }
+    let failed = |error| failed(path, &error);
+    let (mut file, n_bytes) = open_file(path)?;
     match load {
         Load::Map => {
             // SAFETY: the caller keeps the file from being truncated in place, as `Load::Map` asks; bytes that change
@@ -61,7 +53,6 @@ pub(crate) fn open_until(
             Ok(Arc::new(map))
         }
         Load::Read => {
-            let n_bytes = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
             let mut bytes = try_vec(n_bytes, 0u8)?;
             let mut n_read = 0;
             for part in bytes.chunks_mut(READ_BYTES) {
@@ -74,9 +65,48 @@ pub(crate) fn open_until(
     }
 }
 
+/// Copies the beginning of a file into memory, up to the end of its header or somewhat more. Returns the length of the
+/// file, too.
+pub(crate) fn read_header(path: &Path) -> Result<(SharedBytes, usize)> {
+    let (mut file, file_bytes) = open_file(path)?;
+    let (mut bytes, mut wanted) = (Vec::new(), HEADER_BYTES);
+    loop {
+        let n_read = bytes.len();
+        let n_bytes = wanted.min(file_bytes);
+        try_reserve(&mut bytes, n_bytes - n_read)?;
+        bytes.resize(n_bytes, 0);
+        file.read_exact(&mut bytes[n_read..]).map_err(|error| failed(path, &error))?;
+        match Directory::read_header(&bytes, file_bytes as u64) {
+            Err(FormatError::Truncated { .. }) if n_bytes < file_bytes => wanted = 2 * n_bytes,
+            // Whoever reads it again finds what is wrong with it.
+            _ => return Ok((Arc::new(bytes), file_bytes)),
+        }
+    }
+}
+
+/// Opens a file, and says how long it is.
+fn open_file(path: &Path) -> Result<(File, usize)> {
+    let failed = |error| failed(path, &error);
+    let file = File::open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if metadata.is_dir() {
+        return Err(Error::new(ErrorKind::Io, format!("{}: is a folder, not a model file", path.display())));
+    }
+    Ok((file, usize::try_from(metadata.len()).unwrap_or(usize::MAX)))
+}
+
+fn failed(path: &Path, error: &io::Error) -> Error {
+    let kind = match error.kind() {
+        io::ErrorKind::NotFound => ErrorKind::NotFound,
+        io::ErrorKind::OutOfMemory => ErrorKind::OutOfMemory,
+        _ => ErrorKind::Io,
+    };
+    Error::new(kind, format!("{}: {error}", path.display()))
+}
+
 /// The tensors of an open model file.
 pub struct WeightFile<'a> {
-    /// The file's bytes.
+    /// The file's bytes; its header alone where nobody asks for tensors.
     pub bytes: &'a SharedBytes,
     /// What is where in them.
     pub directory: &'a Directory<'a>,
@@ -89,7 +119,7 @@ impl WeightFile<'_> {
         usize::try_from(n_bytes.sum::<u64>()).unwrap_or(usize::MAX)
     }
 
-    /// All bytes of the file.
+    /// All bytes that are there.
     pub fn bytes(&self) -> &[u8] {
         (**self.bytes).as_ref()
     }

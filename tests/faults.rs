@@ -9,13 +9,14 @@ mod support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::ffi::CString;
+use std::ffi::{CString, c_char, c_int, c_void};
 use std::mem::zeroed;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
 
 use longgen::backend::args::SharedBytes;
+use longgen::backend::cpu::CpuBackend;
 use longgen::backend::reference::ReferenceBackend;
 use longgen::capi::model::{lg_model_free, lg_model_open};
 use longgen::capi::session::{
@@ -27,12 +28,13 @@ use longgen::capi::stream::{lg_text_stream_free, lg_text_stream_new};
 use longgen::model::config::Config;
 use longgen::model::network::{Engine, Network};
 use longgen::model::opening::Opening;
-use longgen::text::{Tokenizer, split_hf_tokenizer};
+use longgen::text::{ChatTemplate, Message, Tokenizer, split_hf_tokenizer};
 use longgen::weights::WeightFile;
 use longgen::{
     Cancel, Device, ErrorKind, Model, ModelParams, Result, Sampler, SamplerParams, Session, SessionParams,
 };
-use longgen_format::{Directory, TensorType};
+use longgen_format::{Directory, OwnedValue, TensorType, keys};
+use support::metadata;
 use support::random::Random;
 use support::tiny_model;
 
@@ -44,8 +46,13 @@ thread_local! {
     static LEFT: Cell<Option<usize>> = const { Cell::new(None) };
     /// Whether one was refused.
     static REFUSED: Cell<bool> = const { Cell::new(false) };
-    /// Bytes of this thread that live, the most that lived at once, and the largest that were asked for at once.
-    static LIVE: Cell<[usize; 3]> = const { Cell::new([0; 3]) };
+    /// Allocations of this many bytes and more are refused.
+    static LIMIT: Cell<usize> = const { Cell::new(usize::MAX) };
+    /// Bytes of this thread that live, the most that lived at once, the largest that were asked for at once, and how many
+    /// then lived with them.
+    static LIVE: Cell<[usize; 4]> = const { Cell::new([0; 4]) };
+    /// How many threads this one may start; `None` is any number.
+    static THREADS: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
 struct Refusing;
@@ -56,16 +63,17 @@ fn is_refused(n_bytes: usize) -> bool {
     }
     let left = LEFT.get();
     LEFT.set(left.and_then(|left| left.checked_sub(1)));
-    let is_refused = left == Some(0);
+    let is_refused = left == Some(0) || n_bytes >= LIMIT.get();
     REFUSED.set(REFUSED.get() || is_refused);
     is_refused
 }
 
 /// Counts an allocation of `new` bytes in the place of `old`.
 fn count(old: usize, new: usize) {
-    let [live, most, largest] = LIVE.get();
+    let [live, most, largest, with_largest] = LIVE.get();
     let live = (live + new).saturating_sub(old);
-    LIVE.set([live, most.max(live), largest.max(new)]);
+    let with_largest = if new >= largest { live } else { with_largest };
+    LIVE.set([live, most.max(live), largest.max(new), with_largest]);
 }
 
 // SAFETY: what is not refused is the system's.
@@ -97,6 +105,35 @@ unsafe impl GlobalAlloc for Refusing {
 
 #[global_allocator]
 static ALLOCATOR: Refusing = Refusing;
+
+unsafe extern "C" {
+    fn dlsym(handle: *mut c_void, symbol: *const c_char) -> *mut c_void;
+}
+
+type Start = unsafe extern "C" fn(*mut c_void) -> *mut c_void;
+type Create = unsafe extern "C" fn(*mut c_void, *const c_void, Start, *mut c_void) -> c_int;
+
+/// Stands before the system's own.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pthread_create(
+    thread: *mut c_void,
+    attributes: *const c_void,
+    start: Start,
+    argument: *mut c_void,
+) -> c_int {
+    const NEXT: *mut c_void = std::ptr::without_provenance_mut(usize::MAX);
+    const EAGAIN: c_int = 11;
+    let left = THREADS.get();
+    THREADS.set(left.map(|left| left.saturating_sub(1)));
+    if left == Some(0) {
+        return EAGAIN;
+    }
+    // SAFETY: the name ends with a zero byte, and the system has a function of that name and type.
+    let create =
+        unsafe { std::mem::transmute::<*mut c_void, Create>(dlsym(NEXT, c"pthread_create".as_ptr())) };
+    // SAFETY: as the caller says.
+    unsafe { create(thread, attributes, start, argument) }
+}
 
 /// What the test itself allocates is not refused.
 fn granted<T>(run: impl FnOnce() -> T) -> T {
@@ -166,6 +203,13 @@ fn session_with(model: &Arc<Model>, tokens: &[u32]) -> Session {
     session
 }
 
+/// The vocabularies that tools/vocabs.sh gets, if they are there.
+fn files_of_vocabularies() -> impl Iterator<Item = PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/vocabs");
+    let files = std::fs::read_dir(folder).into_iter().flatten().map(|file| file.unwrap().path());
+    files.filter(|path| path.extension().is_some_and(|extension| extension == "gguf"))
+}
+
 /// That of a model in tests/data, and those of the vocabularies that tools/vocabs.sh gets, if they are there.
 fn tokenizers() -> Vec<(String, Tokenizer)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -173,14 +217,11 @@ fn tokenizers() -> Vec<(String, Tokenizer)> {
         |name: &str| std::fs::read_to_string(root.join("tests/data/longgen-tiny-8k").join(name)).unwrap();
     let parts = split_hf_tokenizer(&text("tokenizer.json"), Some(&text("tokenizer_config.json"))).unwrap();
     let mut tokenizers = vec![("longgen-tiny-8k".to_owned(), parts.tokenizer().unwrap())];
-    for file in std::fs::read_dir(root.join("models/vocabs")).into_iter().flatten() {
-        let path = file.unwrap().path();
-        if path.extension().is_some_and(|extension| extension == "gguf") {
-            let bytes = std::fs::read(&path).unwrap();
-            let directory = Directory::read(&bytes).unwrap();
-            let tokenizer = Tokenizer::from_metadata(&directory.metadata);
-            tokenizers.extend(tokenizer.ok().map(|tokenizer| (path.display().to_string(), tokenizer)));
-        }
+    for path in files_of_vocabularies() {
+        let bytes = std::fs::read(&path).unwrap();
+        let directory = Directory::read(&bytes).unwrap();
+        let tokenizer = Tokenizer::from_metadata(&directory.metadata);
+        tokenizers.extend(tokenizer.ok().map(|tokenizer| (path.display().to_string(), tokenizer)));
     }
     tokenizers
 }
@@ -192,7 +233,7 @@ fn assert_same(session: &mut Session, expected: &mut Session) {
     assert_eq!(session.logits().unwrap(), expected.logits().unwrap());
 }
 
-/// Everything of a file but its text, which other libraries take apart: those end the process when they get no memory.
+/// Everything of a file but its text.
 #[test]
 fn a_file_that_lacks_memory_is_not_a_wrong_file() {
     let bytes = Arc::new(tiny_model::bytes(TensorType::Q4_1));
@@ -214,6 +255,30 @@ fn a_file_that_lacks_memory_is_not_a_wrong_file() {
     let (network, n) = with_refusals(&mut (), |&mut state| load(state), |()| {});
     assert!(n > 10, "{n}");
     assert_eq!(network.session_bytes(), 0);
+}
+
+#[test]
+fn threads_that_the_system_refuses_are_an_error() {
+    let bytes = Arc::new(tiny_model::bytes(TensorType::Q8_0));
+    let open = |most| {
+        let params = ModelParams { n_threads: 5, ..Default::default() };
+        let (cancel, progress, log) = (Cancel::default(), &mut |_, _| {}, &mut |_, _: &str| {});
+        THREADS.set(Some(most));
+        let model = Model::from_bytes(bytes.clone(), &params, &cancel, progress, log);
+        THREADS.set(None);
+        model.map(Arc::new)
+    };
+    for most in 0..4 {
+        let error = open(most).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::OutOfMemory);
+        assert!(error.to_string().contains("cannot start 4 threads"), "{error}");
+    }
+    let text = tokens(60, 6);
+    let model = open(4).unwrap();
+    assert_same(&mut session_with(&model, &text), &mut session_with(&models()[0], &text));
+
+    let (_, n) = with_refusals(&mut (), |()| CpuBackend::new(100), |()| {});
+    assert!(n > 0, "{n}");
 }
 
 #[test]
@@ -399,11 +464,185 @@ fn a_text_that_is_too_long_for_the_memory_is_refused_before_it_takes_any() {
             let refused = tokenizer.encode(text, true, true);
             LEFT.set(None);
             assert_eq!(refused.unwrap_err().kind(), ErrorKind::OutOfMemory, "{name}");
-            LIVE.set([0; 3]);
+            LIVE.set([0; 4]);
             tokenizer.encode(text, true, true).unwrap();
-            let [_, most, largest] = LIVE.get();
+            let [_, most, largest, _] = LIVE.get();
             let (start, n_bytes) = (text.chars().take(20).collect::<String>(), text.len());
             assert!(most <= largest, "{name}: {start:?}, {n_bytes} bytes: {most} of {largest}");
+        }
+    }
+}
+
+/// A file that is nothing but a vocabulary.
+fn vocabulary(
+    model: &str,
+    tokens: Vec<String>,
+    merges: Vec<String>,
+    kind: i32,
+    pipeline: Option<String>,
+) -> Vec<u8> {
+    let text = |text: &str| OwnedValue::Str(text.to_owned());
+    let n = tokens.len();
+    let mut pairs = vec![
+        ("tokenizer.ggml.model", text(model)),
+        ("tokenizer.ggml.pre", text("llama-bpe")),
+        ("tokenizer.ggml.token_type", OwnedValue::I32s(vec![kind; n])),
+        ("tokenizer.ggml.scores", OwnedValue::F32s((0..n).map(|i| i as f32).collect())),
+        ("tokenizer.ggml.unknown_token_id", OwnedValue::U32(0)),
+        ("tokenizer.ggml.tokens", OwnedValue::Strs(tokens)),
+        ("tokenizer.ggml.merges", OwnedValue::Strs(merges)),
+    ];
+    pairs.extend(pipeline.map(|pipeline| (keys::TOKENIZER_PIPELINE, OwnedValue::Str(pipeline))));
+    metadata::file(&pairs)
+}
+
+/// Vocabularies that take much memory for their size. Tables grow by doubling: most have a few entries more than fit into
+/// one of 2^13 or 2^14.
+fn demanding_vocabularies() -> Vec<(String, Vec<u8>)> {
+    let mut files = Vec::new();
+    for (n, length) in [(7200, 0), (14_400, 0), (7200, 30), (7200, 300)] {
+        for (model, kind) in [("gpt2", 1), ("gpt2", 3), ("gpt2", 4), ("llama", 1), ("llama", 3), ("llama", 4)]
+        {
+            let tokens = (0..n).map(|i| format!("{i:04x}{}", "x".repeat(length))).collect();
+            let name = format!("{model}, {n} tokens of {} bytes, kind {kind}", 4 + length);
+            files.push((name, vocabulary(model, tokens, Vec::new(), kind, None)));
+        }
+    }
+    let parts: Vec<String> = (0..121).map(|i| format!("{i:02x}")).collect();
+    let pairs: Vec<_> = parts.iter().flat_map(|a| parts.iter().map(move |b| [a, b])).collect();
+    let tokens = parts.iter().cloned().chain(pairs.iter().map(|[a, b]| format!("{a}{b}"))).collect();
+    let merges = pairs.iter().map(|[a, b]| format!("{a} {b}")).collect();
+    files.push(("merges".to_owned(), vocabulary("gpt2", tokens, merges, 1, None)));
+
+    let normalizers = |part: &str, n: usize| {
+        let parts = vec![part; n].join(",");
+        format!(r#""normalizer":{{"type":"Sequence","normalizers":[{parts}]}}"#)
+    };
+    let split =
+        r#"{"type":"Split","pattern":{"Regex":"\\p{L}{100}(?!a)"},"behavior":"Isolated","invert":false}"#;
+    let splits = [split; 5].join(",");
+    let added = (0..7200).map(|i| {
+        let flags = r#""single_word":false,"lstrip":false,"rstrip":false,"normalized":true,"special":false"#;
+        format!(r#"{{"id":{i},"content":"{i:04x}",{flags}}}"#)
+    });
+    for part in [
+        normalizers(r#"{"type":"NFC"}"#, 9000),
+        normalizers(r#"{"type":"Replace","pattern":{"String":"a"},"content":"b"}"#, 9000),
+        format!(r#""pre_tokenizer":{{"type":"Sequence","pretokenizers":[{splits}]}}"#),
+        format!(r#""added_tokens":[{}]"#, added.collect::<Vec<_>>().join(",")),
+        format!(r#""more":[{}0]"#, "0,".repeat(70_000)),
+        format!(r#""more":[{}0]"#, r#"{"":0},"#.repeat(40_000)),
+    ] {
+        let pipeline = format!(r#"{{"decoder":{{"type":"ByteLevel"}},{part}}}"#);
+        let tokens = (0..7200).map(|i| format!("{i:04x}")).collect();
+        let name = format!("pipeline {}", &part[..60]);
+        files.push((name, vocabulary("gpt2", tokens, Vec::new(), 1, Some(pipeline))));
+    }
+    files
+}
+
+/// The vocabularies of models that are at hand, and others that were made to be demanding.
+fn vocabularies() -> Vec<(String, Vec<u8>)> {
+    let mut files = vec![("tiny".to_owned(), tiny_model::text_bytes())];
+    files.extend(
+        files_of_vocabularies().map(|path| (path.display().to_string(), std::fs::read(path).unwrap())),
+    );
+    files.extend(demanding_vocabularies());
+    files
+}
+
+/// The most memory that vocabularies of many kinds take meanwhile is what is asked for first.
+#[test]
+fn a_vocabulary_that_is_too_large_for_the_memory_is_refused_before_it_takes_any() {
+    for (name, bytes) in &vocabularies() {
+        let directory = Directory::read(bytes).unwrap();
+        let read = || Tokenizer::from_metadata(&directory.metadata);
+        assert_asks_first(name, read).unwrap();
+        // What is read before, by the library itself.
+        for n in 0.. {
+            LEFT.set(Some(n));
+            let refused = read();
+            LEFT.set(None);
+            let error = refused.err().unwrap();
+            assert_eq!(error.kind(), ErrorKind::OutOfMemory, "{name}");
+            if error.to_string().contains("a vocabulary of") {
+                break;
+            }
+        }
+    }
+}
+
+/// Calls `call` with all memory that it wants, then without what it asks for first, which must be the most that it takes.
+#[track_caller]
+fn assert_asks_first<T>(name: &str, call: impl Fn() -> Result<T>) -> Result<T> {
+    LIVE.set([0; 4]);
+    let result = call();
+    let [_, most, largest, with_largest] = LIVE.get();
+    assert!(most <= with_largest, "{name}: {most} of {with_largest}");
+    LIMIT.set(largest);
+    let refused = call();
+    LIMIT.set(usize::MAX);
+    let error = refused.err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::OutOfMemory, "{name}");
+    assert!(error.to_string().contains(&largest.to_string()), "{name}: {error}");
+    result
+}
+
+#[test]
+fn a_template_that_is_too_large_for_the_memory_is_not_compiled() {
+    for part in
+        ["{{a}}", "{{a[::]}}", "{{a|b|c|d}}", "{{a(b,c)}}", "{{{a:1,a:1}}}", "{%if a%}{%endif%}", "x\r"]
+    {
+        for n in [1, 30, 5000, 9000] {
+            assert_asks_first(part, || ChatTemplate::new(&part.repeat(n), &[])).unwrap();
+        }
+    }
+}
+
+/// Templates that take all that they may, and those that print what they were given.
+#[test]
+fn a_conversation_that_is_too_long_for_the_memory_is_refused_before_it_takes_any() {
+    let growing = |step: &str| {
+        let start = r#"{% set ns = namespace(x="abcdefgh", y=[]) %}{% for i in range(100000) %}"#;
+        format!("{start}{step}{{% endfor %}}")
+    };
+    let nested = |end: &str| {
+        let step = "{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}";
+        format!("{{% set ns = namespace(x=[1]) %}}{step}{end}")
+    };
+    let too_much = [
+        growing("{% set ns.x = ns.x ~ ns.x %}"),
+        growing("{% set ns.x = ns.x + ns.x %}"),
+        growing("{% set ns.x = ns.x * 7 %}"),
+        growing(r#"{% set ns.x = ns.x|replace("a", "aa") %}"#),
+        growing(r#"{% set ns.y = ns.y + ["x" * 60] %}"#),
+        growing("{% set ns.y = [ns.y|length, {}, [], namespace()] %}"),
+        growing(&"x".repeat(1000)),
+        growing(&format!(
+            "{{% set x %}}{}{{{{ ns.x }}}}{{% endset %}}{{% set ns.x = x %}}",
+            "x".repeat(1000)
+        )),
+        nested("{{ ns.x }}"),
+        nested("{{ {'a': ns.x} }}"),
+        nested("{{ ns.x|tojson }}"),
+        nested("{{ ', '.join(ns.x) }}"),
+        nested("{{ '{}'.format(ns.x) }}"),
+    ];
+    let message = |i: usize| Message { role: "user".into(), content: "é\u{1}".repeat(1 + i % 9 * 1000) };
+    let messages: Vec<Message> = (0..30).map(message).collect();
+    for source in &too_much {
+        let template = ChatTemplate::new(source, &[]).unwrap();
+        let error = assert_asks_first(source, || template.render(&messages, true)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{source}: {error}");
+    }
+    let lists = [format!("[{}0]", "0,".repeat(70_000)), format!("[{}{{}}]", r#"{"":0},"#.repeat(40_000))];
+    for tools in lists {
+        let variables = format!(r#"{{"tools": {tools}}}"#);
+        for source in
+            ["{{ messages }}", "{% for m in messages %}{{ m.content }}{% endfor %}{{ tools|length }}"]
+        {
+            let template = ChatTemplate::new(source, &[]).unwrap();
+            assert_asks_first(source, || template.render_with(&messages, &variables, true)).unwrap();
         }
     }
 }

@@ -25,8 +25,7 @@ const FORBIDDEN: [(&str, &[&str]); 9] = [
 ];
 
 /// Crates that only some files may name.
-const CRATES: [(&str, &[&str]); 3] =
-    [("memmap2::", &["weights.rs"]), ("rayon::", &["backend/cpu/team.rs"]), ("cudarc::", &["backend/cuda/"])];
+const CRATES: [(&str, &[&str]); 2] = [("memmap2::", &["weights.rs"]), ("cudarc::", &["backend/cuda/"])];
 
 fn sources(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use longgen::weights::Load;
 use longgen::{Cancel, Device, ErrorKind, KvType, LogLevel, Model, ModelParams, Result};
-use longgen_format::{Directory, TensorType};
+use longgen_format::{Directory, OwnedValue, TensorType, Value};
 use support::tiny_model;
 
 /// Every way to open a file.
@@ -72,7 +72,8 @@ fn an_open_can_be_stopped_wherever_it_looks() {
         let n_passes = u64::from(params.verify) + u64::from(!params.vocab_only);
         assert!(n_stopped >= n_passes * n_tensors as u64 + 2, "{params:?}: {n_stopped}");
 
-        let n_copies = usize::from(params.load == Load::Read && !params.vocab_only);
+        // Of a text alone only the header is copied, unless the rest is verified.
+        let n_copies = usize::from(params.load == Load::Read && (params.verify || !params.vocab_only));
         let n_total = (n_copies + usize::try_from(n_passes).unwrap()) * bytes.len();
         assert!(told.is_sorted_by(|a, b| a.0 < b.0), "{params:?}: {told:?}");
         assert!(told.iter().all(|&(_, of)| of == n_total), "{params:?}: {told:?}");
@@ -128,4 +129,52 @@ fn a_text_alone_is_of_any_architecture_but_must_be_a_text() {
     let error = Model::open(file.path(), &params).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Format);
     assert!(error.to_string().contains("tokenizer.ggml.model"), "{error}");
+}
+
+/// The file is emptied while it is opened, as soon as it has been read: what is found in it is told after that.
+#[test]
+fn a_text_that_is_copied_needs_its_file_no_more() {
+    let text = support::metadata::file(&with_long_key(9 << 20));
+    for (bytes, grows) in [(tiny_model::bytes(TensorType::F16), false), (text, true)] {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &bytes).unwrap();
+        let params = ModelParams { load: Load::Read, vocab_only: true, ..Default::default() };
+        let log = &mut |_, _: &str| file.as_file().set_len(0).unwrap();
+        let cancel = Cancel::default();
+        let model = Model::open_with(file.path(), &params, &cancel, &mut |_, _| {}, log).unwrap();
+        assert_eq!(file.as_file().metadata().unwrap().len(), 0);
+        let directory = Directory::read(&bytes).unwrap();
+        assert_eq!(model.metadata().len(), directory.metadata.len());
+        for (i, (key, value)) in directory.metadata.iter().enumerate() {
+            assert_eq!(model.metadata().key(i).unwrap(), key);
+            if let Value::Str(text) = value {
+                assert_eq!(model.metadata().text(key, 0).unwrap(), *text);
+            }
+        }
+        assert_eq!(grows, model.n_params() == 0);
+    }
+}
+
+/// The metadata of a text alone, behind a key that makes the header longer than what is read of a file at first.
+fn with_long_key(n_bytes: usize) -> Vec<(&'static str, OwnedValue)> {
+    let mut metadata = vec![("long", OwnedValue::Str("x".repeat(n_bytes)))];
+    let bytes: &'static [u8] = tiny_model::text_bytes().leak();
+    let of_text = Directory::read(bytes).unwrap();
+    metadata.extend(of_text.metadata.iter().map(|(key, value)| (key, OwnedValue::from(value))));
+    metadata
+}
+
+#[test]
+fn a_file_without_checksums_cannot_be_verified() {
+    let plain = include_bytes!("../format/tests/data/quants.bin");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), plain).unwrap();
+    for load in [Load::Map, Load::Read] {
+        let params = ModelParams { load, verify: true, ..Default::default() };
+        let error = Model::open(file.path(), &params).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        for part in ["no checksums", "lgconvert writes files that have them"] {
+            assert!(error.to_string().contains(part), "{error}");
+        }
+    }
 }

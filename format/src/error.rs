@@ -43,6 +43,16 @@ pub enum Error {
         /// What it is.
         what: &'static str,
     },
+    /// A key that programs in C could not ask for.
+    #[error("key number {index}, {key:?}: its byte {at} is zero")]
+    ZeroInKey {
+        /// The key's number, from 0 on.
+        index: usize,
+        /// The key.
+        key: String,
+        /// Where the zero stands in it, from 0 on.
+        at: usize,
+    },
     /// A metadata value of an unknown type.
     #[error("at offset {offset}: key {key:?} has unknown value type {id}")]
     UnknownValueType {
@@ -253,7 +263,7 @@ pub enum Error {
         scale: f32,
     },
     /// A file without checksums.
-    #[error("the file has no checksums: key {key:?} is missing")]
+    #[error("the file has no checksums: key {key:?} is missing; lgconvert writes files that have them")]
     NoHashes {
         /// The key.
         key: &'static str,

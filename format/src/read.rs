@@ -210,6 +210,14 @@ impl<'a> Directory<'a> {
     /// # Errors
     /// What is wrong with the file, and where.
     pub fn read(bytes: &'a [u8]) -> Result<Self, Error> {
+        Self::read_header(bytes, bytes.len() as u64)
+    }
+
+    /// The same of a file of `file_bytes` that `bytes` are the beginning of: there is no data of the tensors behind them.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read); [`Error::Truncated`] if the header goes on behind `bytes`.
+    pub fn read_header(bytes: &'a [u8], file_bytes: u64) -> Result<Self, Error> {
         let mut cursor = Cursor { bytes, at: 0, key: "" };
         if !bytes.starts_with(b"GGUF") {
             return Err(Error::Magic { found: bytes[..bytes.len().min(4)].to_vec() });
@@ -242,14 +250,14 @@ impl<'a> Directory<'a> {
 
         let mut directory =
             Self { metadata, bytes, version, alignment, data_offset, tensors, by_name: HashMap::new() };
-        directory.place_tensors()?;
+        directory.place_tensors(file_bytes)?;
         Ok(directory)
     }
 
     /// Turns offsets into the tensor data into offsets into the file, and checks that data is aligned, within the file
     /// and not shared.
-    fn place_tensors(&mut self) -> Result<(), Error> {
-        let (file_bytes, alignment) = (self.bytes.len() as u64, self.alignment);
+    fn place_tensors(&mut self, file_bytes: u64) -> Result<(), Error> {
+        let alignment = self.alignment;
         self.by_name.try_reserve(self.tensors.len())?;
         for (i, tensor) in self.tensors.iter_mut().enumerate() {
             let name = || tensor.name.to_owned();
@@ -329,6 +337,9 @@ fn read_metadata<'a>(cursor: &mut Cursor<'a>, n_keys: usize) -> Result<Metadata<
     let mut metadata = Metadata::default();
     for i in 0..n_keys {
         let key = cursor.str("key")?;
+        if let Some(at) = key.find('\0') {
+            return Err(Error::ZeroInKey { index: i, key: key.to_owned(), at });
+        }
         cursor.key = key;
         let value = cursor.value()?;
         metadata.by_key.try_reserve(1)?;

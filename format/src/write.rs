@@ -153,7 +153,7 @@ impl<W: Write + Seek> Writer<W> {
     /// the checksums are the writer's own: given ones are left out.
     ///
     /// # Errors
-    /// [`Error::DuplicateKey`], [`Error::DuplicateTensor`], [`Error::Shape`], [`Error::Io`].
+    /// [`Error::ZeroInKey`], [`Error::DuplicateKey`], [`Error::DuplicateTensor`], [`Error::Shape`], [`Error::Io`].
     pub fn new(
         sink: W,
         mut metadata: Vec<(String, OwnedValue)>,
@@ -167,6 +167,11 @@ impl<W: Write + Seek> Writer<W> {
         });
         metadata.push((keys::GENERAL_ALIGNMENT.to_owned(), OwnedValue::U32(ALIGNMENT)));
         metadata.push((keys::HASH_ALGORITHM.to_owned(), OwnedValue::Str(HASH_NAME.to_owned())));
+        for (index, (key, _)) in metadata.iter().enumerate() {
+            if let Some(at) = key.find('\0') {
+                return Err(Error::ZeroInKey { index, key: key.clone(), at });
+            }
+        }
         let mut seen = HashSet::new();
         if let Some((key, _)) = metadata.iter().find(|(key, _)| !seen.insert(key.as_str())) {
             return Err(Error::DuplicateKey { key: key.clone() });

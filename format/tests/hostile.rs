@@ -206,6 +206,13 @@ fn alignments_that_no_file_has_are_refused() {
 fn malformed_values_are_named() {
     let twice = Raw::header(0, 2).str("k").u32(0).bytes(&[1]).str("k").u32(0).bytes(&[1]);
     assert!(matches!(twice.error(), Error::DuplicateKey { key } if key == "k"));
+    let zero = Raw::header(0, 2).str("a").u32(0).bytes(&[1]).str("key\0word").u32(0).bytes(&[1]);
+    let error = zero.error();
+    assert!(matches!(&error, Error::ZeroInKey { index: 1, at: 3, key } if key == "key\0word"));
+    assert_eq!(error.to_string(), r#"key number 1, "key\0word": its byte 3 is zero"#);
+    let written = vec![("a".to_owned(), OwnedValue::U8(1)), ("\0".to_owned(), OwnedValue::U8(1))];
+    let written = Writer::new(Cursor::new(Vec::new()), written, Vec::new()).map(|_| ());
+    assert!(matches!(written, Err(Error::ZeroInKey { index: 1, at: 0, .. })));
     let ty = Raw::header(0, 1).str("k").u32(13).bytes(&[0; 32]);
     assert!(matches!(ty.error(), Error::UnknownValueType { id: 13, .. }));
     let nested = Raw::header(0, 1).str("k").u32(9).u32(9).u64(1).bytes(&[0; 32]);

@@ -7,6 +7,7 @@ use super::model::{get, lg_model};
 use super::params::check_flags;
 use super::pointer::{Buffer, reference, slice, text};
 use super::status::{lg_error, lg_status};
+use crate::alloc::{try_collect_ok, try_string};
 use crate::error::{Error, ErrorKind, Result};
 use crate::text::Message;
 
@@ -35,7 +36,7 @@ impl lg_message {
         let role = unsafe { text(self.role, self.role_bytes, "role") }?;
         // SAFETY: as the caller says.
         let content = unsafe { text(self.content, self.content_bytes, "content") }?;
-        Ok(Message { role: role.to_owned(), content: content.to_owned() })
+        Ok(Message { role: try_string(role)?, content: try_string(content)? })
     }
 }
 
@@ -88,8 +89,7 @@ pub unsafe extern "C" fn lg_model_apply_chat_template(
         let out = unsafe { Buffer::new(text.cast::<u8>(), cap, n_bytes, ["text", "n_bytes"]) }?;
         check_flags(flags, LG_CHAT_ADD_GENERATION_PROMPT)?;
         // SAFETY: as above.
-        let messages: Vec<Message> =
-            messages.iter().map(|message| unsafe { message.checked() }).collect::<Result<_>>()?;
+        let messages = try_collect_ok(messages.iter().map(|message| unsafe { message.checked() }))?;
         let none = || Error::new(ErrorKind::NotFound, "the model's file has no chat template");
         let template = model.model.chat_template().ok_or_else(none)?;
         out.fill(template.render_with(&messages, variables, flags != 0)?.as_bytes())

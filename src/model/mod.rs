@@ -31,7 +31,7 @@ use crate::model::network::{Engine, Network, Sequence};
 use crate::model::opening::{LogLevel, OnLog, Opening};
 use crate::session::{MemoryPlan, SessionParams};
 use crate::text::{ChatTemplate, Tokenizer};
-use crate::weights::{Load, WeightFile, open_until};
+use crate::weights::{Load, WeightFile, open_until, read_header};
 
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,7 +58,7 @@ pub struct ModelParams {
     pub n_threads: usize,
     /// What each layer may look at instead of what the file says.
     pub attention: Option<Vec<LayerAttention>>,
-    /// Compare every tensor with its checksum, which reads the whole file.
+    /// Compare every tensor with its checksum, which reads the whole file. One without checksums is `Unsupported`.
     pub verify: bool,
     /// Open metadata and text only. The file needs no tensors and may be of any architecture; there are no sessions.
     pub vocab_only: bool,
@@ -107,18 +107,25 @@ impl Model {
         on_log: OnLog<'_>,
     ) -> Result<Self> {
         let path = path.as_ref();
-        // The header is a small part of a file, and copied afterwards if it has to be.
-        let load = if params.vocab_only { Load::Map } else { params.load };
-        let n_copies = usize::from(load == Load::Read);
+        // The header is a small part of a file.
+        let header_alone = params.load == Load::Read && params.vocab_only && !params.verify;
+        let n_copies = usize::from(params.load == Load::Read && !header_alone);
         let mut opening = Opening::new(n_copies + params.n_passes(), cancel, on_progress, on_log);
         let in_file = |error: Error| Error::new(error.kind(), format!("{}: {error}", path.display()));
         opening.check().map_err(in_file)?;
         let copied = &mut |n_read, n_bytes| opening.reach(n_read, n_bytes).map_err(in_file);
-        let bytes = open_until(path, load, copied)?;
-        if load == Load::Read {
-            opening.pass((*bytes).as_ref().len()).map_err(in_file)?;
+        let (bytes, file_bytes) = match header_alone {
+            true => read_header(path)?,
+            false => {
+                let bytes = open_until(path, params.load, copied)?;
+                let n_bytes = (*bytes).as_ref().len();
+                (bytes, n_bytes)
+            }
+        };
+        if n_copies > 0 {
+            opening.pass(file_bytes).map_err(in_file)?;
         }
-        Self::read(&bytes, params, &mut opening).map_err(in_file)
+        Self::read(&bytes, file_bytes, params, &mut opening).map_err(in_file)
     }
 
     /// Opens a model file that is in memory already.
@@ -133,11 +140,18 @@ impl Model {
         on_progress: OnProgress<'_>,
         on_log: OnLog<'_>,
     ) -> Result<Self> {
-        Self::read(&bytes, params, &mut Opening::new(params.n_passes(), cancel, on_progress, on_log))
+        let n_bytes = (*bytes).as_ref().len();
+        Self::read(&bytes, n_bytes, params, &mut Opening::new(params.n_passes(), cancel, on_progress, on_log))
     }
 
-    fn read(bytes: &SharedBytes, params: &ModelParams, opening: &mut Opening<'_>) -> Result<Self> {
-        let directory = Directory::read((**bytes).as_ref())?;
+    /// Reads a file of `file_bytes`, of which `bytes` is all or, if nothing else is wanted, its header.
+    fn read(
+        bytes: &SharedBytes,
+        file_bytes: usize,
+        params: &ModelParams,
+        opening: &mut Opening<'_>,
+    ) -> Result<Self> {
+        let directory = Directory::read_header((**bytes).as_ref(), file_bytes as u64)?;
         let file = WeightFile { bytes, directory: &directory };
         opening.check()?;
         if params.verify {

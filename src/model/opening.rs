@@ -73,7 +73,7 @@ impl<'a> Opening<'a> {
     /// Compares a file with its checksums, in one pass.
     ///
     /// # Errors
-    /// `Format` naming what has changed, `Cancelled`.
+    /// `Format` naming what has changed, `Unsupported` for a file without checksums, `Cancelled`.
     pub(super) fn verify(&mut self, file: &WeightFile<'_>) -> Result<()> {
         let (mut n_bytes, file_bytes) = (0, file.bytes().len());
         file.directory.verify_until(|i| {

@@ -8,12 +8,30 @@ use minijinja::value::{Serde, Value};
 use minijinja::{AutoEscape, Environment, UndefinedBehavior};
 
 use super::{date, python, tojson};
+use crate::alloc::check_room;
 use crate::error::{Error, ErrorKind, Result};
 
 const NAME: &str = "chat template";
 
-/// Steps that any template may take, whatever the messages.
-const BASE_FUEL: u64 = 1_000_000;
+/// Steps that any template may take, whatever the messages, and for each of them: several times what those of common models
+/// take.
+const BASE_FUEL: usize = 250_000;
+const FUEL_PER_MESSAGE: usize = 250;
+/// And for each byte of variables.
+const FUEL_PER_VARIABLE_BYTE: usize = 4;
+
+// The engine ends the process if it gets no memory, so what it takes at most is asked for first. `tests/faults.rs` compares
+// that with what it does take.
+
+/// Bytes that the smallest template takes.
+const BASE_ROOM: usize = 1 << 20;
+/// Bytes for each byte of a template while it is compiled.
+const ROOM_PER_SOURCE_BYTE: usize = 160;
+/// Bytes for each unit of fuel: the engine takes one for 64 bytes that it makes, and texts grow by doubling.
+const ROOM_PER_FUEL: usize = 192;
+/// Bytes for each byte of variables, which are JSON, until the template sees them.
+const ROOM_PER_VARIABLE_BYTE: usize = 160;
+
 /// Macros and includes may nest this deep.
 const RECURSION_LIMIT: usize = 100;
 
@@ -30,7 +48,9 @@ pub struct Message {
 ///
 /// Templates see `messages`, `add_generation_prompt`, the model's special tokens, and `tools` and `documents` as none; the
 /// functions `raise_exception(message)` and `strftime_now(format)`; and the filter `tojson`. A template cannot read files,
-/// and the steps it may take are limited in proportion to the messages.
+/// and the steps it may take are limited in proportion to the messages, and with them the memory of the texts that it makes.
+/// Lists are the exception: the engine joins, compares and frees them as deep and as often as they hold others, so a template
+/// from a hostile file can end the process, or not end itself.
 ///
 /// Templates of common models give the texts of Python to the byte. What the engine lacks, like Python's `%` on strings, is
 /// an error. It is less strict about types: to iterate over none, or to order a number and a string, is no error as it is
@@ -47,8 +67,9 @@ impl ChatTemplate {
     /// Compiles a template. `special_tokens` are names and texts as the template sees them: `bos_token`, `eos_token`.
     ///
     /// # Errors
-    /// [`ErrorKind::Format`] with the line of a syntax error.
+    /// [`ErrorKind::Format`] with the line of a syntax error, [`ErrorKind::OutOfMemory`] before it takes more than there is.
     pub fn new(source: &str, special_tokens: &[(&str, &str)]) -> Result<Self> {
+        ask_for(BASE_ROOM.saturating_add(source.len().saturating_mul(ROOM_PER_SOURCE_BYTE)))?;
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder()
             .trim_blocks(true)
@@ -88,7 +109,8 @@ impl ChatTemplate {
     /// Encode it with special tokens: the template writes them.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] with line and cause if the template refuses the messages, fails, or takes too many steps.
+    /// [`ErrorKind::Invalid`] with line and cause if the template refuses the messages, fails, or takes too many steps;
+    /// [`ErrorKind::OutOfMemory`] before it takes more than there is.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         self.render_with(messages, "", add_generation_prompt)
     }
@@ -110,9 +132,17 @@ impl ChatTemplate {
     ) -> Result<String> {
         let bytes: usize = messages.iter().map(|message| message.role.len() + message.content.len()).sum();
         // The engine takes one unit of fuel for 64 bytes that it copies: each message may be copied 64 times.
+        let fuel = [
+            BASE_FUEL,
+            bytes,
+            messages.len().saturating_mul(FUEL_PER_MESSAGE),
+            variables.len().saturating_mul(FUEL_PER_VARIABLE_BYTE),
+        ];
+        let fuel = fuel.into_iter().fold(0, usize::saturating_add);
+        let of_variables = variables.len().saturating_mul(ROOM_PER_VARIABLE_BYTE);
+        ask_for(fuel.saturating_mul(ROOM_PER_FUEL).saturating_add(of_variables))?;
         let mut environment = self.environment.clone();
-        let fuel = BASE_FUEL.saturating_add(bytes as u64).saturating_add(variables.len() as u64);
-        environment.set_fuel(Some(fuel));
+        environment.set_fuel(Some(fuel as u64));
 
         let wrong = |error| Error::invalid(format!("{NAME} variables are no JSON object: {error}"));
         let variables = if variables.is_empty() { "{}" } else { variables };
@@ -139,6 +169,11 @@ impl ChatTemplate {
         let text = text.map_err(|_| Error::invalid(format!("{NAME}: the engine cannot run it")))?;
         text.map_err(|error| template_error(ErrorKind::Invalid, &error))
     }
+}
+
+/// Asks for the memory that the engine may take.
+fn ask_for(n_bytes: usize) -> Result<()> {
+    check_room(n_bytes).map_err(|error| Error::new(error.kind(), format!("{NAME}: {error}")))
 }
 
 /// Jinja reads every kind of line end as a line feed, also in its strings.

@@ -81,8 +81,7 @@ pub(super) fn adds_bos(model: &str, pre: Option<&str>) -> bool {
 
 /// The tokens that are found in a text before anything else.
 fn added_tokens(vocabulary: &Vocabulary<'_>) -> Vec<Value> {
-    let added = |kind: &TokenKind| kind.is_special() || *kind == TokenKind::UserDefined;
-    let added = vocabulary.ids().filter(|(_, _, kind)| added(kind));
+    let added = vocabulary.ids().filter(|(_, _, kind)| kind.is_added());
     let token = |(id, token, kind): (u32, &str, TokenKind)| {
         json!({
             "id": id,

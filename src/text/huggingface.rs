@@ -9,6 +9,7 @@ use super::pipeline::{Pipeline, added_tokens, shown};
 use super::special::{SpecialToken, SpecialTokens};
 use super::tokenizer::Tokenizer;
 use super::vocabulary::{Merges, TokenKind, Vocabulary};
+use crate::alloc::{try_collect, try_collect_ok};
 use crate::error::{Error, Result};
 
 /// What a model file stores of a tokenizer; the key of each field is named.
@@ -50,9 +51,9 @@ impl HfTokenizer {
             TokenKind::from_gguf(number).ok_or_else(|| Error::invalid(format!("token type {number}")))
         };
         let vocabulary = Vocabulary {
-            tokens: self.tokens.iter().map(String::as_str).collect(),
-            kinds: self.token_types.iter().map(kind).collect::<Result<_>>()?,
-            merges: Merges::Ranked(self.merges.iter().map(String::as_str).collect()),
+            tokens: try_collect(self.tokens.iter().map(String::as_str))?,
+            kinds: try_collect_ok(self.token_types.iter().map(kind))?,
+            merges: Merges::Ranked(try_collect(self.merges.iter().map(String::as_str))?),
             special: SpecialTokens::default()
                 .with(SpecialToken::Bos, self.bos)
                 .with(SpecialToken::Eos, self.eos)
@@ -60,7 +61,9 @@ impl HfTokenizer {
                 .with(SpecialToken::Pad, self.pad),
             add_bos: self.add_bos,
         };
-        Tokenizer::new(&vocabulary, Pipeline::parse(&self.pipeline)?)
+        let check = |n_patterns| vocabulary.check_room(Some(&self.pipeline), n_patterns);
+        check(0)?;
+        Tokenizer::new(&vocabulary, Pipeline::parse(&self.pipeline, check)?)
     }
 }
 

@@ -9,6 +9,7 @@ use super::pipeline::Pipeline;
 use super::special::{SpecialToken, SpecialTokens};
 use super::tokenizer::Tokenizer;
 use super::vocabulary::{Merges, TokenKind, Vocabulary};
+use crate::alloc::{try_collect_ok, try_vec};
 use crate::error::{Error, Result};
 
 /// Special tokens as chat templates call them.
@@ -27,11 +28,13 @@ impl Tokenizer {
     ///
     /// # Errors
     /// `Format` for keys that are missing, wrong or contradict each other, `Unsupported` for a tokenizer that this runtime
-    /// does not know.
+    /// does not know, `OutOfMemory` before it takes more than there is.
     pub fn from_metadata(metadata: &Metadata<'_>) -> Result<Self> {
         let vocabulary = vocabulary(metadata)?;
         let pipeline = pipeline(metadata, &vocabulary)?;
-        Self::new(&vocabulary, Pipeline::parse(&pipeline)?)
+        let given = metadata.opt_str(keys::TOKENIZER_PIPELINE)?;
+        let check = |n_patterns| vocabulary.check_room(given, n_patterns);
+        Self::new(&vocabulary, Pipeline::parse(&pipeline, check)?)
     }
 }
 
@@ -56,13 +59,13 @@ fn vocabulary<'a>(metadata: &Metadata<'a>) -> Result<Vocabulary<'a>> {
     };
     let tokens = metadata.require_strs("tokenizer.ggml.tokens")?;
     let kinds = match metadata.opt_i32s("tokenizer.ggml.token_type")? {
-        None => vec![TokenKind::Normal; tokens.len()],
+        None => try_vec(tokens.len(), TokenKind::Normal)?,
         Some(numbers) => {
             let kind = |number| {
                 TokenKind::from_gguf(number)
                     .ok_or_else(|| Error::format(format!("tokenizer.ggml.token_type: {number} is no type")))
             };
-            numbers.into_iter().map(kind).collect::<Result<_>>()?
+            try_collect_ok(numbers.into_iter().map(kind))?
         }
     };
     let mut special = SpecialTokens::default();
@@ -80,7 +83,9 @@ fn vocabulary<'a>(metadata: &Metadata<'a>) -> Result<Vocabulary<'a>> {
 }
 
 fn pipeline(metadata: &Metadata<'_>, vocabulary: &Vocabulary<'_>) -> Result<String> {
-    if let Some(pipeline) = metadata.opt_str(keys::TOKENIZER_PIPELINE)? {
+    let pipeline = metadata.opt_str(keys::TOKENIZER_PIPELINE)?;
+    vocabulary.check_room(pipeline, 0)?;
+    if let Some(pipeline) = pipeline {
         return Ok(pipeline.to_owned());
     }
     let pipeline = match vocabulary.merges {

@@ -45,13 +45,14 @@ pub(super) struct Pipeline {
 }
 
 impl Pipeline {
-    /// Reads a pipeline.
+    /// Reads a pipeline. `check` is told how many patterns it cuts texts by before they are compiled.
     ///
     /// # Errors
-    /// Not JSON, a malformed part, or a part that the runtime does not support, named.
-    pub(super) fn parse(text: &str) -> Result<Self> {
-        let value = serde_json::from_str(text)
+    /// Not JSON, a malformed part, or a part that the runtime does not support, named; those of `check`.
+    pub(super) fn parse(text: &str, check: impl FnOnce(usize) -> Result<()>) -> Result<Self> {
+        let value: Value = serde_json::from_str(text)
             .map_err(|error| Error::format(format!("longgen.tokenizer.pipeline is no JSON: {error}")))?;
+        check(n_patterns(&value["pre_tokenizer"]))?;
         Self::from_value(&value)
     }
 
@@ -131,6 +132,14 @@ fn growth(value: &Value, list: &str) -> f64 {
         Some("Replace") => (length(value.get("content")) / length(value.pointer("/pattern/String"))).max(1.0),
         Some("Prepend") => 1.0 + length(value.get("prepend")),
         _ => 1.0,
+    }
+}
+
+/// How many patterns a pre-tokenizer cuts texts by.
+fn n_patterns(value: &Value) -> usize {
+    match value["type"].as_str() {
+        Some("Sequence") => value["pretokenizers"].as_array().into_iter().flatten().map(n_patterns).sum(),
+        kind => usize::from(kind == Some("Split")),
     }
 }
 

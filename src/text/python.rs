@@ -8,12 +8,18 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 const LINE_ENDS: [char; 10] =
     ['\n', '\r', '\x0b', '\x0c', '\x1c', '\x1d', '\x1e', '\u{85}', '\u{2028}', '\u{2029}'];
 
+/// Most levels of lists and objects that become text.
+pub(super) const MAX_DEPTH: usize = 100;
+
 /// Makes an environment behave as Python's.
 pub(super) fn extend(environment: &mut Environment<'_>) {
     environment.set_unknown_method_callback(method);
     environment.set_formatter(|out, state, value| match as_float(value) {
         Some(number) => Ok(out.write_str(&float(number))?),
-        None => escape_formatter(out, state, value),
+        None => {
+            charge_text(state, value, 0)?;
+            escape_formatter(out, state, value)
+        }
     });
     environment.add_filter("default", default);
     environment.add_filter("d", default);
@@ -26,8 +32,34 @@ pub(super) fn extend(environment: &mut Environment<'_>) {
     environment.add_test("sequence", has_items);
 }
 
+/// Takes the fuel for the text of what a value holds before the engine writes it: a list may hold another one many times,
+/// and so be short in memory and endless as a text.
+fn charge_text(state: &State, value: &Value, depth: usize) -> Result<(), Error> {
+    if depth > MAX_DEPTH {
+        let message = format!("a value nested more than {MAX_DEPTH} deep has no text");
+        return Err(Error::new(ErrorKind::InvalidOperation, message));
+    }
+    match value.kind() {
+        ValueKind::Seq | ValueKind::Iterable | ValueKind::Map => {
+            for item in value.try_iter()? {
+                state.consume_fuel(1)?;
+                charge_text(state, &item, depth + 1)?;
+                if value.kind() == ValueKind::Map {
+                    charge_text(state, &value.get_item(&item)?, depth + 1)?;
+                }
+            }
+        }
+        // Some bytes are written as an escape of six.
+        _ if depth > 0 => state.consume_fuel(value.as_str().map_or(1, |text| text.len() as u64 / 8))?,
+        _ => {}
+    }
+    Ok(())
+}
+
 fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     let Some(text) = value.as_str() else { return unknown_method_callback(state, value, name, args) };
+    // Some methods make texts of them.
+    args.iter().try_for_each(|arg| charge_text(state, arg, 0))?;
     Ok(match name {
         "strip" | "lstrip" | "rstrip" => {
             let (chars,) = from_args(args)?;

@@ -59,8 +59,8 @@ impl Writer<'_> {
         self.state.consume_fuel(1)?;
         let unserializable =
             |what: &str| Error::new(ErrorKind::BadSerialization, format!("{what} is not JSON"));
-        if depth > 100 {
-            return Err(unserializable("a value nested more than 100 deep"));
+        if depth > python::MAX_DEPTH {
+            return Err(unserializable(&format!("a value nested more than {} deep", python::MAX_DEPTH)));
         }
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
@@ -71,12 +71,17 @@ impl Writer<'_> {
             }
             ValueKind::String => self.string(value.as_str().unwrap_or_default())?,
             ValueKind::Seq | ValueKind::Iterable => {
-                let items = value.try_iter()?.map(|item| (None, item)).collect();
+                let mut items = Vec::new();
+                for item in value.try_iter()? {
+                    self.state.consume_fuel(1)?;
+                    items.push((None, item));
+                }
                 self.items('[', items, ']', depth)?;
             }
             ValueKind::Map => {
                 let mut items = Vec::new();
                 for key in value.try_iter()? {
+                    self.state.consume_fuel(1)?;
                     let item = value.get_item(&key)?;
                     items.push((Some(key_text(&key)), item));
                 }

@@ -1,7 +1,27 @@
 //! The vocabulary of a model: its tokens, what each of them is, and which neighbours become one.
 
 use super::special::{SpecialToken, SpecialTokens};
+use crate::alloc::check_room;
 use crate::error::{Error, Result};
+
+// What becomes of a vocabulary is made by other libraries, which would end the process if they got no memory. So what it
+// takes at most is asked for first; `tests/faults.rs` compares that with what it does take. Real vocabularies take a third
+// of it; the rest is for files whose tokens are short, many and all special.
+
+/// Bytes that the smallest vocabulary takes.
+const ROOM: usize = 4 << 20;
+/// Bytes for each token and each merge.
+const ROOM_PER_STRING: usize = 320;
+/// Bytes for each byte of these.
+const ROOM_PER_BYTE: usize = 8;
+/// Bytes for each token that is matched in a text before all others, and for each of its bytes, where the file has no
+/// pipeline that lists them: such a list is made, read and made into a matcher.
+const ROOM_PER_ADDED: usize = 2304;
+const ROOM_PER_ADDED_BYTE: usize = 112;
+/// Bytes for each byte of a pipeline, which is JSON.
+const ROOM_PER_PIPELINE_BYTE: usize = 128;
+/// Bytes for each pattern of it: those that would take more are refused when they are compiled.
+const ROOM_PER_PATTERN: usize = 24 << 20;
 
 /// What a token is, as `tokenizer.ggml.token_type` numbers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +68,11 @@ impl TokenKind {
     pub(super) fn is_special(self) -> bool {
         matches!(self, Self::Unknown | Self::Control)
     }
+
+    /// Whether the token is matched in a text before all others.
+    pub(super) fn is_added(self) -> bool {
+        self.is_special() || self == Self::UserDefined
+    }
 }
 
 /// What says which neighbours become one token, and which of them first.
@@ -72,6 +97,35 @@ pub(super) struct Vocabulary<'a> {
 }
 
 impl Vocabulary<'_> {
+    /// Asks for the memory that is taken to make a tokenizer of this vocabulary and the pipeline that its file has, which
+    /// cuts texts by `n_patterns`.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(super) fn check_room(&self, pipeline: Option<&str>, n_patterns: usize) -> Result<()> {
+        let of_string =
+            |text: &&str| ROOM_PER_STRING.saturating_add(text.len().saturating_mul(ROOM_PER_BYTE));
+        let of_added = |(_, text, kind): (u32, &str, TokenKind)| match kind.is_added() {
+            true => ROOM_PER_ADDED.saturating_add(text.len().saturating_mul(ROOM_PER_ADDED_BYTE)),
+            false => 0,
+        };
+        let merges: &[&str] = match &self.merges {
+            Merges::Ranked(pairs) => pairs,
+            Merges::Scored(_) => &[],
+        };
+        let strings = self.tokens.iter().chain(merges).map(of_string);
+        let rest = match pipeline {
+            Some(pipeline) => pipeline.len().saturating_mul(ROOM_PER_PIPELINE_BYTE),
+            None => self.ids().map(of_added).fold(0, usize::saturating_add),
+        };
+        let rest = rest.saturating_add(n_patterns.saturating_mul(ROOM_PER_PATTERN));
+        check_room(strings.fold(ROOM.saturating_add(rest), usize::saturating_add)).map_err(|error| {
+            let (n_tokens, n_merges) = (self.tokens.len(), merges.len());
+            let what = format!("a vocabulary of {n_tokens} tokens and {n_merges} merges");
+            Error::new(error.kind(), format!("{what}: {error}"))
+        })
+    }
+
     /// Checks what the types do not say.
     ///
     /// # Errors

@@ -129,9 +129,9 @@ static void print_pairs(const lg_model *model)
         CALL(lg_model_metadata_key, (model, i, key, n_bytes, &n_written, &error));
         CHECK(n_written == n_bytes && key[n_bytes - 1] == '\0');
         print_bytes(key, n_bytes - 1);
-        // A key with a zero byte in it can be listed, but not asked for.
-        if (strlen(key) + 1 == n_bytes)
-            print_value(model, key);
+        // Every key that is listed can be asked for.
+        CHECK(strlen(key) + 1 == n_bytes);
+        print_value(model, key);
         printf("\n");
         free(key);
     }

@@ -78,8 +78,9 @@ static void progress_is_told_and_stops_the_call(const char *path, bool has_tenso
                                   .user = &watch};
         if (!has_tensors && !params.vocab_only)
             continue;
-        // A text alone is not copied to be read.
-        const size_t n_passes = (params.load == LG_LOAD_READ && !params.vocab_only) + params.verify + !params.vocab_only;
+        // Of a text alone only the header is copied, unless the rest is verified.
+        const bool copies_all = params.load == LG_LOAD_READ && (params.verify || !params.vocab_only);
+        const size_t n_passes = copies_all + params.verify + !params.vocab_only;
         lg_model *model = NULL;
         CALL(lg_model_open, (path, &params, &model, &error));
         CHECK(watch.n_total == n_passes * size_of(path) && watch.n_done == watch.n_total);

@@ -60,9 +60,6 @@ pub fn random_values(random: &mut Random) -> Vec<OwnedValue> {
 pub fn printed(key: &str, value: &OwnedValue) -> String {
     let hex = |text: &str| text.bytes().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
     let mut line = hex(key);
-    if key.contains('\0') {
-        return line;
-    }
     fn elements<T: Display>(ty: ValueType, is_array: bool, values: impl Iterator<Item = T>) -> String {
         let mut n = 0;
         let values = values.fold(String::new(), |text, value| {

@@ -1,9 +1,8 @@
 //! The threads of a backend, and how an op hands parts of its work to them.
 //!
-//! A step enters the thread pool once. Inside it, the thread that runs the step (the leader) publishes one job after
-//! the other; workers that find items left take them, the leader takes items too and goes on when all are done. A job
-//! never waits for a worker that has taken nothing from it, so a thread that the operating system has put aside costs
-//! its own share of the work and nothing more.
+//! The thread that runs a step (the leader) publishes one job after the other; workers that find items left take them,
+//! the leader takes items too and goes on when all are done. A job never waits for a worker that has taken nothing from
+//! it, so a thread that the operating system has put aside costs its own share of the work and nothing more.
 #![allow(unsafe_code, reason = "lends stack data and disjoint parts of slices to other threads")]
 
 use std::hint::spin_loop;
@@ -12,12 +11,11 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use rayon::{ThreadPool, ThreadPoolBuilder};
-
+use crate::alloc::try_with_capacity;
 use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -65,6 +63,7 @@ struct Board {
     done: AtomicUsize,
     /// Valid whenever an item has been taken and is not done yet.
     job: AtomicPtr<Job<'static>>,
+    /// The team is no more.
     stop: AtomicBool,
     n_sleepers: AtomicUsize,
     sleep: Mutex<()>,
@@ -98,7 +97,7 @@ impl Board {
         true
     }
 
-    /// What a worker does until the step ends.
+    /// What a worker does as long as there is a team.
     fn serve(&self, thread: usize) {
         let mut idle_since = None;
         loop {
@@ -154,14 +153,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The threads of a backend: the one that calls, and those of a private pool.
+/// The threads of a backend: the one that calls, and workers.
 pub(super) struct Team {
-    pool: Option<ThreadPool>,
+    workers: Vec<JoinHandle<()>>,
     n_threads: usize,
     step: Mutex<()>,
     /// The thread that runs the step and has no job on the board: see [`this_thread`].
     leader: AtomicUsize,
-    board: Board,
+    board: Arc<Board>,
 }
 
 impl Team {
@@ -170,27 +169,27 @@ impl Team {
     /// # Errors
     /// `Invalid` for no threads or more than 4,096, `OutOfMemory` if the system has no more threads.
     pub fn new(n_threads: usize) -> Result<Self> {
-        let pool = match n_threads {
-            1 => None,
-            n if !(1..=MAX_THREADS).contains(&n) => {
-                return Err(Error::invalid(format!("{n} threads: 1 to {MAX_THREADS} work")));
-            }
-            n => {
-                // Without a size, the standard library would look for one in the environment.
-                let builder = ThreadPoolBuilder::new().num_threads(n - 1).stack_size(STACK_BYTES);
-                let pool = builder.thread_name(|i| format!("longgen-{}", i + 1)).build();
-                Some(pool.map_err(|error| {
-                    Error::new(ErrorKind::OutOfMemory, format!("cannot start {} threads: {error}", n - 1))
-                })?)
-            }
-        };
-        Ok(Self {
-            pool,
+        if !(1..=MAX_THREADS).contains(&n_threads) {
+            return Err(Error::invalid(format!("{n_threads} threads: 1 to {MAX_THREADS} work")));
+        }
+        let mut team = Self {
+            workers: try_with_capacity(n_threads - 1)?,
             n_threads,
             step: Mutex::new(()),
             leader: AtomicUsize::new(NO_THREAD),
-            board: Board::default(),
-        })
+            board: Arc::default(),
+        };
+        for i in 1..n_threads {
+            let board = team.board.clone();
+            // Without a size, the standard library would look for one in the environment.
+            let builder = thread::Builder::new().name(format!("longgen-{i}")).stack_size(STACK_BYTES);
+            let worker = builder.spawn(move || board.serve(i)).map_err(|error| {
+                let message = format!("cannot start {} threads: {error}", n_threads - 1);
+                Error::new(ErrorKind::OutOfMemory, message)
+            })?;
+            team.workers.push(worker);
+        }
+        Ok(team)
     }
 
     /// Threads, the caller included.
@@ -201,14 +200,12 @@ impl Team {
     /// Runs `step` with the threads at hand. Steps exclude each other.
     pub fn run<T>(&self, step: impl FnOnce() -> T) -> T {
         let _alone = lock(&self.step);
-        let Some(pool) = &self.pool else { return step() };
-        pool.in_place_scope(|scope| {
-            self.board.stop.store(false, Ordering::SeqCst);
-            self.leader.store(this_thread(), Ordering::Relaxed);
-            let _end = EndOfStep(self);
-            scope.spawn_broadcast(|_, worker| self.board.serve(worker.index() + 1));
-            step()
-        })
+        if self.workers.is_empty() {
+            return step();
+        }
+        self.leader.store(this_thread(), Ordering::Relaxed);
+        let _end = EndOfStep(&self.leader);
+        step()
     }
 
     /// The threads that an op on this thread may use: all of them within [`run`](Self::run), itself otherwise.
@@ -217,14 +214,23 @@ impl Team {
     }
 }
 
-/// Lets the workers go, also when the step panics.
-struct EndOfStep<'a>(&'a Team);
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.board.stop.store(true, Ordering::SeqCst);
+        self.board.wake_sleepers();
+        for worker in self.workers.drain(..) {
+            // What panics in a job is caught there.
+            let _ = worker.join();
+        }
+    }
+}
+
+/// Nobody leads behind a step, also when it panics.
+struct EndOfStep<'a>(&'a AtomicUsize);
 
 impl Drop for EndOfStep<'_> {
     fn drop(&mut self) {
-        self.0.leader.store(NO_THREAD, Ordering::Relaxed);
-        self.0.board.stop.store(true, Ordering::SeqCst);
-        self.0.board.wake_sleepers();
+        self.0.store(NO_THREAD, Ordering::Relaxed);
     }
 }
 
