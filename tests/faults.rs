@@ -262,7 +262,7 @@ fn threads_that_the_system_refuses_are_an_error() {
     let bytes = Arc::new(tiny_model::bytes(TensorType::Q8_0));
     let open = |most| {
         let params = ModelParams { n_threads: 5, ..Default::default() };
-        let (cancel, progress, log) = (Cancel::default(), &mut |_, _| {}, &mut |_, _: &str| {});
+        let (cancel, progress, log) = (Cancel::default(), &mut |_, _| true, &mut |_, _: &str| {});
         THREADS.set(Some(most));
         let model = Model::from_bytes(bytes.clone(), &params, &cancel, progress, log);
         THREADS.set(None);
