@@ -183,7 +183,13 @@ fn models() -> [Arc<Model>; 2] {
 }
 
 fn new_session(model: &Arc<Model>) -> Result<Session> {
-    let params = SessionParams { n_ctx: 400, chunk_tokens: 50, logits_rows: 3, ..Default::default() };
+    session_that_keeps(model, 1)
+}
+
+/// With so many bytes for restore points, which are left out where memory is refused.
+fn session_that_keeps(model: &Arc<Model>, restore_bytes: usize) -> Result<Session> {
+    let params =
+        SessionParams { n_ctx: 400, chunk_tokens: 50, logits_rows: 3, restore_bytes, ..Default::default() };
     Session::new(model, &params)
 }
 
@@ -287,6 +293,41 @@ fn a_session_that_cannot_open_keeps_nothing() {
         let (_session, n) =
             with_refusals(&mut (), |()| new_session(&model), |()| assert_eq!(model.session_bytes(), 0));
         assert!(n > 15, "{n}");
+    }
+}
+
+#[test]
+fn a_restore_point_that_lacks_memory_is_left_out() {
+    for model in models() {
+        let (text, other) = (tokens(290, 1), tokens(40, 2));
+        for n in (0..300).step_by(7) {
+            let mut session = session_that_keeps(&model, 1 << 24).unwrap();
+            LEFT.set(Some(n));
+            let result = prefill(&mut session, &text);
+            LEFT.set(None);
+            if let Err(error) = result {
+                assert_eq!(error.kind(), ErrorKind::OutOfMemory);
+                let held = session.tokens().len();
+                prefill(&mut session, &text[held..]).unwrap();
+            }
+            for kept in [200, 100] {
+                let text = [&text[..kept], &other].concat();
+                LEFT.set(Some(n / 7));
+                let result = session.prompt(&text, &Cancel::default(), &mut |_, _| true);
+                LEFT.set(None);
+                let held = session.tokens();
+                match result {
+                    Ok(_) => assert_eq!(held, text),
+                    Err(error) => {
+                        assert_eq!(error.kind(), ErrorKind::OutOfMemory);
+                        assert!(held.len() > text.len() || text.starts_with(held));
+                    }
+                }
+                session.prompt(&text, &Cancel::default(), &mut |_, _| true).unwrap();
+                let mut fresh = session_with(&model, &text);
+                assert_eq!(session.logits().unwrap(), fresh.logits().unwrap());
+            }
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! Going back to fewer tokens.
 
-use super::cache::{KvCache, LayerCache};
+use std::ops::Range;
+
+use super::cache::{KvCache, LayerCache, LayerLayout};
 use super::restore::{RestorePoint, RingBlocks};
 use crate::alloc::{try_collect, try_with_capacity};
 use crate::backend::Backend;
@@ -16,19 +18,17 @@ impl<B: Backend> LayerCache<B> {
     fn oldest_position(&self, written: u32) -> u32 {
         self.mask.first_query_within(self.oldest_block(written))
     }
+}
 
-    /// KV head, and where its part lies in the bytes of a held block and in the layer's buffer.
-    fn parts(
-        &self,
-        backend: &B,
-        block: u32,
-    ) -> impl Iterator<Item = (std::ops::Range<usize>, usize)> + use<'_, B> {
-        let (slots, n_bytes) = (&self.layout.slots, backend.kv_block_bytes(&self.layout.shape));
-        let in_ring = slots.ring_heads().enumerate().filter(move |&(_, head)| !slots.is_pinned(head, block));
-        in_ring.map(move |(i, head)| {
-            (i * n_bytes..(i + 1) * n_bytes, slots.slot(head, block) as usize * n_bytes)
-        })
-    }
+/// Of each head whose ring has the block: where its part lies in the bytes of a held block, and in the layer's buffer.
+fn parts<B: Backend>(
+    backend: &B,
+    layout: &LayerLayout,
+    block: u32,
+) -> impl Iterator<Item = (Range<usize>, usize)> {
+    let (slots, n_bytes) = (&layout.slots, backend.kv_block_bytes(&layout.shape));
+    let heads = slots.ring_heads().enumerate().filter(move |&(_, head)| !slots.is_pinned(head, block));
+    heads.map(move |(i, head)| (i * n_bytes..(i + 1) * n_bytes, slots.slot(head, block) as usize * n_bytes))
 }
 
 impl<B: Backend> KvCache<B> {
@@ -96,10 +96,9 @@ impl<B: Backend> KvCache<B> {
             n_bytes: layer.layout.slots.ring_heads().count() * backend.kv_block_bytes(&layer.layout.shape),
         }));
         let read = |layer: usize, block, to: &mut [u8]| {
-            let layer: &LayerCache<B> = layers[layer];
-            layer
-                .parts(backend, block)
-                .try_for_each(|(part, at)| backend.download(&mut to[part], &layer.blocks, at))
+            let LayerCache { layout, blocks, .. } = layers[layer];
+            parts(backend, layout, block)
+                .try_for_each(|(part, at)| backend.download(&mut to[part], blocks, at))
         };
         let point = RestorePoint { n_tokens, written, oldest, rings: Vec::new() };
         match points.add(point, &rings, read) {
@@ -132,11 +131,10 @@ impl<B: Backend> KvCache<B> {
             || Error::new(ErrorKind::Internal, format!("no restore point for {n_tokens} tokens"));
         let point = points.point_for(n_tokens).ok_or_else(unrestorable)?;
         let with_ring = layers.iter_mut().filter(|layer| layer.layout.slots.has_ring());
-        for (layer, ring) in with_ring.zip(&point.rings) {
+        for (LayerCache { layout, blocks, .. }, ring) in with_ring.zip(&point.rings) {
             for (block, held) in (ring.first_block..).zip(&ring.blocks) {
-                let parts: Vec<_> = try_collect(layer.parts(backend, block))?;
-                for (part, at) in parts {
-                    backend.upload(&mut layer.blocks, at, &held.bytes()[part])?;
+                for (part, at) in parts(backend, layout, block) {
+                    backend.upload(blocks, at, &held.bytes()[part])?;
                 }
             }
         }
