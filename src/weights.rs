@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use longgen_format::{Directory, quant};
+use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::alloc::try_vec;
 use crate::backend::args::{SharedBytes, WeightData};
@@ -26,6 +27,9 @@ pub enum Load {
 /// Bytes that are read from a file together.
 const READ_BYTES: usize = 16 << 20;
 
+/// Bytes of each part of a tensor that a fingerprint covers.
+const SAMPLE_BYTES: usize = 4096;
+
 /// Brings a file into memory.
 ///
 /// # Errors
@@ -41,12 +45,8 @@ pub(crate) fn open_until(
     progress: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<SharedBytes> {
     let failed = |error: std::io::Error| {
-        let kind = match error.kind() {
-            std::io::ErrorKind::NotFound => ErrorKind::NotFound,
-            std::io::ErrorKind::OutOfMemory => ErrorKind::OutOfMemory,
-            _ => ErrorKind::Io,
-        };
-        Error::new(kind, format!("{}: {error}", path.display()))
+        let error = Error::from(error);
+        Error::new(error.kind(), format!("{}: {error}", path.display()))
     };
     let mut file = File::open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
@@ -92,6 +92,22 @@ impl WeightFile<'_> {
     /// All bytes of the file.
     pub fn bytes(&self) -> &[u8] {
         (**self.bytes).as_ref()
+    }
+
+    /// Tells the file from others, at little cost whatever its size: a checksum of everything before the tensors, and of the
+    /// beginning, the middle and the end of each tensor.
+    pub fn fingerprint(&self) -> u128 {
+        let (mut hash, bytes) = (Xxh3Default::new(), self.bytes());
+        let header = usize::try_from(self.directory.data_offset()).unwrap_or(usize::MAX);
+        hash.update(&bytes[..header.min(bytes.len())]);
+        for tensor in self.directory.tensors() {
+            let data = self.directory.tensor_bytes(tensor);
+            let n = SAMPLE_BYTES.min(data.len());
+            for at in [0, (data.len() - n) / 2, data.len() - n] {
+                hash.update(&data[at..at + n]);
+            }
+        }
+        hash.digest128()
     }
 
     /// Elements of all tensors together.
