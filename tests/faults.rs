@@ -336,6 +336,29 @@ fn a_choice_that_lacks_memory_costs_no_random_number() {
     }
 }
 
+#[test]
+fn a_session_that_is_saved_or_loaded_without_memory_is_not_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("session");
+    for model in models() {
+        let text = tokens(170, 6);
+        let (mut session, mut expected) = (session_with(&model, &text), session_with(&model, &text));
+        let save = |session: &mut Session| session.save(&path, &Cancel::default(), &mut |_, _| {});
+        let (_, n) = with_refusals(&mut session, save, |session| assert_same(session, &mut expected));
+        assert!(n > 2, "{n}");
+        let held = model.session_bytes();
+        let params = SessionParams { n_ctx: 400, chunk_tokens: 50, ..Default::default() };
+        let load = |()| Session::load(&model, &path, &params, &Cancel::default(), &mut |_, _| {});
+        let still_held = |(): &mut ()| assert_eq!(model.session_bytes(), held);
+        let (mut loaded, n) = with_refusals(&mut (), |&mut state| load(state), still_held);
+        assert!(n > 15, "{n}");
+        for session in [&mut session, &mut loaded] {
+            session.decode(1, &Cancel::default()).unwrap();
+        }
+        assert_same(&mut loaded, &mut session);
+    }
+}
+
 /// What a call from C returned.
 fn outcome(status: lg_status) -> Result<()> {
     match status {
