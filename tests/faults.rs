@@ -24,13 +24,15 @@ use longgen::capi::session::{
 use longgen::capi::state::lg_session_position;
 use longgen::capi::status::lg_status;
 use longgen::capi::stream::{lg_text_stream_free, lg_text_stream_new};
+use longgen::kv::file::{Identity, Reader};
 use longgen::model::config::Config;
 use longgen::model::network::{Engine, Network};
 use longgen::model::opening::Opening;
 use longgen::text::{Tokenizer, split_hf_tokenizer};
 use longgen::weights::WeightFile;
 use longgen::{
-    Cancel, Device, ErrorKind, Model, ModelParams, Result, Sampler, SamplerParams, Session, SessionParams,
+    Cancel, Device, ErrorKind, KvType, Model, ModelParams, Result, Sampler, SamplerParams, Session,
+    SessionParams,
 };
 use longgen_format::{Directory, TensorType};
 use support::random::Random;
@@ -356,6 +358,41 @@ fn a_session_that_is_saved_or_loaded_without_memory_is_not_lost() {
             session.decode(1, &Cancel::default()).unwrap();
         }
         assert_same(&mut loaded, &mut session);
+    }
+}
+
+#[test]
+fn numbers_of_a_session_file_take_no_more_memory_than_it_has_bytes() {
+    let [model, _] = models();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("session");
+    session_with(&model, &tokens(170, 6)).save(&path, &Cancel::default(), &mut |_, _| {}).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    let config = model.config();
+    let identity = Identity {
+        fingerprint: u128::from_le_bytes(*bytes[16..].first_chunk().unwrap()),
+        kv_type: KvType::F16,
+        n_heads: config.n_heads,
+        n_kv_heads: config.n_kv_heads,
+        head_dim: config.head_dim,
+        attention: &config.attention,
+    };
+    let largest = |bytes: &[u8]| {
+        let (mut from, told) = (bytes, &mut |_, _| Ok(()));
+        let mut reader = Reader::new(&mut from, bytes.len(), told);
+        LIVE.set([0; 3]);
+        let result = identity.read(&mut reader, 400, config.n_vocab);
+        let [_, _, largest] = LIVE.get();
+        (result.is_ok(), largest)
+    };
+    assert!(largest(&bytes).0);
+    for at in (8..52).step_by(4) {
+        for word in [u32::MAX, 1 << 31, 100_000, 20_000, 5000] {
+            let mut bytes = bytes.clone();
+            bytes[at..at + 4].copy_from_slice(&word.to_le_bytes());
+            let (is_ok, largest) = largest(&bytes);
+            assert!(!is_ok && largest <= bytes.len(), "{word} at {at}: {largest} of {}", bytes.len());
+        }
     }
 }
 

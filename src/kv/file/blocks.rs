@@ -74,23 +74,19 @@ fn clear_behind(shape: &KvShape, n_tokens: usize, mut block: &mut [u8]) {
 
 impl<B: Backend> LayerCache<B> {
     /// Places among `blocks` of those that follow each other in the layer's buffer, too, and where the first of them lies
-    /// there. Blocks before `oldest` whose slots later ones take are left out.
+    /// there.
     fn runs<'a>(
         &self,
         head: usize,
         blocks: &'a [u32],
-        oldest: u32,
     ) -> impl Iterator<Item = (std::ops::Range<usize>, usize)> + use<'a, '_, B> {
         let (slots, n_bytes) = (&self.layout.slots, self.layout.shape.block_bytes());
         let head = u32::try_from(head).unwrap_or(u32::MAX);
-        let slot = move |&block: &u32| {
-            (block >= oldest || slots.is_pinned(head, block)).then(|| slots.slot(head, block) as usize)
-        };
-        let follows = move |a: &u32, b: &u32| slot(a).zip(slot(b)).is_some_and(|(a, b)| b == a + 1);
+        let slot = move |block: &u32| slots.slot(head, *block);
         let mut begin = 0;
-        blocks.chunk_by(follows).filter_map(move |run| {
+        blocks.chunk_by(move |a, b| slot(b) == slot(a) + 1).map(move |run| {
             begin += run.len();
-            slot(&run[0]).map(|slot| (begin - run.len()..begin, slot * n_bytes))
+            (begin - run.len()..begin, slot(&run[0]) as usize * n_bytes)
         })
     }
 }
@@ -118,15 +114,15 @@ impl<B: Backend> KvCache<B> {
     ) -> Result<()> {
         let Part { mut blocks, mut keys } = Part::new(identity, held)?;
         for (i, layer) in self.layers.iter().enumerate() {
-            let (shape, oldest) = (layer.layout.shape, held.first_blocks[i]);
+            let (shape, first_block) = (layer.layout.shape, held.first_blocks[i]);
             let block_bytes = shape.block_bytes();
             for head in 0..shape.n_kv_heads {
                 let attention = &identity.attention[i];
                 let numbers =
-                    try_collect(blocks_of(attention, shape.n_kv_heads, head, oldest, held.n_tokens))?;
+                    try_collect(blocks_of(attention, shape.n_kv_heads, head, first_block, held.n_tokens))?;
                 for numbers in numbers.chunks(blocks_of_part(&shape)) {
                     let bytes = &mut blocks.bytes_mut()[..numbers.len() * block_bytes];
-                    for (run, at) in layer.runs(head, numbers, oldest) {
+                    for (run, at) in layer.runs(head, numbers) {
                         let run = run.start * block_bytes..run.end * block_bytes;
                         backend.download(&mut bytes[run], &layer.blocks, at)?;
                     }
@@ -160,8 +156,6 @@ impl<B: Backend> KvCache<B> {
         for (i, layer) in self.layers.iter_mut().enumerate() {
             let (shape, first_block) = (layer.layout.shape, held.first_blocks[i]);
             let block_bytes = shape.block_bytes();
-            // The session that wrote the file may have had longer rings than this one.
-            let oldest = layer.oldest_block(held.n_tokens);
             for head in 0..shape.n_kv_heads {
                 let attention = &identity.attention[i];
                 let numbers =
@@ -174,7 +168,8 @@ impl<B: Backend> KvCache<B> {
                             transpose_keys(&shape, shape.head_dim, block, keys.bytes_mut());
                         }
                     }
-                    let runs: Vec<_> = try_collect(layer.runs(head, numbers, oldest))?;
+                    // Where this cache has a ring and the other had none, later blocks take the slots of earlier ones here, too.
+                    let runs: Vec<_> = try_collect(layer.runs(head, numbers))?;
                     for (run, at) in runs {
                         let run = run.start * block_bytes..run.end * block_bytes;
                         backend.upload(&mut layer.blocks, at, &bytes[run])?;

@@ -15,7 +15,9 @@ const MAGIC: [u8; 8] = *b"LGSESS\r\n";
 /// Of the format.
 const VERSION: u32 = 1;
 /// Bytes before the layers.
-const FIXED_BYTES: usize = 52;
+const BEGIN_BYTES: usize = 52;
+/// What is counted before the layers.
+const COUNTS: [&str; 4] = ["layers", "query heads", "kv heads", "elements of a head"];
 /// 32-bit words of a layer besides its phases.
 const LAYER_WORDS: usize = 6;
 /// The cache types, by their numbers in a file.
@@ -73,8 +75,88 @@ fn differs(what: impl Display, file: impl Display, session: impl Display) -> Err
     Error::invalid(format!("{what}: {file} in the file, {session} in the session"))
 }
 
+fn type_name(kv_type: u32) -> Result<String> {
+    let unknown = || Error::unsupported(format!("a cache of type {kv_type}, which is unknown"));
+    KV_TYPES.get(kv_type as usize).map(|ty| format!("{ty:?}").to_lowercase()).ok_or_else(unknown)
+}
+
 fn word(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+/// What a file begins with.
+struct Begin {
+    kv_type: u32,
+    fingerprint: u128,
+    counts: [u32; COUNTS.len()],
+    n_tokens: u32,
+}
+
+impl Begin {
+    fn of(identity: &Identity<'_>, n_tokens: u32) -> Self {
+        let Identity { fingerprint, kv_type, n_heads, n_kv_heads, head_dim, attention } = *identity;
+        let kv_type = KV_TYPES.iter().position(|&ty| ty == kv_type).unwrap_or(KV_TYPES.len());
+        let counts = [attention.len(), n_heads, n_kv_heads, head_dim].map(word);
+        Self { kv_type: word(kv_type), fingerprint, counts, n_tokens }
+    }
+
+    /// Bytes of the whole header.
+    fn header_bytes(&self) -> u64 {
+        let [n_layers, n_heads, ..] = self.counts.map(u128::from);
+        let words = n_layers * (LAYER_WORDS as u128 + n_heads) + u128::from(self.n_tokens);
+        u64::try_from((BEGIN_BYTES + HASH_BYTES) as u128 + 4 * words).unwrap_or(u64::MAX)
+    }
+
+    fn write(&self, bytes: &mut Vec<u8>) {
+        let Self { kv_type, fingerprint, counts, n_tokens } = self;
+        bytes.extend(MAGIC);
+        bytes.extend([VERSION, *kv_type].map(u32::to_le_bytes).as_flattened());
+        bytes.extend(fingerprint.to_le_bytes());
+        bytes.extend(counts.map(u32::to_le_bytes).as_flattened());
+        bytes.extend(n_tokens.to_le_bytes());
+    }
+
+    fn read(file: &mut Reader<'_>) -> Result<Self> {
+        let mut bytes = [0; BEGIN_BYTES];
+        file.check_has(bytes.len() as u64, "the shortest session takes more than")?;
+        file.read(&mut bytes)?;
+        if !bytes.starts_with(&MAGIC) {
+            return Err(Error::format("this is not a session file"));
+        }
+        let words = bytes[MAGIC.len()..].as_chunks::<4>().0;
+        let mut words = words.iter().map(|&word| u32::from_le_bytes(word));
+        let mut next = || words.next().unwrap_or(0);
+        let version = next();
+        if version != VERSION {
+            return Err(Error::unsupported(format!("version {version}, this runtime reads {VERSION}")));
+        }
+        Ok(Self {
+            kv_type: next(),
+            fingerprint: (0..4).fold(0, |all, i| all | u128::from(next()) << (32 * i)),
+            counts: std::array::from_fn(|_| next()),
+            n_tokens: next(),
+        })
+    }
+
+    /// Refuses a file that begins otherwise than the session's own would.
+    fn check_same(&self, own: &Self) -> Result<()> {
+        let (file, this) = (self.fingerprint, own.fingerprint);
+        if file != this {
+            return Err(Error::invalid(format!(
+                "a session of another model: fingerprint {file:032x}, this model has {this:032x}"
+            )));
+        }
+        let (file, this) = (type_name(self.kv_type)?, type_name(own.kv_type)?);
+        if file != this {
+            return Err(differs("type of the cache", file, this));
+        }
+        for (what, (file, own)) in COUNTS.into_iter().zip(self.counts.into_iter().zip(own.counts)) {
+            if file != own {
+                return Err(differs(what, file, own));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Identity<'_> {
@@ -85,15 +167,9 @@ impl Identity<'_> {
         KvShape { n_kv_heads, head_dim, block_size, ty }
     }
 
-    fn header_bytes(n_layers: u32, n_heads: u32, n_tokens: u32) -> u64 {
-        let layers = u128::from(n_layers) * (LAYER_WORDS as u128 + u128::from(n_heads));
-        let words = layers + u128::from(n_tokens);
-        u64::try_from((FIXED_BYTES + HASH_BYTES) as u128 + 4 * words).unwrap_or(u64::MAX)
-    }
-
     /// Bytes of a whole file.
     fn file_bytes(&self, held: &Held) -> u64 {
-        let header = Self::header_bytes(word(self.attention.len()), word(self.n_heads), held.n_tokens);
+        let header = Begin::of(self, held.n_tokens).header_bytes();
         let of_layer = |(i, attention): (usize, &LayerAttention)| {
             let blocks = |head| {
                 blocks_of(attention, self.n_kv_heads, head, held.first_blocks[i], held.n_tokens).count()
@@ -109,18 +185,11 @@ impl Identity<'_> {
     /// # Errors
     /// Those of the file; `OutOfMemory`.
     pub fn write(&self, file: &mut Writer<'_>, held: &Held, tokens: &[u32]) -> Result<()> {
-        let Self { fingerprint, kv_type, n_heads, n_kv_heads, head_dim, attention } = self;
         file.expect(usize::try_from(self.file_bytes(held)).unwrap_or(usize::MAX));
-        let n_bytes = Self::header_bytes(word(attention.len()), word(*n_heads), held.n_tokens);
-        let mut bytes = try_with_capacity(usize::try_from(n_bytes).unwrap_or(usize::MAX))?;
-        let kv_type = KV_TYPES.iter().position(|ty| ty == kv_type).unwrap_or(KV_TYPES.len());
-        bytes.extend(MAGIC);
-        bytes.extend([VERSION, word(kv_type)].map(u32::to_le_bytes).as_flattened());
-        bytes.extend(fingerprint.to_le_bytes());
-        let counts =
-            [word(attention.len()), word(*n_heads), word(*n_kv_heads), word(*head_dim), held.n_tokens];
-        bytes.extend(counts.map(u32::to_le_bytes).as_flattened());
-        for (LayerAttention { mask, phases }, &first_block) in attention.iter().zip(&held.first_blocks) {
+        let begin = Begin::of(self, held.n_tokens);
+        let mut bytes = try_with_capacity(usize::try_from(begin.header_bytes()).unwrap_or(usize::MAX))?;
+        begin.write(&mut bytes);
+        for (LayerAttention { mask, phases }, &first_block) in self.attention.iter().zip(&held.first_blocks) {
             let words = mask_words(mask).into_iter().chain([first_block]).chain(phases.iter().copied());
             bytes.extend(words.flat_map(u32::to_le_bytes));
         }
@@ -136,54 +205,16 @@ impl Identity<'_> {
     /// Those of the file; `Format` for one that is damaged, `Unsupported` for one of another version, `Invalid` for one of
     /// another model, plan or cache type, `ContextFull` for too many tokens; `OutOfMemory`.
     pub fn read(&self, file: &mut Reader<'_>, n_ctx: u32, n_vocab: usize) -> Result<(Held, Vec<u32>)> {
-        let n_bytes = file.n_bytes() as u64;
-        let truncated = |needed: u64, what: &str| match needed <= n_bytes {
-            true => Ok(()),
-            false => Err(Error::format(format!("truncated: {n_bytes} bytes, {what} {needed}"))),
-        };
-        truncated(FIXED_BYTES as u64, "any session takes more than")?;
-        let mut fixed = [0; FIXED_BYTES];
-        file.read(&mut fixed)?;
-        if !fixed.starts_with(&MAGIC) {
-            return Err(Error::format("this is not a session file"));
-        }
-        let mut words = fixed[MAGIC.len()..].as_chunks::<4>().0.iter().map(|&word| u32::from_le_bytes(word));
-        let mut next = || words.next().unwrap_or(0);
-        let (version, kv_type) = (next(), next());
-        if version != VERSION {
-            return Err(Error::unsupported(format!("version {version}, this runtime reads {VERSION}")));
-        }
-        let fingerprint = (0..4).fold(0, |all, i| all | u128::from(next()) << (32 * i));
-        let [n_layers, n_heads, n_kv_heads, head_dim, n_tokens] = std::array::from_fn(|_| next());
-        let header_bytes = Self::header_bytes(n_layers, n_heads, n_tokens);
-        truncated(header_bytes, "its header takes")?;
-        let n_left = usize::try_from(header_bytes).unwrap_or(usize::MAX) - FIXED_BYTES - HASH_BYTES;
+        let begin = Begin::read(file)?;
+        let n_bytes = begin.header_bytes();
+        file.check_has(n_bytes, "the header takes")?;
+        let n_left = usize::try_from(n_bytes).unwrap_or(usize::MAX) - BEGIN_BYTES - HASH_BYTES;
         let mut bytes = try_vec(n_left, 0u8)?;
         file.read(&mut bytes)?;
         file.check_hash("header")?;
 
-        if fingerprint != self.fingerprint {
-            return Err(Error::invalid(format!(
-                "a session of another model: fingerprint {fingerprint:032x}, this model has {:032x}",
-                self.fingerprint
-            )));
-        }
-        let name = |ty: &KvType| format!("{ty:?}").to_lowercase();
-        match KV_TYPES.get(kv_type as usize) {
-            Some(ty) if *ty == self.kv_type => {}
-            Some(ty) => return Err(differs("type of the cache", name(ty), name(&self.kv_type))),
-            None => return Err(Error::unsupported(format!("a cache of type {kv_type}, which is unknown"))),
-        }
-        for (what, file, own) in [
-            ("layers", n_layers, self.attention.len()),
-            ("query heads", n_heads, self.n_heads),
-            ("kv heads", n_kv_heads, self.n_kv_heads),
-            ("elements of a head", head_dim, self.head_dim),
-        ] {
-            if file != word(own) {
-                return Err(differs(what, file, own));
-            }
-        }
+        let n_tokens = begin.n_tokens;
+        begin.check_same(&Begin::of(self, n_tokens))?;
         if n_tokens > n_ctx {
             return Err(Error::new(
                 ErrorKind::ContextFull,
@@ -197,11 +228,11 @@ impl Identity<'_> {
             return Err(Error::format(format!("token {token} of a vocabulary of {n_vocab}")));
         }
         let held = Held { n_tokens, first_blocks };
-        let needed = self.file_bytes(&held);
-        truncated(needed, "the session takes")?;
-        match needed == n_bytes {
+        let (has, needed) = (file.n_bytes(), self.file_bytes(&held));
+        file.check_has(needed, "the session takes")?;
+        match needed == has as u64 {
             true => Ok((held, tokens)),
-            false => Err(Error::format(format!("{n_bytes} bytes, the session takes only {needed}"))),
+            false => Err(Error::format(format!("{has} bytes, the session takes only {needed}"))),
         }
     }
 

@@ -67,6 +67,15 @@ impl<'a> Reader<'a> {
         self.n_bytes
     }
 
+    /// Refuses a file that is shorter than `needed`, which `what` takes.
+    pub(super) fn check_has(&self, needed: u64, what: &str) -> Result<()> {
+        let has = self.n_bytes;
+        match needed <= has as u64 {
+            true => Ok(()),
+            false => Err(Error::format(format!("truncated: {has} bytes, {what} {needed}"))),
+        }
+    }
+
     pub(super) fn read(&mut self, to: &mut [u8]) -> Result<()> {
         self.from.read_exact(to)?;
         self.hash.update(to);
