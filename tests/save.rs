@@ -7,6 +7,7 @@ mod support;
 use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader, Write as _};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -447,6 +448,8 @@ fn a_file_that_cannot_be_written_leaves_everything_as_it_was() {
         let error = session.save(path, &Cancel::default(), &mut |_, _| {}).unwrap_err();
         assert!([ErrorKind::Io, ErrorKind::NotFound].contains(&error.kind()), "{error}");
         assert!(error.to_string().starts_with(&format!("{path}: ")), "{error}");
+        let is_said = error.to_string().ends_with("not a file: nothing else is replaced");
+        assert_eq!(is_said, Path::new(path).exists(), "{error}");
     }
     assert!(!fs::metadata("/dev/full").unwrap().is_file());
 
@@ -498,7 +501,9 @@ fn a_call_that_is_stopped_leaves_everything_as_it_was() {
         }
     }
     // Progress rises to the length of the file.
-    let n_bytes = fs::metadata(folder.path()).unwrap().len() as usize;
+    let metadata = fs::metadata(folder.path()).unwrap();
+    assert_eq!(metadata.permissions().mode() & 0o077, 0, "it is nobody else's");
+    let n_bytes = metadata.len() as usize;
     let mut told = Vec::new();
     session.save(folder.path(), &Cancel::default(), &mut |done, all| told.push((done, all))).unwrap();
     Session::load(&model, folder.path(), &params, &Cancel::default(), &mut |done, all| {

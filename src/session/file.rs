@@ -28,7 +28,7 @@ impl Session {
 
     fn replace(&self, path: &Path, cancel: &Cancel, progress: Progress<'_>) -> Result<()> {
         if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
-            return Err(Error::new(ErrorKind::Io, "there is something else than a file, which stays"));
+            return Err(Error::new(ErrorKind::Io, "not a file: nothing else is replaced"));
         }
         let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
         let mut file = tempfile::Builder::new().prefix(".longgen-").suffix(".tmp").tempfile_in(folder)?;
@@ -44,7 +44,8 @@ impl Session {
     /// attend to the same, and the cache must be of the same type; everything else may differ, such as the length of the
     /// context, as long as the tokens fit. `progress` is told bytes.
     ///
-    /// There are no logits before something was appended: [`prompt`](Self::prompt) computes no more than what is new.
+    /// There are no logits before something was appended: [`prompt`](Self::prompt) computes no more than what is new. The
+    /// session goes back as far as the one that was saved could without its restore points.
     ///
     /// # Errors
     /// Those of [`new`](Self::new); `NotFound` or `Io`; `Format` for a file that is damaged, `Unsupported` for one of another
