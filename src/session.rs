@@ -1,5 +1,7 @@
 //! A session: one rewindable sequence of tokens with its memory.
 
+mod file;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use longgen_format::{Directory, Error as FormatError, quant};
+use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::alloc::{try_reserve, try_vec};
 use crate::backend::args::{SharedBytes, WeightData};
@@ -29,6 +30,9 @@ const READ_BYTES: usize = 16 << 20;
 /// Bytes that a header is looked for in first: a few vocabularies are larger.
 const HEADER_BYTES: usize = 4 << 20;
 
+/// Bytes of each part of a tensor that a fingerprint covers.
+const SAMPLE_BYTES: usize = 4096;
+
 /// Brings a file into memory.
 ///
 /// # Errors
@@ -43,7 +47,7 @@ pub(crate) fn open_until(
     load: Load,
     copied: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<SharedBytes> {
-    let failed = |error| failed(path, &error);
+    let failed = |error| failed(path, error);
     let (mut file, n_bytes) = open_file(path)?;
     match load {
         Load::Map => {
@@ -75,7 +79,7 @@ pub(crate) fn read_header(path: &Path) -> Result<(SharedBytes, usize)> {
         let n_bytes = wanted.min(file_bytes);
         try_reserve(&mut bytes, n_bytes - n_read)?;
         bytes.resize(n_bytes, 0);
-        file.read_exact(&mut bytes[n_read..]).map_err(|error| failed(path, &error))?;
+        file.read_exact(&mut bytes[n_read..]).map_err(|error| failed(path, error))?;
         match Directory::read_header(&bytes, file_bytes as u64) {
             Err(FormatError::Truncated { .. }) if n_bytes < file_bytes => wanted = 2 * n_bytes,
             // Whoever reads it again finds what is wrong with it.
@@ -86,7 +90,7 @@ pub(crate) fn read_header(path: &Path) -> Result<(SharedBytes, usize)> {
 
 /// Opens a file, and says how long it is.
 fn open_file(path: &Path) -> Result<(File, usize)> {
-    let failed = |error| failed(path, &error);
+    let failed = |error| failed(path, error);
     let file = File::open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     if metadata.is_dir() {
@@ -95,13 +99,9 @@ fn open_file(path: &Path) -> Result<(File, usize)> {
     Ok((file, usize::try_from(metadata.len()).unwrap_or(usize::MAX)))
 }
 
-fn failed(path: &Path, error: &io::Error) -> Error {
-    let kind = match error.kind() {
-        io::ErrorKind::NotFound => ErrorKind::NotFound,
-        io::ErrorKind::OutOfMemory => ErrorKind::OutOfMemory,
-        _ => ErrorKind::Io,
-    };
-    Error::new(kind, format!("{}: {error}", path.display()))
+fn failed(path: &Path, error: io::Error) -> Error {
+    let error = Error::from(error);
+    Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 /// The tensors of an open model file.
@@ -122,6 +122,22 @@ impl WeightFile<'_> {
     /// All bytes that are there.
     pub fn bytes(&self) -> &[u8] {
         (**self.bytes).as_ref()
+    }
+
+    /// Tells the file from others, at little cost whatever its size: a checksum of everything before the tensors, and of the
+    /// beginning, the middle and the end of each tensor.
+    pub fn fingerprint(&self) -> u128 {
+        let (mut hash, bytes) = (Xxh3Default::new(), self.bytes());
+        let header = usize::try_from(self.directory.data_offset()).unwrap_or(usize::MAX);
+        hash.update(&bytes[..header.min(bytes.len())]);
+        for tensor in self.directory.tensors() {
+            let data = self.directory.tensor_bytes(tensor);
+            let n = SAMPLE_BYTES.min(data.len());
+            for at in [0, (data.len() - n) / 2, data.len() - n] {
+                hash.update(&data[at..at + n]);
+            }
+        }
+        hash.digest128()
     }
 
     /// Elements of all tensors together.

@@ -25,13 +25,15 @@ use longgen::capi::session::{
 use longgen::capi::state::lg_session_n_tokens;
 use longgen::capi::status::lg_status;
 use longgen::capi::stream::{lg_text_stream_free, lg_text_stream_new};
+use longgen::kv::file::{Identity, Reader};
 use longgen::model::config::Config;
 use longgen::model::network::{Engine, Network};
 use longgen::model::opening::Opening;
 use longgen::text::{ChatTemplate, Message, Tokenizer, split_hf_tokenizer};
 use longgen::weights::WeightFile;
 use longgen::{
-    Cancel, Device, ErrorKind, Model, ModelParams, Result, Sampler, SamplerParams, Session, SessionParams,
+    Cancel, Device, ErrorKind, KvType, Model, ModelParams, Result, Sampler, SamplerParams, Session,
+    SessionParams,
 };
 use longgen_format::{Directory, OwnedValue, TensorType, keys};
 use support::metadata;
@@ -439,6 +441,64 @@ fn a_choice_that_lacks_memory_costs_no_random_number() {
         let (top, n) = with_refusals(&mut session, |session| session.top_logprobs(100), |_| {});
         assert!(n > 3, "{n}");
         assert_eq!(top, session.top_logprobs(100).unwrap());
+    }
+}
+
+#[test]
+fn a_session_that_is_saved_or_loaded_without_memory_is_not_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("session");
+    for model in models() {
+        let text = tokens(170, 6);
+        let (mut session, mut expected) = (session_with(&model, &text), session_with(&model, &text));
+        let save = |session: &mut Session| session.save(&path, &Cancel::default(), &mut |_, _| true);
+        let (_, n) = with_refusals(&mut session, save, |session| assert_same(session, &mut expected));
+        assert!(n > 2, "{n}");
+        let held = model.session_bytes();
+        let params = SessionParams { n_ctx: 400, chunk_tokens: 50, ..Default::default() };
+        let load = |()| Session::load(&model, &path, &params, &Cancel::default(), &mut |_, _| true);
+        let still_held = |(): &mut ()| assert_eq!(model.session_bytes(), held);
+        let (mut loaded, n) = with_refusals(&mut (), |&mut state| load(state), still_held);
+        assert!(n > 15, "{n}");
+        for session in [&mut session, &mut loaded] {
+            session.decode(1, &Cancel::default()).unwrap();
+        }
+        assert_same(&mut loaded, &mut session);
+    }
+}
+
+#[test]
+fn numbers_of_a_session_file_take_no_more_memory_than_it_has_bytes() {
+    let [model, _] = models();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("session");
+    session_with(&model, &tokens(170, 6)).save(&path, &Cancel::default(), &mut |_, _| true).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    let config = model.config();
+    let identity = Identity {
+        fingerprint: u128::from_le_bytes(*bytes[16..].first_chunk().unwrap()),
+        kv_type: KvType::F16,
+        n_heads: config.n_heads,
+        n_kv_heads: config.n_kv_heads,
+        head_dim: config.head_dim,
+        attention: &config.attention,
+    };
+    let largest = |bytes: &[u8]| {
+        let (mut from, told) = (bytes, &mut |_, _| Ok(()));
+        let mut reader = Reader::new(&mut from, bytes.len(), told);
+        LIVE.set([0; 4]);
+        let result = identity.read(&mut reader, 400, config.n_vocab);
+        let [_, _, largest, _] = LIVE.get();
+        (result.is_ok(), largest)
+    };
+    assert!(largest(&bytes).0);
+    for at in (8..52).step_by(4) {
+        for word in [u32::MAX, 1 << 31, 100_000, 20_000, 5000] {
+            let mut bytes = bytes.clone();
+            bytes[at..at + 4].copy_from_slice(&word.to_le_bytes());
+            let (is_ok, largest) = largest(&bytes);
+            assert!(!is_ok && largest <= bytes.len(), "{word} at {at}: {largest} of {}", bytes.len());
+        }
     }
 }
 

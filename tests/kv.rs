@@ -18,6 +18,7 @@ use longgen::backend::args::*;
 use longgen::backend::cpu::CpuBackend;
 use longgen::backend::reference::ReferenceBackend;
 use longgen::kv::cache::{KvCache, LayerLayout};
+use longgen::kv::file::{Identity, Reader, Writer};
 use proptest::prelude::*;
 
 const HEAD_DIM: usize = 8;
@@ -32,6 +33,8 @@ enum Action {
     RewindTo(u32),
     /// Make a restore point.
     Keep,
+    /// Go on with another cache, of this context or one that is just long enough, that has read what this one wrote.
+    Reload(u32),
 }
 
 fn any_attention(n_heads: usize) -> impl Strategy<Value = LayerAttention> {
@@ -56,6 +59,7 @@ fn any_action() -> impl Strategy<Value = Action> {
         1 => (1u32..80).prop_map(Action::Rewind),
         2 => (30u32..100).prop_map(Action::RewindTo),
         2 => Just(Action::Keep),
+        1 => (1u32..1000).prop_map(Action::Reload),
     ]
 }
 
@@ -96,21 +100,44 @@ struct Case {
     actions: Vec<Action>,
 }
 
+/// `empty` with what `kv` has, by way of a file.
+fn reloaded<B: Backend>(
+    backend: &B,
+    identity: &Identity<'_>,
+    kv: &KvCache<B>,
+    mut empty: KvCache<B>,
+    n_ctx: u32,
+) -> KvCache<B> {
+    let (mut file, tokens) = (Vec::new(), vec![3; kv.n_tokens() as usize]);
+    let (held, told) = (kv.held().unwrap(), &mut |_, _| Ok(()));
+    let mut writer = Writer::new(&mut file, told);
+    identity.write(&mut writer, &held, &tokens).unwrap();
+    kv.save(backend, identity, &held, &mut writer).unwrap();
+    let (n_bytes, mut from, told) = (file.len(), &file[..], &mut |_, _| Ok(()));
+    let mut reader = Reader::new(&mut from, n_bytes, told);
+    let (held, found) = identity.read(&mut reader, n_ctx, 4).unwrap();
+    assert_eq!(found, tokens);
+    empty.load(backend, identity, &held, &mut reader).unwrap();
+    empty
+}
+
 fn check<B: Backend>(backend: &B, case: &Case) {
     let Case { plan, n_kv_heads, ty, n_ctx, restore_bytes, actions } = case;
-    let (n_kv_heads, ty, n_ctx, restore_bytes) = (*n_kv_heads, *ty, *n_ctx, *restore_bytes);
+    let (n_kv_heads, ty, mut n_ctx, restore_bytes) = (*n_kv_heads, *ty, *n_ctx, *restore_bytes);
     let n_heads = plan[0].phases.len();
     let group = n_heads / n_kv_heads;
     let chunk_tokens = 70;
-    let layouts: Vec<_> = plan
-        .iter()
-        .map(|attention| {
+    let empty = |n_ctx| {
+        let layout = |attention: &LayerAttention| {
             let block_size = attention.mask.block_size() as usize;
             let shape = KvShape { n_kv_heads, head_dim: HEAD_DIM, block_size, ty };
             LayerLayout::new(attention, shape, n_ctx, chunk_tokens).unwrap()
-        })
-        .collect();
-    let mut kv = KvCache::new(backend, layouts, plan, restore_bytes).unwrap();
+        };
+        KvCache::new(backend, plan.iter().map(layout).collect(), plan, restore_bytes).unwrap()
+    };
+    let identity =
+        Identity { fingerprint: 7, kv_type: ty, n_heads, n_kv_heads, head_dim: HEAD_DIM, attention: plan };
+    let mut kv = empty(n_ctx);
     let shape = WorkspaceShape {
         max_rows: chunk_tokens as usize,
         max_cols: 64,
@@ -152,6 +179,17 @@ fn check<B: Backend>(backend: &B, case: &Case) {
                 assert!(kv.restore_bytes() <= restore_bytes);
                 kept = kv.restore_points().collect();
                 assert!(kept.is_sorted() && kept.last().is_none_or(|&last| last <= kv.n_tokens()));
+                continue;
+            }
+            Action::Reload(context) => {
+                let restorable = kv.oldest_in_rings();
+                let is_same = context == n_ctx;
+                n_ctx = context.max(kv.n_tokens());
+                kv = reloaded(backend, &identity, &kv, empty(n_ctx), n_ctx);
+                assert_eq!(kv.n_tokens() as usize, held.len());
+                assert!(kv.oldest_in_rings() >= restorable);
+                assert!(!is_same || kv.oldest_in_rings() == restorable);
+                kept.clear();
                 continue;
             }
             Action::Step { n_tokens, cancelled } => (n_tokens.min(n_ctx - kv.n_tokens()), cancelled),

@@ -101,8 +101,14 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// `Unsupported` for an element type that the backend cannot multiply with.
     fn weight(&self, data: WeightData) -> Result<Self::Weight>;
 
-    /// Bytes of one cache block, keys and values together.
+    /// Bytes of one cache block: keys, values, then the scales of the keys and those of the values, (block_size) each, if
+    /// the type has them, and nothing between.
     fn kv_block_bytes(&self, shape: &KvShape) -> usize;
+
+    /// Whether a block's keys lie as (head_dim, block_size); else they lie as (block_size, head_dim), as values always do.
+    fn has_keys_by_dimension(&self) -> bool {
+        false
+    }
 
     /// Bytes that [`workspace`](Backend::workspace) will allocate.
     fn workspace_bytes(&self, shape: &WorkspaceShape, precision: Precision) -> usize;

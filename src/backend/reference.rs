@@ -25,29 +25,53 @@ pub struct ReferenceWorkspace {
     cancel: Cancel,
 }
 
-/// A cache block holds `block_size` keys, then as many values, row after row, as f32 that were rounded to the type.
-fn kv_row(shape: &KvShape, place: usize, is_value: bool, token: usize) -> Range<usize> {
-    let row = (place * 2 + usize::from(is_value)) * shape.block_size + token;
-    row * shape.head_dim..(row + 1) * shape.head_dim
+/// Where in a buffer of cache blocks the elements of a row lie, and its scale. A block holds `block_size` keys, then as many
+/// values, row after row, then the scales of the keys and those of the values, if the type has any.
+fn kv_row(shape: &KvShape, place: usize, is_value: bool, token: usize) -> [Range<usize>; 2] {
+    let row = usize::from(is_value) * shape.block_size + token;
+    let (elems, scale) = (shape.head_dim * shape.ty.elem_bytes(), shape.ty.scale_bytes());
+    let rows = place * shape.block_bytes();
+    let scales = rows + 2 * shape.block_size * elems;
+    [rows + row * elems..rows + (row + 1) * elems, scales + row * scale..scales + (row + 1) * scale]
 }
 
-/// Rounds a row to what a cache of the type would give back.
-fn round_to(ty: KvType, row: &mut [f32]) {
+/// The scale of a row of 8-bit integers; NaN if there is none.
+fn scale_of(row: &[f32]) -> f16 {
+    let largest = row.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
+    let scale = f16::from_f32(largest / 127.0);
+    if row.iter().all(|x| x.is_finite()) && scale.is_finite() { scale } else { f16::NAN }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a whole number within +-127")]
+fn quant_of(x: f32, scale: f16) -> i8 {
+    if scale > f16::ZERO { (x / scale.to_f32()).round_ties_even().clamp(-127.0, 127.0) as i8 } else { 0 }
+}
+
+/// Writes a row as a cache of the type has it.
+fn store_row(ty: KvType, blocks: &mut [u8], [elems, scale_at]: [Range<usize>; 2], row: &[f32]) {
+    let scale = scale_of(row);
+    for (to, &x) in blocks[elems].chunks_exact_mut(ty.elem_bytes()).zip(row) {
+        match ty {
+            KvType::F32 => to.copy_from_slice(&x.to_le_bytes()),
+            KvType::F16 => to.copy_from_slice(&f16::from_f32(x).to_le_bytes()),
+            KvType::Bf16 => to.copy_from_slice(&bf16::from_f32(x).to_le_bytes()),
+            KvType::Q8 => to.copy_from_slice(&quant_of(x, scale).to_le_bytes()),
+        }
+    }
+    blocks[scale_at].copy_from_slice(&scale.to_le_bytes()[..ty.scale_bytes()]);
+}
+
+/// Reads a row behind what `to` holds.
+fn load_row(ty: KvType, blocks: &[u8], [elems, scale_at]: [Range<usize>; 2], to: &mut Vec<f32>) {
+    let half = |bytes: &[u8]| [bytes[0], bytes[1]];
+    let elems = blocks[elems].chunks_exact(ty.elem_bytes());
     match ty {
-        KvType::F32 => {}
-        KvType::F16 => row.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32()),
-        KvType::Bf16 => row.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32()),
+        KvType::F32 => to.extend(elems.map(|x| f32::from_le_bytes([x[0], x[1], x[2], x[3]]))),
+        KvType::F16 => to.extend(elems.map(|x| f16::from_le_bytes(half(x)).to_f32())),
+        KvType::Bf16 => to.extend(elems.map(|x| bf16::from_le_bytes(half(x)).to_f32())),
         KvType::Q8 => {
-            let is_finite = row.iter().all(|x| x.is_finite());
-            let largest = row.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
-            let scale = f16::from_f32(largest / 127.0).to_f32();
-            for x in row {
-                *x = match (is_finite && scale.is_finite(), scale > 0.0) {
-                    (false, _) => f32::NAN,
-                    (true, false) => 0.0,
-                    (true, true) => (*x / scale).round_ties_even().clamp(-127.0, 127.0) * scale,
-                };
-            }
+            let scale = f16::from_le_bytes(half(&blocks[scale_at])).to_f32();
+            to.extend(elems.map(|x| f32::from(i8::from_le_bytes([x[0]])) * scale));
         }
     }
 }
@@ -139,7 +163,7 @@ impl Backend for ReferenceBackend {
     }
 
     fn kv_block_bytes(&self, shape: &KvShape) -> usize {
-        2 * shape.block_size * shape.head_dim * size_of::<f32>()
+        shape.block_bytes()
     }
 
     fn workspace_bytes(&self, _: &WorkspaceShape, _: Precision) -> usize {
@@ -267,9 +291,7 @@ impl Backend for ReferenceBackend {
                     let in_block = position % shape.block_size;
                     for (values, is_value) in [(&key[..], false), (&v.of::<f32>()[source], true)] {
                         let to = kv_row(&shape, place, is_value, in_block);
-                        let to = &mut seq.blocks.of_mut::<f32>()[to];
-                        to.copy_from_slice(values);
-                        round_to(shape.ty, to);
+                        store_row(shape.ty, seq.blocks.bytes_mut(), to, values);
                     }
                 }
             }
@@ -288,9 +310,10 @@ impl Backend for ReferenceBackend {
                 let kv_head = index(head / (n_heads / args.shape.n_kv_heads))?;
 
                 let n_keys = position as usize + 1;
-                let (mut scores, mut values) = (try_with_capacity(n_keys)?, try_with_capacity(n_keys)?);
+                let (mut scores, mut values) = (try_with_capacity(n_keys)?, try_with_capacity(n_keys * dim)?);
+                let mut key = try_with_capacity(dim)?;
                 for j in (0..=position).filter(|&j| args.mask.sees(position, j, phase)) {
-                    let row = |is_value| {
+                    let read = |is_value, to: &mut Vec<f32>| {
                         let segment = seq.segments.iter().find(|segment| j < segment.end.position(seq.desc));
                         let segment =
                             segment.ok_or_else(|| Error::invalid(format!("no segment holds token {j}")))?;
@@ -298,21 +321,24 @@ impl Backend for ReferenceBackend {
                         let block = index(j as usize / block_size)?;
                         let place = segment.places.place(seq.desc, index(block_size)?, kv_head, block);
                         let row = kv_row(&args.shape, place, is_value, j as usize % block_size);
-                        Ok::<_, Error>(&segment.blocks.of::<f32>()[row])
+                        load_row(args.shape.ty, segment.blocks.bytes(), row, to);
+                        Ok::<_, Error>(())
                     };
-                    let key = row(false)?;
-                    let dot: f64 = query.iter().zip(key).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
+                    key.clear();
+                    read(false, &mut key)?;
+                    read(true, &mut values)?;
+                    let dot: f64 = query.iter().zip(&key).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
                     let score = dot * f64::from(args.scale);
                     let cap = f64::from(args.softcap);
                     scores.push(if cap > 0.0 { cap * (score / cap).tanh() } else { score });
-                    values.push(row(true)?);
                 }
                 let sink = args.sink_logits.map(|sinks| f64::from(sinks.of::<f32>()[head]));
                 let max = scores.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
                 let total: f64 = scores.iter().copied().chain(sink).map(|score| (score - max).exp()).sum();
                 for d in 0..dim {
+                    let values = values.iter().skip(d).step_by(dim);
                     let sum: f64 =
-                        scores.iter().zip(&values).map(|(s, v)| (s - max).exp() * f64::from(v[d])).sum();
+                        scores.iter().zip(values).map(|(s, &v)| (s - max).exp() * f64::from(v)).sum();
                     args.out.of_mut::<f32>()[at + d] = to_f32(sum / total);
                 }
             }
@@ -331,8 +357,11 @@ impl Backend for ReferenceBackend {
                     let from_place = from_places.place(desc, block_size, kv_head, block);
                     let to_place = to_places.place(desc, block_size, kv_head, block);
                     for is_value in [false, true] {
-                        let from = &from.of::<f32>()[kv_row(shape, from_place, is_value, in_block)];
-                        to.of_mut::<f32>()[kv_row(shape, to_place, is_value, in_block)].copy_from_slice(from);
+                        let from_row = kv_row(shape, from_place, is_value, in_block);
+                        let to_row = kv_row(shape, to_place, is_value, in_block);
+                        for (to_part, from_part) in to_row.into_iter().zip(from_row) {
+                            to.bytes_mut()[to_part].copy_from_slice(&from.bytes()[from_part]);
+                        }
                     }
                 }
             }

@@ -84,6 +84,8 @@ pub(super) struct LayerCache<B: Backend> {
     pub mask: Mask,
     pub blocks: B::Buf,
     staged: B::Buf,
+    /// Lowest block that was there when the cache was loaded from a file; 0 if it was not.
+    pub first_held: u32,
 }
 
 /// The keys and values of one session.
@@ -115,7 +117,7 @@ impl<B: Backend> KvCache<B> {
             let blocks = backend.alloc(layout.kv_bytes(backend))?;
             let staged = backend.alloc(layout.staging_bytes(backend))?;
             let slots = backend.slots(&layout.slots)?;
-            Ok(LayerCache { layout, slots, mask: attention.mask, blocks, staged })
+            Ok(LayerCache { layout, slots, mask: attention.mask, blocks, staged, first_held: 0 })
         };
         let layers = try_collect_ok(layouts.into_iter().zip(attention).map(layer))?;
         Ok(Self { layers, scratch, n_tokens: 0, written: 0, points: RestorePoints::new(restore_bytes) })

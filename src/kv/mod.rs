@@ -1,6 +1,7 @@
 //! The key/value cache: which block lies where, and the buffers of a session.
 
 pub mod cache;
+pub mod file;
 pub mod layer;
 mod restore;
 mod rewind;

@@ -9,9 +9,10 @@ use crate::backend::Backend;
 use crate::error::{Error, ErrorKind, Result};
 
 impl<B: Backend> LayerCache<B> {
-    /// Lowest block that the layer's rings still have once the tokens before `written` have been in the cache.
-    fn oldest_block(&self, written: u32) -> u32 {
-        self.layout.slots.oldest_intact(written.saturating_sub(1) / self.mask.block_size())
+    /// Lowest block from which on the layer still has all, once the tokens before `written` have been in the cache.
+    pub(super) fn oldest_block(&self, written: u32) -> u32 {
+        let newest = written.saturating_sub(1) / self.mask.block_size();
+        self.layout.slots.oldest_intact(newest).max(self.first_held)
     }
 
     /// Lowest position whose token finds what it sees.
@@ -32,17 +33,10 @@ fn parts<B: Backend>(
 }
 
 impl<B: Backend> KvCache<B> {
-    fn with_ring(&self) -> impl Iterator<Item = &LayerCache<B>> {
-        self.layers.iter().filter(|layer| layer.layout.slots.has_ring())
-    }
-
     /// Lowest position besides 0 that can be gone back to without a restore point.
     pub fn oldest_in_rings(&self) -> u32 {
-        self.with_ring()
-            .map(|layer| layer.oldest_position(self.written))
-            .max()
-            .unwrap_or(0)
-            .min(self.n_tokens)
+        let oldest = self.layers.iter().map(|layer| layer.oldest_position(self.written));
+        oldest.max().unwrap_or(0).min(self.n_tokens)
     }
 
     /// The highest position, at most `n_tokens`, that [`rewind`](Self::rewind) can go back to.
@@ -53,15 +47,14 @@ impl<B: Backend> KvCache<B> {
         }
     }
 
-    /// Layers whose rings have given up what the token at `n_tokens` sees.
+    /// Layers that have given up what the token at `n_tokens` sees.
     ///
     /// # Errors
     /// `OutOfMemory`.
     pub fn layers_behind(&self, n_tokens: u32) -> Result<Vec<usize>> {
         let layers = self.layers.iter().enumerate();
-        let behind = layers
-            .filter(|(_, layer)| layer.layout.slots.has_ring())
-            .filter(|(_, layer)| n_tokens < layer.oldest_position(self.written).min(self.n_tokens));
+        let behind =
+            layers.filter(|(_, layer)| n_tokens < layer.oldest_position(self.written).min(self.n_tokens));
         try_collect(behind.map(|(i, _)| i))
     }
 
@@ -84,10 +77,13 @@ impl<B: Backend> KvCache<B> {
         if n_tokens == 0 || self.points.has(n_tokens) {
             return Ok(());
         }
-        let oldest = self.with_ring().map(|layer| layer.oldest_position(written)).max();
+        let oldest = self.layers.iter().map(|layer| layer.oldest_position(written)).max();
         let Some(oldest) = oldest.filter(|&oldest| oldest <= n_tokens) else { return Ok(()) };
         let Self { layers, points, .. } = self;
         let layers: Vec<_> = try_collect(layers.iter().filter(|layer| layer.layout.slots.has_ring()))?;
+        if layers.is_empty() {
+            return Ok(());
+        }
         let mut rings = try_with_capacity(layers.len())?;
         rings.extend(layers.iter().map(|layer| RingBlocks {
             first_block: layer.oldest_block(written).max(layer.layout.slots.first_in_ring()),
@@ -119,6 +115,7 @@ impl<B: Backend> KvCache<B> {
         self.n_tokens = if result.is_ok() { n_tokens } else { 0 };
         if self.n_tokens == 0 {
             self.written = 0;
+            self.layers.iter_mut().for_each(|layer| layer.first_held = 0);
         }
         self.points.truncate(self.n_tokens);
         result

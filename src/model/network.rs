@@ -9,11 +9,12 @@ use std::sync::Arc;
 
 use crate::alloc::{Meter, try_box, try_collect_ok};
 use crate::attention::plan::LayerAttention;
-use crate::backend::args::{KvShape, WorkspaceShape};
+use crate::backend::args::{KvShape, KvType, WorkspaceShape};
 use crate::backend::{Backend, DeviceInfo};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::kv::cache::{LayerLayout, scratch_bytes};
+use crate::kv::file;
 use crate::model::config::Config;
 use crate::model::layer::Weights;
 use crate::model::opening::Opening;
@@ -121,6 +122,11 @@ pub trait Sequence: Any + Send {
     fn layers_behind(&self, n_tokens: u32) -> Result<Vec<usize>>;
     /// Forgets the tokens from `n_tokens` on, a position that can be gone back to. On an error the sequence is empty.
     fn rewind(&mut self, n_tokens: u32) -> Result<()>;
+    /// Writes what is held: `tokens`, and their keys and values.
+    fn save(&self, tokens: &[u32], file: &mut file::Writer<'_>) -> Result<()>;
+    /// Reads what [`save`](Self::save) has written into an empty sequence; returns the tokens. On an error the sequence is of
+    /// no use.
+    fn load(&mut self, file: &mut file::Reader<'_>) -> Result<Vec<u32>>;
 }
 
 /// A model's matrices on a backend.
@@ -130,7 +136,10 @@ pub struct Network<B: Backend>(Arc<Parts<B>>);
 pub(super) struct Parts<B: Backend> {
     pub backend: B,
     pub config: Arc<Config>,
-    pub weights: Weights<B>,
+    /// In memory of their own: that of an `Arc` is small, since nobody can refuse it.
+    pub weights: Box<Weights<B>>,
+    /// Tells the model's file from others.
+    pub fingerprint: u128,
     /// What the backend had allocated before any sequence.
     weight_bytes: usize,
     /// Counts the memory of the host that callers read from.
@@ -156,9 +165,10 @@ impl<B: Backend> Network<B> {
                 "attention heads of {has} elements: {device} can use at most {max}, the CPU any number"
             )));
         }
-        let weights = Weights::load(&backend, file, &config, opening)?;
+        let weights = try_box(Weights::load(&backend, file, &config, opening)?)?;
         let weight_bytes = backend.allocated_bytes();
-        Ok(Self(Arc::new(Parts { backend, config, weights, weight_bytes, host: Meter::default() })))
+        let (fingerprint, host) = (file.fingerprint(), Meter::default());
+        Ok(Self(Arc::new(Parts { backend, config, weights, fingerprint, weight_bytes, host })))
     }
 }
 
@@ -184,6 +194,12 @@ impl<B: Backend> Parts<B> {
             0 if backend.keeps_restore_points() => (RESTORE_POINTS * of_point).max(of_cache / RESTORE_PART),
             bytes => bytes,
         }
+    }
+
+    /// What files of this model's sessions are for.
+    pub fn identity(&self, kv_type: KvType) -> file::Identity<'_> {
+        let Config { n_heads, n_kv_heads, head_dim, ref attention, .. } = *self.config;
+        file::Identity { fingerprint: self.fingerprint, kv_type, n_heads, n_kv_heads, head_dim, attention }
     }
 
     pub fn workspace_shape(&self, shape: &Shape) -> WorkspaceShape {

@@ -9,6 +9,7 @@ use crate::backend::args::{Precision, StepRows, TopArgs};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::kv::cache::KvCache;
+use crate::kv::file;
 use crate::model::forward::{SeqStep, Step, final_norm};
 use crate::model::network::{Parts, Sequence, Want};
 use crate::model::scratch::Activations;
@@ -304,5 +305,19 @@ impl<B: Backend> Sequence for NetworkSequence<B> {
     fn rewind(&mut self, n_tokens: u32) -> Result<()> {
         self.last_row = None;
         self.kv.rewind(&self.network.backend, n_tokens)
+    }
+
+    fn save(&self, tokens: &[u32], file: &mut file::Writer<'_>) -> Result<()> {
+        let (identity, held) = (self.network.identity(self.kv.shape(0).ty), self.kv.held()?);
+        identity.write(file, &held, tokens)?;
+        self.kv.save(&self.network.backend, &identity, &held, file)
+    }
+
+    fn load(&mut self, file: &mut file::Reader<'_>) -> Result<Vec<u32>> {
+        let network = self.network.clone();
+        let identity = network.identity(self.kv.shape(0).ty);
+        let (held, tokens) = identity.read(file, self.n_ctx, network.config.n_vocab)?;
+        self.kv.load(&network.backend, &identity, &held, file)?;
+        Ok(tokens)
     }
 }

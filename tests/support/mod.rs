@@ -5,12 +5,14 @@
 use std::fmt::Display;
 use std::io::Write as _;
 
+pub mod brute_force;
 pub mod compare;
 pub mod library;
 pub mod metadata;
 pub mod model;
 pub mod random;
 pub mod rig;
+pub mod session_file;
 pub mod tiny_model;
 pub mod workshop;
 

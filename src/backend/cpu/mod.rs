@@ -129,6 +129,10 @@ impl Backend for CpuBackend {
         shape.block_bytes()
     }
 
+    fn has_keys_by_dimension(&self) -> bool {
+        true
+    }
+
     fn workspace_bytes(&self, shape: &WorkspaceShape, precision: Precision) -> usize {
         Workspace::n_bytes(shape, precision, self.team.n_threads())
     }
