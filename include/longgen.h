@@ -1214,6 +1214,50 @@ lg_status lg_session_restore_points(const struct lg_session *session,
 // The caller must not free the session before this returns.
 uint64_t lg_session_restore_bytes(const struct lg_session *session);
 
+// Writes the session to a file, from which `lg_session_load` makes one that goes on as this one would. The file has the
+// tokens, and the keys and values that layers have not given up; restore points and logits are not in it. Its owner alone
+// can read it: all that was said in the session is in it.
+//
+// `path` ends with a zero byte; its bytes go to the operating system as they are. `on_progress` is told bytes. A file that is
+// there is replaced when the new one is complete and on the disk, by a rename. Whatever fails leaves it as it was; only a
+// process that is killed leaves a temporary file beside it, ".longgen-*.tmp".
+//
+// Errors: `LG_ERR_INVALID`, `LG_ERR_NOT_FOUND`, `LG_ERR_IO`, `LG_ERR_OUT_OF_MEMORY`, `LG_ERR_DEVICE`, `LG_ERR_CANCELLED`,
+// `LG_ERR_POISONED`.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask, and an `on_progress` that keeps its promises.
+lg_status lg_session_save(const struct lg_session *session,
+                          const char *path,
+                          lg_on_progress on_progress,
+                          void *user,
+                          const struct lg_cancel *cancel,
+                          struct lg_error *error);
+
+// Opens a session with what `lg_session_save` has written, on any device. The model must be of the same file and attend to
+// the same, and `kv_type` must be the same; everything else may differ, such as the length of the context, as long as the
+// tokens fit.
+//
+// `path` ends with a zero byte; its bytes go to the operating system as they are. `params` may be NULL: all defaults.
+// `on_progress` is told bytes. `*out` is the caller's and is freed by `lg_session_free`; the model may be freed before. There
+// are no logits before something was appended: `lg_session_prompt` computes no more than what is new. The session goes back
+// as far as the one that was saved could without its restore points.
+//
+// Errors: those of `lg_session_new`; `LG_ERR_NOT_FOUND`, `LG_ERR_IO`; `LG_ERR_FORMAT` for a file that is damaged,
+// `LG_ERR_UNSUPPORTED` for one of another version, `LG_ERR_INVALID` also for one that does not go with the model or the
+// parameters, `LG_ERR_CONTEXT_FULL` for one with more tokens than the context; `LG_ERR_CANCELLED`.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask, and an `on_progress` that keeps its promises.
+lg_status lg_session_load(const struct lg_model *model,
+                          const char *path,
+                          const struct lg_session_params *params,
+                          lg_on_progress on_progress,
+                          void *user,
+                          const struct lg_cancel *cancel,
+                          struct lg_session **out,
+                          struct lg_error *error);
+
 // The logits behind the session's last token: `*n_logits` floats, one per token of the vocabulary.
 //
 // They are not copied, since a vocabulary can have half a megabyte of them per token: `*logits` points into the session,

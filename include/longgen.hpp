@@ -470,6 +470,28 @@ public:
         session_.reset(session);
     }
 
+    // What `save` has written.
+    Session(const Model &model, const std::string &path, const SessionParams &params = {},
+            const OnProgress &on_progress = {}, const Cancel *cancel = nullptr)
+        : n_vocab_(model.n_vocab()), d_model_(model.d_model())
+    {
+        lg_session *session = nullptr;
+        detail::Told told(on_progress);
+        told.call([&](lg_error *error) {
+            return lg_session_load(model.get(), path.c_str(), &params, told.on_progress, &told, detail::handle(cancel),
+                                   &session, error);
+        });
+        session_.reset(session);
+    }
+
+    void save(const std::string &path, const OnProgress &on_progress = {}, const Cancel *cancel = nullptr) const
+    {
+        detail::Told told(on_progress);
+        told.call([&](lg_error *error) {
+            return lg_session_save(get(), path.c_str(), told.on_progress, &told, detail::handle(cancel), error);
+        });
+    }
+
     void prefill(View<std::uint32_t> tokens, const OnProgress &on_progress = {}, const Cancel *cancel = nullptr)
     {
         detail::Told told(on_progress);

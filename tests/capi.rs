@@ -327,6 +327,12 @@ fn sessions_say_what_they_hold_and_what_comes_next() {
 }
 
 #[test]
+fn a_session_goes_on_from_its_file() {
+    let workshop = Workshop::new();
+    workshop.check("tests/capi/save.c", &[workshop.model(), workshop.folder.path().to_str().unwrap()]);
+}
+
+#[test]
 fn rows_of_a_prompt_get_what_they_get_one_by_one() {
     let workshop = Workshop::new();
     workshop.check("tests/capi/rows.c", &[workshop.model()]);

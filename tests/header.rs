@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// In the order in which the header presents them.
-const SOURCES: [&str; 17] = [
+const SOURCES: [&str; 18] = [
     "version",
     "status",
     "model",
@@ -18,6 +18,7 @@ const SOURCES: [&str; 17] = [
     "chat",
     "session",
     "prompt",
+    "file",
     "logits",
     "state",
     "sampler",

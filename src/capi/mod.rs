@@ -10,6 +10,7 @@ pub mod attention;
 pub mod cancel;
 pub mod chat;
 mod exclusive;
+pub mod file;
 pub mod generate;
 mod guard;
 pub mod info;

@@ -28,6 +28,13 @@ pub struct lg_session {
 }
 
 impl lg_session {
+    /// A handle of the session.
+    pub(super) fn handle(session: Session) -> Result<*mut Self> {
+        let (n_ctx, n_bytes, kv_bytes) =
+            (session.n_ctx(), session.n_bytes() as u64, session.kv_bytes() as u64);
+        into_handle(Self { session: Exclusive::new(session), n_ctx, n_bytes, kv_bytes })
+    }
+
     /// See [`Exclusive::with`].
     pub(super) fn with<R>(&self, body: impl FnOnce(&mut Session) -> Result<R>) -> Result<R> {
         self.session.with("session", body)
@@ -155,11 +162,7 @@ pub unsafe extern "C" fn lg_session_new(
         let (model, out) = unsafe { (reference(model, "model")?, output(out, "out")?) };
         // SAFETY: as above.
         let params = unsafe { params::read(params, "lg_session_params") }?.checked()?;
-        let session = Session::new(&model.model, &params)?;
-        let (n_ctx, n_bytes, kv_bytes) =
-            (session.n_ctx(), session.n_bytes() as u64, session.kv_bytes() as u64);
-        let session = Exclusive::new(session);
-        out.write(into_handle(lg_session { session, n_ctx, n_bytes, kv_bytes })?);
+        out.write(lg_session::handle(Session::new(&model.model, &params)?)?);
         Ok(())
     };
     // SAFETY: the caller's word.

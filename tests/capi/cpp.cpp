@@ -285,7 +285,7 @@ bool same(lg::View<float> a, lg::View<float> b)
     return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin());
 }
 
-void sessions(const lg::Model &model)
+void sessions(const lg::Model &model, const std::string &path)
 {
     lg::Session session = new_session(model);
     CHECK(session.n_ctx() == N_CTX && session.n_tokens() == 0);
@@ -312,6 +312,14 @@ void sessions(const lg::Model &model)
     refused(LG_ERR_CANCELLED, "lg_session_prompt", [&] { session.prompt(prompt(), [](size_t, size_t) { return false; }); });
     session.prompt(prompt());
     CHECK(same(session.logits(), one_by_one.logits()));
+
+    session.save(path);
+    lg::Session loaded(model, path, {}, [](size_t n_done, size_t n_total) { return n_done <= n_total; });
+    CHECK(std::remove(path.c_str()) == 0 && loaded.tokens() == session.tokens());
+    loaded.prompt(prompt());
+    CHECK(same(session.logits(), loaded.logits()));
+    refused(LG_ERR_NOT_FOUND, "lg_session_load", [&] { lg::Session(model, path); });
+    refused(LG_ERR_NOT_FOUND, "lg_session_save", [&] { session.save("/no/such/folder/session"); });
 
     CHECK(session.rewind(39) == 39);
     refused(LG_ERR_INVALID, "lg_session_rewind", [&] { session.rewind(40); });
@@ -517,7 +525,7 @@ int main(int argc, char **argv)
     memory(model);
     text(model);
     views(model);
-    sessions(model);
+    sessions(model, std::string(argv[1]) + ".session");
     rows(model);
     state(model);
     samplers(model);

@@ -326,6 +326,13 @@ static void sessions(const lg_model *model)
     REFUSED(LG_ERR_INVALID, lg_session_restore_points, (session, NULL, 1, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_session_restore_points, (session, NULL, 0, NULL, &error));
     CHECK(did.n_common == 99 && lg_session_restore_bytes(NULL) == 0);
+    lg_session *loaded = UNTOUCHED;
+    REFUSED(LG_ERR_INVALID, lg_session_save, (NULL, "unwritten", NULL, NULL, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_save, (session, NULL, NULL, NULL, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_load, (NULL, "unread", NULL, NULL, NULL, NULL, &loaded, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_load, (model, NULL, NULL, NULL, NULL, NULL, &loaded, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_load, (model, "unread", NULL, NULL, NULL, NULL, NULL, &error));
+    CHECK(loaded == UNTOUCHED);
     REFUSED(LG_ERR_INVALID, lg_session_rewind, (NULL, 0, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_session_rewind, (session, 1, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_session_rewind, (session, 0, NULL, &error));
