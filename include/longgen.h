@@ -429,7 +429,7 @@ typedef struct lg_session_params {
     // Most bytes of the host's memory that restore points may take, beside the session's own memory and only as they are
     // made; they are what `lg_session_rewind` and `lg_session_prompt` go back to where layers have given up a part of
     // the context. 0 means a tenth of what the cache takes, or what four points take if that is more, and on a card none.
-    // Fewer bytes than a point takes, such as 1, keep none.
+    // With 1 there are none.
     uint64_t restore_bytes;
 } lg_session_params;
 
@@ -1370,8 +1370,8 @@ lg_status lg_session_counters(const struct lg_session *session,
 //
 // `*n_kept` is how many tokens the session holds afterwards: `n_tokens`, or fewer where layers that keep a part of the
 // context have given up what they would need; the caller appends the missing ones again. Going back to one cache block, at
-// least 16 tokens, behind the furthest token so far always works, and so does going back to where a prompt began or ended
-// as long as there is room for its restore point. There are no logits until something is appended, unless
+// least 16 tokens, behind the furthest token so far always works, and so does going back to where a prompt began or ended,
+// or up to 128 tokens before that, as long as its restore point has room. There are no logits until something is appended, unless
 // `n_tokens` is where the session stood.
 //
 // Errors: `LG_ERR_INVALID` if the session holds fewer tokens, `LG_ERR_POISONED`.

@@ -10,6 +10,7 @@ use crate::alloc::{try_collect, try_reserve};
 use crate::backend::args::MAX_TOP;
 use crate::cancel::{Cancel, OnProgress, go_on};
 use crate::error::{Error, ErrorKind, Result};
+use crate::kv::restore::Occasion;
 use crate::logprobs::{LogTotal, TokenLogprob};
 use crate::model::Model;
 use crate::model::network::{HandOver, Rows, Sequence, Want};
@@ -145,10 +146,14 @@ impl Session {
         let behind = self.sequence.layers_behind(u32::try_from(wanted).unwrap_or(u32::MAX))?;
         let n_reused = self.rewind(wanted)?;
         let limiting_layers = if n_reused < wanted { behind } else { Vec::new() };
-        if n_reused < tokens.len() {
-            self.prefill(&tokens[n_reused..], cancel, on_progress)?;
+        let n_computed = tokens.len() - n_reused;
+        // Where the two part there will be a restore point: they may part there again.
+        let (common, new) = tokens[n_reused..].split_at(wanted - n_reused);
+        for part in [common, new].into_iter().filter(|part| !part.is_empty()) {
+            let n_before = self.tokens.len() - n_reused;
+            self.prefill(part, cancel, &mut |done, _| on_progress(n_before + done, n_computed))?;
         }
-        Ok(Prompted { n_common, n_reused, n_computed: tokens.len() - n_reused, limiting_layers })
+        Ok(Prompted { n_common, n_reused, n_computed, limiting_layers })
     }
 
     /// Appends `tokens`, chunk by chunk, and computes the logits behind the last one. `on_progress` is told after each chunk
@@ -161,7 +166,7 @@ impl Session {
     /// says which.
     pub fn prefill(&mut self, tokens: &[u32], cancel: &Cancel, on_progress: OnProgress<'_>) -> Result<()> {
         self.check(tokens)?;
-        self.sequence.keep();
+        self.sequence.keep(Occasion::Turn);
         let mut done = 0;
         for chunk in tokens.chunks(self.chunk_tokens) {
             done += chunk.len();
@@ -169,9 +174,10 @@ impl Session {
             let time = self.step(chunk, want, cancel)?;
             self.counters.prompt.add(chunk.len(), time);
             self.has_logits = done == tokens.len();
-            let n_chunks_left = (tokens.len() - done).div_ceil(self.chunk_tokens);
-            if n_chunks_left == 0 || n_chunks_left.is_power_of_two() {
-                self.sequence.keep();
+            match (tokens.len() - done).div_ceil(self.chunk_tokens) {
+                0 => self.sequence.keep(Occasion::Turn),
+                n_left if n_left.is_power_of_two() => self.sequence.keep(Occasion::Distance),
+                _ => {}
             }
             go_on(on_progress(done, tokens.len()))?;
         }
@@ -237,6 +243,7 @@ impl Session {
     ) -> Result<()> {
         self.check(tokens)?;
         cancel.check()?;
+        self.sequence.keep(Occasion::Turn);
         // The logits of the step before are given up row by row.
         self.has_logits &= wanted.logits.is_none();
         let leaves_logits = wanted.logits.is_some() && wanted.rows.last() == Some(&(tokens.len() - 1));
@@ -246,6 +253,9 @@ impl Session {
             self.counters.prompt.add(chunk.len(), time);
             done += chunk.len();
             self.has_logits = done == tokens.len() && leaves_logits;
+            if done == tokens.len() {
+                self.sequence.keep(Occasion::Turn);
+            }
             go_on(on_progress(done, tokens.len()))?;
         }
         Ok(())
@@ -267,7 +277,7 @@ impl Session {
         self.counters.generated.add(1, time);
         self.has_logits = true;
         if self.tokens.len().is_multiple_of(DECODED_PER_POINT) {
-            self.sequence.keep();
+            self.sequence.keep(Occasion::Distance);
         }
     }
 
@@ -405,8 +415,8 @@ impl Session {
 
     /// Goes back to `n_tokens` tokens and returns how many the session holds then: that many, or fewer where layers have
     /// given up what they would need and no restore point has it. Going back to one cache block behind the furthest token
-    /// so far always works, and so does going back to where a prompt began or ended, as long as there is room for its
-    /// restore point.
+    /// so far always works, and so does going back to where a prompt began or ended, or up to 128 tokens before that, as long
+    /// as its restore point has room.
     ///
     /// # Errors
     /// `Invalid` if the session holds fewer tokens; `Device`, and then it is empty.

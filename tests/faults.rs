@@ -334,6 +334,28 @@ fn a_restore_point_that_lacks_memory_is_left_out() {
 }
 
 #[test]
+fn many_restore_points_lack_memory_one_after_the_other() {
+    let model = &models()[0];
+    let params = SessionParams { n_ctx: 3000, restore_bytes: 1 << 28, ..Default::default() };
+    for n in 0..60 {
+        let mut session = Session::new(model, &params).unwrap();
+        for turn in 0..20 {
+            let text = tokens(140, turn as u64);
+            // Further and further from where it is refused, so that most points are made.
+            LEFT.set(Some(n * (1 + turn)));
+            let result = prefill(&mut session, &text);
+            LEFT.set(None);
+            if let Err(error) = result {
+                assert_eq!(error.kind(), ErrorKind::OutOfMemory);
+                let n_done = session.tokens().len() - 140 * turn;
+                prefill(&mut session, &text[n_done..]).unwrap();
+            }
+        }
+        assert!(n < 30 || session.restore_points().unwrap().len() > 8, "{n}: {:?}", session.restore_points());
+    }
+}
+
+#[test]
 fn a_prompt_that_lacks_memory_can_go_on() {
     let text = tokens(170, 1);
     for model in models() {

@@ -19,6 +19,7 @@ use longgen::backend::cpu::CpuBackend;
 use longgen::backend::reference::ReferenceBackend;
 use longgen::kv::cache::{KvCache, LayerLayout};
 use longgen::kv::file::{Identity, Reader, Writer};
+use longgen::kv::restore::Occasion;
 use proptest::prelude::*;
 
 const HEAD_DIM: usize = 8;
@@ -175,7 +176,7 @@ fn check<B: Backend>(backend: &B, case: &Case) {
                 continue;
             }
             Action::Keep => {
-                kv.keep(backend).unwrap();
+                kv.keep(backend, Occasion::Turn).unwrap();
                 assert!(kv.restore_bytes() <= restore_bytes);
                 kept = kv.restore_points().collect();
                 assert!(kept.is_sorted() && kept.last().is_none_or(|&last| last <= kv.n_tokens()));

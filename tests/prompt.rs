@@ -137,6 +137,43 @@ fn a_long_text_with_another_question_is_not_read_again() {
 }
 
 #[test]
+fn an_answer_can_be_given_again_and_again() {
+    let model = File::new(&tiny_model::bytes(TensorType::F16)).open(Device::Cpu, 2);
+    let mut session = Session::new(&model, &params(256, KvType::F16, 1 << 24)).unwrap();
+    let text = tokens(700, 1);
+    prompt(&mut session, &text);
+    for seed in 0..5 {
+        // Back to before the prompt's last token, and behind it again for its logits.
+        assert_eq!(session.rewind(699).unwrap(), 699);
+        session.decode(text[699], &Cancel::default()).unwrap();
+        check_logits(&model, Device::Cpu, &mut session, KvType::F16);
+        for token in tokens(500, seed) {
+            session.decode(token, &Cancel::default()).unwrap();
+        }
+        check_logits(&model, Device::Cpu, &mut session, KvType::F16);
+    }
+}
+
+#[test]
+fn where_prompts_have_parted_they_may_part_again() {
+    let model = File::new(&tiny_model::bytes(TensorType::F16)).open(Device::Cpu, 2);
+    let (system, mut random) = (tokens(600, 1), Random::new(5));
+    for begins_with_it in [true, false] {
+        let mut session = Session::new(&model, &params(128, KvType::F16, 0)).unwrap();
+        if begins_with_it {
+            prompt(&mut session, &system);
+        }
+        for question in 0..8 {
+            let text = [&system[..], &tokens(300 + random.below(500), 10 + question)].concat();
+            let did = prompt(&mut session, &text);
+            let n_known = if begins_with_it || question > 1 { 600 } else { 0 };
+            assert!(did.n_reused + SPACING >= n_known, "question {question}: {did:?}");
+            check_logits(&model, Device::Cpu, &mut session, KvType::F16);
+        }
+    }
+}
+
+#[test]
 fn a_prompt_that_is_stopped_goes_on_where_it_stopped() {
     let model = File::new(&tiny_model::bytes(TensorType::F16)).open(Device::Cpu, 2);
     let mut session = Session::new(&model, &params(50, KvType::F16, 0)).unwrap();

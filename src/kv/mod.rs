@@ -3,6 +3,6 @@
 pub mod cache;
 pub mod file;
 pub mod layer;
-mod restore;
+pub mod restore;
 mod rewind;
 pub mod slots;

@@ -5,19 +5,59 @@
 //! it, so nothing else needs a copy. With the point of position n, all positions can be restored that see none but its
 //! blocks: n, and about a block before it. A block that is full never changes again, and the points that hold it share it.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::alloc::{HostBuf, Meter, try_collect_ok};
+use crate::alloc::{HostBuf, Meter, try_collect_ok, try_reserve};
 use crate::error::Result;
 
-/// Of three points within so many tokens, the middle one goes.
+/// Of the newest three points within so many tokens, the middle one goes.
 const MIN_SPACING: u32 = 128;
 
-/// The blocks of a layer's rings, those of all heads together, as they were at one position.
+/// Why there is a restore point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occasion {
+    /// A prompt begins or ends: a conversation may well go on differently from here.
+    Turn,
+    /// Many tokens have passed since the last one.
+    Distance,
+}
+
+/// Which blocks of a layer's rings a point holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RingBlocks {
+    pub first_block: u32,
+    pub last_block: u32,
+    pub block_size: u32,
+    /// Bytes of a block, those of all heads together.
+    pub n_bytes: usize,
+}
+
+impl RingBlocks {
+    fn numbers(&self) -> impl Iterator<Item = u32> + use<> {
+        self.first_block..=self.last_block
+    }
+}
+
+/// The blocks of a layer's rings, as they were at one position.
 pub(super) struct HeldRing {
     pub first_block: u32,
+    block_size: u32,
     pub blocks: Vec<Arc<HostBuf>>,
+}
+
+impl HeldRing {
+    /// Forgets the blocks behind the first `n_tokens` tokens.
+    fn truncate(&mut self, n_tokens: u32) {
+        let n_blocks = n_tokens.div_ceil(self.block_size).saturating_sub(self.first_block);
+        self.blocks.truncate(n_blocks as usize);
+    }
+
+    /// Forgets the blocks before `first_block`.
+    fn forget_before(&mut self, first_block: u32) {
+        let n_blocks = first_block.saturating_sub(self.first_block) as usize;
+        self.blocks.drain(..n_blocks.min(self.blocks.len()));
+        self.first_block = self.first_block.max(first_block);
+    }
 }
 
 /// The rings of all layers that have any, in the layers' order, as they were at one position.
@@ -28,33 +68,40 @@ pub(super) struct RestorePoint {
     pub written: u32,
     /// Lowest position that can be restored from it.
     pub oldest: u32,
+    pub occasion: Occasion,
     pub rings: Vec<HeldRing>,
 }
 
-/// Which blocks of a layer's rings a point is to hold.
-pub(super) struct RingBlocks {
-    pub first_block: u32,
-    pub last_block: u32,
-    pub block_size: u32,
-    /// Bytes of a block, those of all heads together.
-    pub n_bytes: usize,
+impl RestorePoint {
+    /// The block, if the point has it and no more tokens can come into it.
+    fn full_block(&self, ring: usize, block: u32) -> Option<&Arc<HostBuf>> {
+        let HeldRing { first_block, block_size, blocks } = &self.rings[ring];
+        let is_full = (block + 1) * block_size <= self.n_tokens;
+        blocks.get(block.checked_sub(*first_block)? as usize).filter(|_| is_full)
+    }
+
+    /// Makes it a point of fewer tokens.
+    fn truncate(&mut self, n_tokens: u32) {
+        self.n_tokens = n_tokens;
+        self.rings.iter_mut().for_each(|ring| ring.truncate(n_tokens));
+    }
 }
 
 /// The restore points of one cache.
 pub(super) struct RestorePoints {
     /// In the order of their positions.
-    points: VecDeque<RestorePoint>,
+    points: Vec<RestorePoint>,
     max_bytes: usize,
     held: Meter,
 }
 
 impl RestorePoints {
-    /// None yet, and never more than `max_bytes` of them.
+    /// None yet, and never more than `max_bytes` of blocks.
     pub fn new(max_bytes: usize) -> Self {
-        Self { points: VecDeque::new(), max_bytes, held: Meter::default() }
+        Self { points: Vec::new(), max_bytes, held: Meter::default() }
     }
 
-    /// Bytes that the points hold.
+    /// Bytes of the blocks that the points hold.
     pub fn n_bytes(&self) -> usize {
         self.held.n_bytes()
     }
@@ -80,31 +127,45 @@ impl RestorePoints {
         self.positions().any(|position| position == n_tokens)
     }
 
-    /// Forgets the points of positions behind `n_tokens`: other tokens may come there.
+    /// Forgets what lies behind `n_tokens`, where other tokens may come: a point that can restore this position becomes one
+    /// of it.
     pub fn truncate(&mut self, n_tokens: u32) {
-        self.points.retain(|point| point.n_tokens <= n_tokens);
+        let n_before = self.points.partition_point(|point| point.n_tokens <= n_tokens);
+        self.points.truncate(n_before + 1);
+        let Some(behind) = self.points.get_mut(n_before) else { return };
+        let is_of_use = n_tokens > 0 && behind.oldest <= n_tokens;
+        behind.truncate(n_tokens);
+        if !is_of_use || self.positions().take(n_before).any(|position| position == n_tokens) {
+            self.points.truncate(n_before);
+        }
     }
 
     /// Adds a point, which lies behind all others and is to hold these blocks of each layer with rings. `read` gets the
-    /// number of such a layer among them, a block, and where its bytes go. Older points make room; if that does not help,
-    /// there is no new point.
+    /// number of such a layer among them, a block, and where its bytes go. Older points make room; if they could not make
+    /// enough, nothing happens.
     ///
     /// # Errors
-    /// Those of `read`; `OutOfMemory`. The points are as they were then, but for those that made room.
+    /// Those of `read`; `OutOfMemory`. There is no new point then, and those that made room for it are gone.
     pub fn add(
         &mut self,
         mut point: RestorePoint,
         layers: &[RingBlocks],
         mut read: impl FnMut(usize, u32, &mut [u8]) -> Result<()>,
     ) -> Result<()> {
-        self.drop_what_is_close(&point);
-        while self.held.n_bytes() + self.missing_bytes(layers) > self.max_bytes {
-            if !self.drop_one(point.n_tokens) {
-                return Ok(());
-            }
+        let n_bytes: usize = layers.iter().map(|layer| layer.numbers().count() * layer.n_bytes).sum();
+        if n_bytes > self.max_bytes {
+            return Ok(());
+        }
+        try_reserve(&mut self.points, 1)?;
+        let needless = self.take_needless(&point, layers);
+        let mut missing = self.missing_bytes(needless.as_ref(), layers);
+        while self.held.n_bytes() + missing > self.max_bytes
+            && self.drop_one(point.n_tokens, needless.is_none() && missing < n_bytes)
+        {
+            missing = self.missing_bytes(needless.as_ref(), layers);
         }
         let ring = |(i, layer): (usize, &RingBlocks)| {
-            let block = |block| match self.full_block(i, layer, block) {
+            let block = |block| match self.shared(needless.as_ref(), i, block) {
                 Some(shared) => Ok(shared.clone()),
                 None => {
                     let mut buf = HostBuf::new(layer.n_bytes, &self.held)?;
@@ -112,56 +173,197 @@ impl RestorePoints {
                     Ok(Arc::new(buf))
                 }
             };
-            let blocks = try_collect_ok((layer.first_block..=layer.last_block).map(block))?;
-            Ok(HeldRing { first_block: layer.first_block, blocks })
+            let blocks = try_collect_ok(layer.numbers().map(block))?;
+            Ok(HeldRing { first_block: layer.first_block, block_size: layer.block_size, blocks })
         };
         point.rings = try_collect_ok(layers.iter().enumerate().map(ring))?;
-        self.points.push_back(point);
+        self.points.push(point);
         Ok(())
     }
 
-    /// The block as the newest point has it, if no more tokens can come into it.
-    fn full_block(&self, layer: usize, of: &RingBlocks, block: u32) -> Option<&Arc<HostBuf>> {
-        let point = self.points.back()?;
-        if (block + 1) * of.block_size > point.n_tokens {
-            return None;
-        }
-        let HeldRing { first_block, blocks } = &point.rings[layer];
-        blocks.get(block.checked_sub(*first_block)? as usize)
+    /// The block, as the newest point has it; one that is going is newer.
+    fn shared<'a>(
+        &'a self,
+        going: Option<&'a RestorePoint>,
+        ring: usize,
+        block: u32,
+    ) -> Option<&'a Arc<HostBuf>> {
+        going.or(self.points.last())?.full_block(ring, block)
     }
 
-    /// Bytes that a point of these blocks takes beside those of the newest one.
-    fn missing_bytes(&self, layers: &[RingBlocks]) -> usize {
+    /// Bytes of the blocks that are not there yet.
+    fn missing_bytes(&self, going: Option<&RestorePoint>, layers: &[RingBlocks]) -> usize {
         let of_layer = |(i, layer): (usize, &RingBlocks)| {
-            let missing =
-                (layer.first_block..=layer.last_block).filter(|&b| self.full_block(i, layer, b).is_none());
-            missing.count() * layer.n_bytes
+            layer.numbers().filter(|&block| self.shared(going, i, block).is_none()).count() * layer.n_bytes
         };
         layers.iter().enumerate().map(of_layer).sum()
     }
 
-    /// Drops the newest points if the coming one makes them needless.
-    fn drop_what_is_close(&mut self, coming: &RestorePoint) {
-        while self.points.back().is_some_and(|newest| coming.oldest <= newest.oldest) {
-            self.points.pop_back();
+    /// Takes away the newest points if the coming one makes them needless; returns the newest of them with those of its
+    /// blocks that the coming one shares.
+    fn take_needless(&mut self, coming: &RestorePoint, layers: &[RingBlocks]) -> Option<RestorePoint> {
+        let mut newest = None;
+        while self.points.last().is_some_and(|last| coming.oldest <= last.oldest) {
+            newest = newest.or(self.points.pop());
         }
+        if let [.., before, _] = &self.points[..]
+            && coming.n_tokens - before.n_tokens <= MIN_SPACING
+        {
+            newest = newest.or(self.points.pop());
+        }
+        let mut newest = newest?;
+        for (ring, layer) in newest.rings.iter_mut().zip(layers) {
+            let n_full = newest.n_tokens / ring.block_size;
+            ring.truncate(n_full * ring.block_size);
+            ring.forget_before(layer.first_block);
+        }
+        Some(newest)
+    }
+
+    /// Drops the point that is missed least to make room for one of `coming` tokens: rather one that only many tokens gave
+    /// occasion to, and the further back, the more tokens may be computed again. The newest is the last to go if the coming
+    /// one `shares` its blocks. Returns whether there was any.
+    fn drop_one(&mut self, coming: u32, shares: bool) -> bool {
+        let position = |i: usize| self.points.get(i).map_or(coming, |point| point.n_tokens);
+        let cost = |i: usize| {
+            let before = i.checked_sub(1).map_or(0, position);
+            f64::from(position(i + 1) - before) / f64::from(coming - position(i) + 1)
+        };
+        let is_turn = |i: usize| self.points[i].occasion == Occasion::Turn;
         let n = self.points.len();
-        if n >= 2 && coming.n_tokens - self.points[n - 2].n_tokens <= MIN_SPACING {
-            self.points.pop_back();
+        let may_go = 0..if shares && n > 1 { n - 1 } else { n };
+        let least = may_go.min_by(|&a, &b| is_turn(a).cmp(&is_turn(b)).then(cost(a).total_cmp(&cost(b))));
+        least.map(|least| self.points.remove(least)).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{Error, ErrorKind};
+
+    const BLOCK_SIZE: u32 = 16;
+    const BLOCK_BYTES: usize = 100;
+
+    /// Points of one layer whose ring has this many blocks.
+    struct Rig {
+        points: RestorePoints,
+        ring: u32,
+        n_read: usize,
+    }
+
+    impl Rig {
+        fn new(ring: u32, max_blocks: usize) -> Self {
+            Self { points: RestorePoints::new(max_blocks * BLOCK_BYTES), ring, n_read: 0 }
+        }
+
+        fn coming(&self, n_tokens: u32, occasion: Occasion) -> (RestorePoint, RingBlocks) {
+            let last_block = (n_tokens - 1) / BLOCK_SIZE;
+            let first_block = (last_block + 1).saturating_sub(self.ring);
+            let oldest = if first_block == 0 { 0 } else { (first_block + self.ring - 2) * BLOCK_SIZE };
+            let layer = RingBlocks { first_block, last_block, block_size: BLOCK_SIZE, n_bytes: BLOCK_BYTES };
+            (RestorePoint { n_tokens, written: n_tokens, oldest, occasion, rings: Vec::new() }, layer)
+        }
+
+        /// Adds a point; returns how many blocks were read for it.
+        fn add(&mut self, n_tokens: u32, occasion: Occasion) -> usize {
+            let (point, layer) = self.coming(n_tokens, occasion);
+            let n_read = self.n_read;
+            self.points
+                .add(point, &[layer], |_, _, to| {
+                    self.n_read += 1;
+                    to.fill(0);
+                    Ok(())
+                })
+                .unwrap();
+            assert!(self.points.n_bytes() <= self.points.max_bytes);
+            self.n_read - n_read
+        }
+
+        fn positions(&self) -> Vec<u32> {
+            self.points.positions().collect()
         }
     }
 
-    /// Drops the point that is missed least: the further back, the more tokens may be computed again. The newest stays if
-    /// there are others, since the next one shares its blocks. Returns whether there was any.
-    fn drop_one(&mut self, n_tokens: u32) -> bool {
-        let position =
-            |i: Option<usize>| i.and_then(|i| self.points.get(i)).map_or(0, |point| point.n_tokens);
-        let cost = |&i: &usize| {
-            let gap = position(Some(i + 1)) - position(i.checked_sub(1));
-            f64::from(gap) / f64::from(n_tokens - position(Some(i)) + 1)
+    #[test]
+    fn full_blocks_are_read_once() {
+        let mut rig = Rig::new(33, 1000);
+        assert_eq!(rig.add(1000, Occasion::Turn), 33);
+        for n_tokens in 1001..1200 {
+            // Those that are not full, and the one that has become it.
+            let expected = if n_tokens % BLOCK_SIZE == 1 { 2 } else { 1 };
+            assert!(rig.add(n_tokens, Occasion::Turn) <= expected, "{n_tokens}: {:?}", rig.positions());
+        }
+        assert!(rig.positions().len() < 6, "{:?}", rig.positions());
+        assert_eq!(rig.add(5000, Occasion::Turn), 33);
+        assert_eq!(rig.add(5030, Occasion::Turn), 3);
+        assert_eq!(rig.add(5060, Occasion::Turn), 3);
+    }
+
+    #[test]
+    fn a_point_that_never_fits_costs_no_other() {
+        let mut rig = Rig::new(21, 20);
+        rig.add(200, Occasion::Turn);
+        assert_eq!((rig.add(1000, Occasion::Turn), rig.positions()), (0, vec![200]));
+        let mut rig = Rig::new(21, 21);
+        rig.add(200, Occasion::Turn);
+        assert_eq!((rig.add(1000, Occasion::Turn), rig.positions()), (21, vec![1000]));
+    }
+
+    #[test]
+    fn turns_outlast_what_only_many_tokens_gave_occasion_to() {
+        let mut rig = Rig::new(10, 50);
+        for (i, n_tokens) in (1000..9000).step_by(500).enumerate() {
+            rig.add(n_tokens, if i % 4 == 1 { Occasion::Turn } else { Occasion::Distance });
+        }
+        assert_eq!(rig.positions(), [1500, 3500, 5500, 7500, 8500]);
+        // The further back, the wider apart.
+        let mut rig = Rig::new(10, 80);
+        (500..20_000).step_by(500).for_each(|n_tokens| _ = rig.add(n_tokens, Occasion::Turn));
+        let positions = rig.positions();
+        let gaps: Vec<u32> = positions.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert!(positions.len() == 8 && gaps.first() > gaps.last(), "{positions:?}");
+    }
+
+    #[test]
+    fn going_back_leaves_a_point_of_where_one_has_gone_to() {
+        for (n_tokens, expected) in
+            [(1000, vec![1000]), (999, vec![999]), (970, vec![]), (1400, vec![1000]), (0, vec![])]
+        {
+            let mut rig = Rig::new(4, 100);
+            rig.add(1000, Occasion::Turn);
+            rig.add(1500, Occasion::Turn);
+            rig.points.truncate(n_tokens);
+            assert_eq!(rig.positions(), expected, "{n_tokens}");
+            assert!(expected.iter().all(|&n| rig.points.point_for(n).unwrap().n_tokens == n));
+        }
+        // What is behind has gone, so it is not shared either.
+        let mut rig = Rig::new(4, 100);
+        rig.add(1000, Occasion::Turn);
+        rig.points.truncate(991);
+        assert_eq!(rig.add(1020, Occasion::Turn), 3);
+    }
+
+    #[test]
+    fn every_position_that_is_nearest_can_be_restored() {
+        let mut rig = Rig::new(5, 30);
+        (100..4000).step_by(130).for_each(|n_tokens| _ = rig.add(n_tokens, Occasion::Turn));
+        for n_tokens in 0..4000 {
+            let Some(nearest) = rig.points.nearest(n_tokens) else { continue };
+            assert!(nearest <= n_tokens && rig.points.point_for(nearest).is_some(), "{n_tokens}: {nearest}");
+        }
+    }
+
+    #[test]
+    fn a_block_that_cannot_be_read_leaves_no_point() {
+        let mut rig = Rig::new(5, 100);
+        rig.add(1000, Occasion::Turn);
+        let (point, layer) = rig.coming(2000, Occasion::Turn);
+        let failed = |_: usize, block, _: &mut [u8]| match block {
+            124 => Err(Error::new(ErrorKind::Device, "gone")),
+            _ => Ok(()),
         };
-        let others = 0..self.points.len().saturating_sub(1);
-        let least = others.min_by(|a, b| cost(a).total_cmp(&cost(b)));
-        self.points.remove(least.unwrap_or(0)).is_some()
+        assert_eq!(rig.points.add(point, &[layer], failed).unwrap_err().kind(), ErrorKind::Device);
+        assert_eq!((rig.positions(), rig.points.n_bytes()), (vec![1000], 5 * BLOCK_BYTES));
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::cache::{KvCache, LayerCache, LayerLayout};
-use super::restore::{RestorePoint, RingBlocks};
+use super::restore::{Occasion, RestorePoint, RingBlocks};
 use crate::alloc::{try_collect, try_with_capacity};
 use crate::backend::Backend;
 use crate::error::{Error, ErrorKind, Result};
@@ -72,7 +72,7 @@ impl<B: Backend> KvCache<B> {
     ///
     /// # Errors
     /// Those of the device.
-    pub fn keep(&mut self, backend: &B) -> Result<()> {
+    pub fn keep(&mut self, backend: &B, occasion: Occasion) -> Result<()> {
         let (n_tokens, written) = (self.n_tokens, self.written);
         if n_tokens == 0 || self.points.has(n_tokens) {
             return Ok(());
@@ -96,7 +96,7 @@ impl<B: Backend> KvCache<B> {
             parts(backend, layout, block)
                 .try_for_each(|(part, at)| backend.download(&mut to[part], blocks, at))
         };
-        let point = RestorePoint { n_tokens, written, oldest, rings: Vec::new() };
+        let point = RestorePoint { n_tokens, written, oldest, occasion, rings: Vec::new() };
         match points.add(point, &rings, read) {
             Err(error) if error.kind() == ErrorKind::OutOfMemory => Ok(()),
             result => result,

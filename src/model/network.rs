@@ -15,6 +15,7 @@ use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::kv::cache::{LayerLayout, scratch_bytes};
 use crate::kv::file;
+use crate::kv::restore::Occasion;
 use crate::model::config::Config;
 use crate::model::layer::Weights;
 use crate::model::opening::Opening;
@@ -111,7 +112,7 @@ pub trait Sequence: Any + Send {
     /// Tokens held.
     fn n_tokens(&self) -> u32;
     /// Makes a restore point of what is held, if that can be done.
-    fn keep(&mut self);
+    fn keep(&mut self, occasion: Occasion);
     /// Positions of the restore points, rising.
     fn restore_points(&self) -> Result<Vec<usize>>;
     /// Bytes that the restore points hold.

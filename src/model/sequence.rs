@@ -10,6 +10,7 @@ use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::kv::cache::KvCache;
 use crate::kv::file;
+use crate::kv::restore::Occasion;
 use crate::model::forward::{SeqStep, Step, final_norm};
 use crate::model::network::{Parts, Sequence, Want};
 use crate::model::scratch::Activations;
@@ -281,9 +282,9 @@ impl<B: Backend> Sequence for NetworkSequence<B> {
         self.kv.n_tokens()
     }
 
-    fn keep(&mut self) {
+    fn keep(&mut self, occasion: Occasion) {
         // A point that cannot be made is not there: it only spares work. A device that has failed says so in the next step.
-        _ = self.kv.keep(&self.network.backend);
+        _ = self.kv.keep(&self.network.backend, occasion);
     }
 
     fn restore_points(&self) -> Result<Vec<usize>> {

@@ -180,11 +180,11 @@ impl Backend for CudaBackend {
         attn::MAX_HEAD_DIM
     }
 
-    /// Hopper's products fill the card only with many rows, and a quantised matrix is converted once a step.
     fn keeps_restore_points(&self) -> bool {
         false
     }
 
+    /// Hopper's products fill the card only with many rows, and a quantised matrix is converted once a step.
     fn most_chunk_tokens(&self) -> u32 {
         if self.limits.has_hopper { 8192 } else { CHUNK_TOKENS }
     }
