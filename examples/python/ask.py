@@ -45,7 +45,7 @@ class SessionParams(Struct):
     _fields_ = [("struct_size", c_size_t)] + [
         (name, c_uint32)
         for name in ("n_ctx", "chunk_tokens", "kv_type", "precision", "logits_rows", "reserved")
-    ] + [("max_bytes", c_uint64)]
+    ] + [("max_bytes", c_uint64), ("restore_bytes", c_uint64)]
 
 
 class GenerateParams(Struct):

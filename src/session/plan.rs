@@ -25,14 +25,15 @@ pub struct SessionParams {
     pub kv_type: KvType,
     /// How precisely matrix products are computed.
     pub precision: Precision,
-    /// Rows of logits that are computed together by [`Session::prefill_each`] and [`Session::decode_batch`]; 0 means 1.
+    /// Rows of logits that are computed together by [`prefill_each`](super::Session::prefill_each) and
+    /// [`decode_batch`](super::Session::decode_batch); 0 means 1.
     pub logits_rows: u32,
     /// Most bytes that the session may take; 0 means that there is no limit. With `n_ctx` a session that takes more is
     /// refused; without it the longest context is taken that fits, at most the one that the model was trained for.
     pub max_bytes: usize,
     /// Most bytes of the host's memory that restore points may take, beside the session's own memory and only as they are
-    /// made; they are what [`Session::rewind`] goes back to where layers have given up a part of the context. 0 means a
-    /// tenth of the cache's, or four points' if that is more, and on a card none. With 1 there are none.
+    /// made; they are what [`rewind`](super::Session::rewind) goes back to where layers have given up a part of the context. 0
+    /// means a tenth of the cache's, or four points' if that is more, and on a card none. With 1 there are none.
     pub restore_bytes: usize,
 }
 
