@@ -14,6 +14,8 @@ pub struct Conversation {
     sampler: Sampler,
     system: Option<String>,
     messages: Vec<Message>,
+    /// Of the context, that the messages take up.
+    n_tokens: usize,
     /// Of the last answer that is among the messages.
     last: Option<Stats>,
 }
@@ -25,7 +27,8 @@ impl Conversation {
     /// A model without a chat template.
     pub fn new(session: Session, sampler: Sampler, system: Option<String>) -> Result<Self> {
         template(session.model())?;
-        let mut conversation = Self { session, sampler, system, messages: Vec::new(), last: None };
+        let mut conversation =
+            Self { session, sampler, system, messages: Vec::new(), n_tokens: 0, last: None };
         conversation.clear();
         Ok(conversation)
     }
@@ -34,7 +37,45 @@ impl Conversation {
     pub fn clear(&mut self) {
         let system = self.system.iter().map(|content| message("system", content));
         self.messages = system.collect();
+        self.n_tokens = 0;
         self.last = None;
+    }
+
+    /// Goes on with messages of another time. What the system says is what they begin with.
+    ///
+    /// # Errors
+    /// Those of [`settle`](Self::settle).
+    pub fn resume(&mut self, messages: &[Message]) -> Result<()> {
+        let system = messages.first().filter(|message| message.role == "system");
+        self.system = system.map(|message| message.content.clone());
+        self.messages = messages.to_vec();
+        self.n_tokens = self.settle()?;
+        Ok(())
+    }
+
+    /// Takes the session back to what the conversation has of it, and returns the tokens of the conversation. Now it may have
+    /// restore points to go back with; when it was saved and loaded, it has none.
+    ///
+    /// # Errors
+    /// Those of the tokenizer and of [`Session::rewind`].
+    pub fn settle(&mut self) -> Result<usize> {
+        let tokens = match self.messages.is_empty() {
+            true => Vec::new(),
+            // A template that refuses what there is so far may take it with the next message.
+            false => match self.encode(false) {
+                Ok(tokens) => tokens,
+                Err(_) => return Ok(0),
+            },
+        };
+        let held = self.session.tokens().iter();
+        let n_common = held.zip(&tokens).take_while(|(held, token)| held == token).count();
+        self.session.rewind(n_common)?;
+        Ok(tokens.len())
+    }
+
+    /// What was said.
+    pub fn messages(&self) -> &[Message] {
+        &self.messages
     }
 
     /// The session, when the conversation is over.
@@ -54,7 +95,7 @@ impl Conversation {
 
     /// Tokens of the context that the conversation takes up.
     pub fn n_tokens(&self) -> usize {
-        self.last.map_or(0, |stats| stats.n_prompt + stats.n_decoded)
+        self.n_tokens
     }
 
     /// Answers what the user says. An answer that was stopped stays in the conversation as far as it came; a message whose
@@ -73,7 +114,7 @@ impl Conversation {
         let before = self.messages.len();
         self.messages.push(message("user", text));
         let mut answer = String::new();
-        let result = self.prompt().and_then(|prompt| {
+        let result = self.encode(true).and_then(|prompt| {
             let print = &mut |text: &str| {
                 answer.push_str(text);
                 print(text);
@@ -83,6 +124,7 @@ impl Conversation {
         match &result {
             Ok(stats) if stats.n_generated > 0 || stats.stop == Some(StopReason::End) => {
                 self.messages.push(message("assistant", &answer));
+                self.n_tokens = stats.n_prompt + stats.n_decoded;
                 self.last = Some(*stats);
             }
             _ => self.messages.truncate(before),
@@ -90,10 +132,10 @@ impl Conversation {
         result
     }
 
-    /// The conversation as tokens, up to where the assistant's answer begins.
-    fn prompt(&self) -> Result<Vec<u32>> {
+    /// The conversation as tokens, with or without what begins the assistant's answer.
+    fn encode(&self, begins_answer: bool) -> Result<Vec<u32>> {
         let model = self.session.model();
-        let text = template(model)?.render(&self.messages, true)?;
+        let text = template(model)?.render(&self.messages, begins_answer)?;
         Ok(model.tokenizer().encode(&text, true, true)?)
     }
 }

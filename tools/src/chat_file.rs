@@ -1,0 +1,175 @@
+//! A conversation on disk: what was said, as people can read it, and beside it what the model has computed of it.
+
+use std::ffi::OsString;
+use std::fs::{self, File, Permissions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use longgen::text::Message;
+use longgen::{Cancel, Model, Session, SessionParams};
+use serde_json::{Value, json};
+
+use crate::chat::Conversation;
+use crate::output;
+use crate::progress::Progress;
+
+/// The file of a conversation: a JSON object per line and message. The session is in another one beside it, which only
+/// spares work.
+pub struct ChatFile {
+    path: PathBuf,
+    session_path: PathBuf,
+    /// What the file holds.
+    messages: Vec<Message>,
+    /// Tokens of the session that its file holds.
+    tokens: Vec<u32>,
+}
+
+impl ChatFile {
+    /// Reads a conversation; a file that is not there yet has an empty one.
+    ///
+    /// # Errors
+    /// What is wrong in which line, or that the file could not be replaced.
+    pub fn open(path: &Path) -> Result<Self> {
+        let messages = read(path)?.unwrap_or_default();
+        // Better now than when there is something to keep.
+        output::temporary(path)?;
+        let mut session_path = OsString::from(path);
+        session_path.push(".kv");
+        let (path, session_path) = (path.to_owned(), session_path.into());
+        Ok(Self { path, session_path, messages, tokens: Vec::new() })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The messages in it.
+    pub fn messages(&self) -> &[Message] {
+        &self.messages
+    }
+
+    /// Refuses another text than that with which the conversation begins, if it has begun.
+    ///
+    /// # Errors
+    /// Both texts.
+    pub fn check_system(&self, text: &str) -> Result<()> {
+        let Some(first) = self.messages.first() else { return Ok(()) };
+        let path = self.path.display();
+        if first.role != "system" {
+            bail!(
+                "{path} has no system message, --system says {text:?}: leave that out, or take another file"
+            );
+        }
+        let has = &first.content;
+        ensure!(
+            has == text,
+            "{path} begins with the system message {has:?}, --system says {text:?}: leave that out, or take another file"
+        );
+        Ok(())
+    }
+
+    /// The session that was saved, if it is of use; says why not.
+    pub fn load(&mut self, model: &Arc<Model>, params: &SessionParams) -> Option<Session> {
+        let bar = Progress::new("loading {bar:40} {bytes} of {total_bytes}, {bytes_per_sec}");
+        let on_progress = &mut |done, all| bar.show(done, all);
+        let result = Session::load(model, &self.session_path, params, &Cancel::default(), on_progress);
+        // Before anything else stands on its line.
+        drop(bar);
+        match result {
+            Ok(session) => {
+                self.tokens = session.tokens().to_vec();
+                Some(session)
+            }
+            Err(error) => {
+                if !self.messages.is_empty() || error.kind() != longgen::ErrorKind::NotFound {
+                    eprintln!("{error}; the conversation is computed again with your next message");
+                }
+                None
+            }
+        }
+    }
+
+    /// Writes the conversation to the file, if it is not there already.
+    ///
+    /// # Errors
+    /// Those of the file system, and that the file holds something else by now; it is as it was then.
+    pub fn keep(&mut self, conversation: &Conversation) -> Result<()> {
+        let messages = conversation.messages();
+        if self.messages == messages {
+            return Ok(());
+        }
+        let path = self.path.display();
+        if read(&self.path)?.is_some_and(|there| there != self.messages) {
+            bail!("{path} was changed meanwhile and is left so: when it is moved away, /save writes it anew");
+        }
+        replace(&self.path, messages).with_context(|| format!("cannot write {path}"))?;
+        self.messages = messages.to_vec();
+        Ok(())
+    }
+
+    /// Saves the session beside the file, as far as the conversation has it. Returns the length of its file in bytes.
+    ///
+    /// # Errors
+    /// Those of [`Session::save`]; an older session stays then.
+    pub fn save(&mut self, conversation: &mut Conversation, cancel: &Cancel) -> Result<u64> {
+        conversation.settle()?;
+        let (session, path) = (conversation.session(), &self.session_path);
+        if session.tokens() != self.tokens {
+            let bar = Progress::new("saving {bar:40} {bytes} of {total_bytes}, {bytes_per_sec}");
+            session.save(path, cancel, &mut |done, all| bar.show(done, all))?;
+            self.tokens = session.tokens().to_vec();
+        }
+        Ok(fs::metadata(path).map_or(0, |file| file.len()))
+    }
+}
+
+/// The messages in a file, if it is there.
+fn read(path: &Path) -> Result<Option<Vec<Message>>> {
+    let name = || path.display().to_string();
+    match fs::metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        there => ensure!(there.with_context(name)?.is_file(), "{}: not a file", path.display()),
+    }
+    let bytes = fs::read(path).with_context(name)?;
+    let lines = bytes.split(|&byte| byte == b'\n').zip(1..);
+    let lines = lines.filter(|(line, _)| !line.trim_ascii().is_empty());
+    let messages =
+        lines.map(|(line, n)| message(line).with_context(|| format!("{}, line {n}", path.display())));
+    messages.collect::<Result<_>>().map(Some)
+}
+
+fn message(line: &[u8]) -> Result<Message> {
+    let value: Value = serde_json::from_slice(line).map_err(|error| {
+        let (text, place) =
+            (error.to_string(), format!(" at line {} column {}", error.line(), error.column()));
+        anyhow!("no JSON at column {}: {}", error.column(), text.strip_suffix(&place).unwrap_or(&text))
+    })?;
+    let fields = value.as_object().context("not an object with \"role\" and \"content\"")?;
+    if let Some(name) = fields.keys().find(|name| !["role", "content"].contains(&name.as_str())) {
+        bail!("{name:?}: a message has \"role\" and \"content\" alone");
+    }
+    let text = |name: &str| match fields.get(name) {
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(value) => Err(anyhow!("{name:?} is {value}, not a string")),
+        None => Err(anyhow!("no {name:?}")),
+    };
+    Ok(Message { role: text("role")?, content: text("content")? })
+}
+
+/// Puts a file with these messages in the place of `path` when it is complete and on the disk.
+fn replace(path: &Path, messages: &[Message]) -> Result<()> {
+    let line =
+        |message: &Message| json!({"role": message.role, "content": message.content}).to_string() + "\n";
+    let mut file = output::temporary(path)?;
+    // A new file is for its owner alone: all that was said is in it.
+    let permissions = fs::metadata(path).map_or(Permissions::from_mode(0o600), |old| old.permissions());
+    file.as_file().set_permissions(permissions)?;
+    file.write_all(messages.iter().map(line).collect::<String>().as_bytes())?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(File::open(output::folder(path))?.sync_all()?)
+}
