@@ -1371,8 +1371,8 @@ lg_status lg_session_counters(const struct lg_session *session,
 // `*n_kept` is how many tokens the session holds afterwards: `n_tokens`, or fewer where layers that keep a part of the
 // context have given up what they would need; the caller appends the missing ones again. Going back to one cache block, at
 // least 16 tokens, behind the furthest token so far always works, and so does going back to where a prompt began or ended,
-// or up to 128 tokens before that, as long as its restore point has room. There are no logits until something is appended, unless
-// `n_tokens` is where the session stood.
+// or up to 128 tokens before that, as long as its restore point has room. There are no logits until something is appended,
+// unless `n_tokens` is where the session stood.
 //
 // Errors: `LG_ERR_INVALID` if the session holds fewer tokens, `LG_ERR_POISONED`.
 //

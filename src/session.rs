@@ -105,6 +105,11 @@ impl Session {
         &self.tokens
     }
 
+    /// How many tokens at their beginning `tokens` and those that the session holds have in common.
+    pub fn n_common(&self, tokens: &[u32]) -> usize {
+        self.tokens.iter().zip(tokens).take_while(|(held, token)| held == token).count()
+    }
+
     /// Longest context in tokens.
     pub fn n_ctx(&self) -> u32 {
         self.n_ctx
@@ -139,7 +144,7 @@ impl Session {
         on_progress: OnProgress<'_>,
     ) -> Result<Prompted> {
         self.check_behind(0, tokens)?;
-        let n_common = self.tokens.iter().zip(tokens).take_while(|(held, token)| held == token).count();
+        let n_common = self.n_common(tokens);
         let is_all = n_common == self.tokens.len() && n_common == tokens.len() && self.has_logits;
         // Else the last token is computed again, for its logits.
         let wanted = if is_all { n_common } else { n_common.min(tokens.len() - 1) };
@@ -165,23 +170,7 @@ impl Session {
     /// anything is computed. `Cancelled`: the chunks that had finished count, the others do not; [`tokens`](Self::tokens)
     /// says which.
     pub fn prefill(&mut self, tokens: &[u32], cancel: &Cancel, on_progress: OnProgress<'_>) -> Result<()> {
-        self.check(tokens)?;
-        self.sequence.keep(Occasion::Turn);
-        let mut done = 0;
-        for chunk in tokens.chunks(self.chunk_tokens) {
-            done += chunk.len();
-            let want = if done == tokens.len() { Want::Last } else { Want::Nothing };
-            let time = self.step(chunk, want, cancel)?;
-            self.counters.prompt.add(chunk.len(), time);
-            self.has_logits = done == tokens.len();
-            match (tokens.len() - done).div_ceil(self.chunk_tokens) {
-                0 => self.sequence.keep(Occasion::Turn),
-                n_left if n_left.is_power_of_two() => self.sequence.keep(Occasion::Distance),
-                _ => {}
-            }
-            go_on(on_progress(done, tokens.len()))?;
-        }
-        Ok(())
+        self.append(tokens, None, cancel, on_progress)
     }
 
     /// The same, handing over the logits behind every token: the number of the first token among `tokens`, and one row
@@ -193,7 +182,7 @@ impl Session {
     pub fn prefill_each(&mut self, tokens: &[u32], cancel: &Cancel, each: HandOver<'_>) -> Result<()> {
         let rows = try_collect(0..tokens.len())?;
         let wanted = Rows { rows: &rows, logits: Some(each), hidden: &mut [] };
-        self.prefill_wanted(tokens, wanted, cancel, &mut |_, _| true)
+        self.append(tokens, Some(wanted), cancel, &mut |_, _| true)
     }
 
     /// Appends `tokens` like [`prefill`](Self::prefill), and computes what is wanted of chosen ones: `rows` are their
@@ -231,32 +220,45 @@ impl Session {
         });
         let logits = copy.as_mut().map(|copy| copy as HandOver<'_>);
         let wanted = Rows { rows, logits, hidden: hidden.unwrap_or_default() };
-        self.prefill_wanted(tokens, wanted, cancel, on_progress)
+        self.append(tokens, Some(wanted), cancel, on_progress)
     }
 
-    fn prefill_wanted(
+    /// Appends `tokens`, chunk by chunk, and computes what is wanted of them: the logits behind the last one if nothing else
+    /// is.
+    fn append(
         &mut self,
         tokens: &[u32],
-        mut wanted: Rows<'_>,
+        mut wanted: Option<Rows<'_>>,
         cancel: &Cancel,
         on_progress: OnProgress<'_>,
     ) -> Result<()> {
         self.check(tokens)?;
         cancel.check()?;
         self.sequence.keep(Occasion::Turn);
+        let n_tokens = tokens.len();
+        let leaves_logits = wanted
+            .as_ref()
+            .is_none_or(|rows| rows.logits.is_some() && rows.rows.last() == Some(&(n_tokens - 1)));
         // The logits of the step before are given up row by row.
-        self.has_logits &= wanted.logits.is_none();
-        let leaves_logits = wanted.logits.is_some() && wanted.rows.last() == Some(&(tokens.len() - 1));
+        self.has_logits &= wanted.as_ref().is_none_or(|rows| rows.logits.is_none());
         let mut done = 0;
         for chunk in tokens.chunks(self.chunk_tokens) {
-            let time = self.step(chunk, Want::Rows(&mut wanted, done), cancel)?;
+            let n_left = n_tokens - done - chunk.len();
+            let want = match &mut wanted {
+                Some(rows) => Want::Rows(rows, done),
+                None if n_left == 0 => Want::Last,
+                None => Want::Nothing,
+            };
+            let time = self.step(chunk, want, cancel)?;
             self.counters.prompt.add(chunk.len(), time);
             done += chunk.len();
-            self.has_logits = done == tokens.len() && leaves_logits;
-            if done == tokens.len() {
-                self.sequence.keep(Occasion::Turn);
+            self.has_logits = n_left == 0 && leaves_logits;
+            match n_left.div_ceil(self.chunk_tokens) {
+                0 => self.sequence.keep(Occasion::Turn),
+                n if n.is_power_of_two() => self.sequence.keep(Occasion::Distance),
+                _ => {}
             }
-            go_on(on_progress(done, tokens.len()))?;
+            go_on(on_progress(done, n_tokens))?;
         }
         Ok(())
     }

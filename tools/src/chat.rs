@@ -67,20 +67,13 @@ impl Conversation {
                 Err(_) => return Ok(0),
             },
         };
-        let held = self.session.tokens().iter();
-        let n_common = held.zip(&tokens).take_while(|(held, token)| held == token).count();
-        self.session.rewind(n_common)?;
+        self.session.rewind(self.session.n_common(&tokens))?;
         Ok(tokens.len())
     }
 
     /// What was said.
     pub fn messages(&self) -> &[Message] {
         &self.messages
-    }
-
-    /// The session, when the conversation is over.
-    pub fn into_session(self) -> Session {
-        self.session
     }
 
     /// The session, to look at.

@@ -224,8 +224,8 @@ fn an_answer_that_fills_the_context_says_so() {
     assert_eq!(terminal.enter(TELL), expected);
 }
 
-/// A conversation in this process, with a context of 256 tokens.
-fn conversation(chunk_tokens: u32) -> Conversation {
+/// A session in this process, with a context of 256 tokens.
+fn session(chunk_tokens: u32) -> Session {
     let params = ModelParams { n_threads: 1, ..Default::default() };
     let model = Arc::new(Model::open(chatty(), &params).unwrap());
     let params = SessionParams {
@@ -235,8 +235,13 @@ fn conversation(chunk_tokens: u32) -> Conversation {
         precision: Precision::Exact,
         ..Default::default()
     };
-    let session = Session::new(&model, &params).unwrap();
-    Conversation::new(session, Sampler::new(&SamplerParams::default()).unwrap(), None).unwrap()
+    Session::new(&model, &params).unwrap()
+}
+
+/// A conversation in such a session.
+fn conversation(chunk_tokens: u32) -> Conversation {
+    let sampler = Sampler::new(&SamplerParams::default()).unwrap();
+    Conversation::new(session(chunk_tokens), sampler, None).unwrap()
 }
 
 #[test]
@@ -279,7 +284,7 @@ fn generate(session: &mut Session, prompt: &[u32], limit: usize) -> anyhow::Resu
 #[test]
 fn nothing_is_computed_behind_the_last_token_of_an_answer() {
     for limit in [0, 1, 5] {
-        let mut session = conversation(0).into_session();
+        let mut session = session(0);
         let prompt = session.model().tokenizer().encode(TELL, true, true).unwrap();
         assert_eq!(generate(&mut session, &prompt, limit).unwrap().n_generated, limit);
         assert_eq!(session.tokens().len(), prompt.len() + limit.saturating_sub(1));
@@ -288,7 +293,7 @@ fn nothing_is_computed_behind_the_last_token_of_an_answer() {
 
 #[test]
 fn a_prompt_that_does_not_fit_leaves_a_session_as_it_was() {
-    let mut session = conversation(0).into_session();
+    let mut session = session(0);
     let ids = golden_ids();
     generate(&mut session, &ids[..100], 1).unwrap();
     let logits = session.logits().unwrap().to_vec();

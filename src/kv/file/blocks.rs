@@ -31,6 +31,28 @@ impl Part {
             keys: HostBuf::new(shapes.map(|shape| key_bytes(&shape)).max().unwrap_or(0), &host)?,
         })
     }
+
+    /// Goes through the blocks that a file has of a layer, head by head: calls `move_part` with the head, the numbers of
+    /// the blocks that are moved together, and memory for them and for the keys of one.
+    fn each(
+        &mut self,
+        identity: &Identity<'_>,
+        held: &Held,
+        layer: usize,
+        mut move_part: impl FnMut(usize, &[u32], &mut [u8], &mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        let (shape, attention) = (identity.shape(layer), &identity.attention[layer]);
+        for head in 0..shape.n_kv_heads {
+            let first_block = held.first_blocks[layer];
+            let numbers =
+                try_collect(blocks_of(attention, shape.n_kv_heads, head, first_block, held.n_tokens))?;
+            for numbers in numbers.chunks(blocks_of_part(&shape)) {
+                let blocks = &mut self.blocks.bytes_mut()[..numbers.len() * shape.block_bytes()];
+                move_part(head, numbers, blocks, self.keys.bytes_mut())?;
+            }
+        }
+        Ok(())
+    }
 }
 
 fn blocks_of_part(shape: &KvShape) -> usize {
@@ -112,30 +134,24 @@ impl<B: Backend> KvCache<B> {
         held: &Held,
         file: &mut Writer<'_>,
     ) -> Result<()> {
-        let Part { mut blocks, mut keys } = Part::new(identity, held)?;
+        let mut part = Part::new(identity, held)?;
         for (i, layer) in self.layers.iter().enumerate() {
-            let (shape, first_block) = (layer.layout.shape, held.first_blocks[i]);
+            let shape = layer.layout.shape;
             let block_bytes = shape.block_bytes();
-            for head in 0..shape.n_kv_heads {
-                let attention = &identity.attention[i];
-                let numbers =
-                    try_collect(blocks_of(attention, shape.n_kv_heads, head, first_block, held.n_tokens))?;
-                for numbers in numbers.chunks(blocks_of_part(&shape)) {
-                    let bytes = &mut blocks.bytes_mut()[..numbers.len() * block_bytes];
-                    for (run, at) in layer.runs(head, numbers) {
-                        let run = run.start * block_bytes..run.end * block_bytes;
-                        backend.download(&mut bytes[run], &layer.blocks, at)?;
-                    }
-                    for (&number, block) in numbers.iter().zip(bytes.chunks_exact_mut(block_bytes)) {
-                        if backend.has_keys_by_dimension() {
-                            transpose_keys(&shape, shape.block_size, block, keys.bytes_mut());
-                        }
-                        let n_tokens = held.n_tokens as usize - number as usize * shape.block_size;
-                        clear_behind(&shape, n_tokens.min(shape.block_size), block);
-                    }
-                    file.write(bytes)?;
+            part.each(identity, held, i, |head, numbers, bytes, keys| {
+                for (run, at) in layer.runs(head, numbers) {
+                    let run = run.start * block_bytes..run.end * block_bytes;
+                    backend.download(&mut bytes[run], &layer.blocks, at)?;
                 }
-            }
+                for (&number, block) in numbers.iter().zip(bytes.chunks_exact_mut(block_bytes)) {
+                    if backend.has_keys_by_dimension() {
+                        transpose_keys(&shape, shape.block_size, block, keys);
+                    }
+                    let n_tokens = held.n_tokens as usize - number as usize * shape.block_size;
+                    clear_behind(&shape, n_tokens.min(shape.block_size), block);
+                }
+                file.write(bytes)
+            })?;
             file.write_hash()?;
         }
         Ok(())
@@ -152,32 +168,27 @@ impl<B: Backend> KvCache<B> {
         held: &Held,
         file: &mut Reader<'_>,
     ) -> Result<()> {
-        let Part { mut blocks, mut keys } = Part::new(identity, held)?;
+        let mut part = Part::new(identity, held)?;
         for (i, layer) in self.layers.iter_mut().enumerate() {
-            let (shape, first_block) = (layer.layout.shape, held.first_blocks[i]);
+            let shape = layer.layout.shape;
             let block_bytes = shape.block_bytes();
-            for head in 0..shape.n_kv_heads {
-                let attention = &identity.attention[i];
-                let numbers =
-                    try_collect(blocks_of(attention, shape.n_kv_heads, head, first_block, held.n_tokens))?;
-                for numbers in numbers.chunks(blocks_of_part(&shape)) {
-                    let bytes = &mut blocks.bytes_mut()[..numbers.len() * block_bytes];
-                    file.read(bytes)?;
-                    if backend.has_keys_by_dimension() {
-                        for block in bytes.chunks_exact_mut(block_bytes) {
-                            transpose_keys(&shape, shape.head_dim, block, keys.bytes_mut());
-                        }
-                    }
-                    // Where this cache has a ring and the other had none, later blocks take the slots of earlier ones here, too.
-                    let runs: Vec<_> = try_collect(layer.runs(head, numbers))?;
-                    for (run, at) in runs {
-                        let run = run.start * block_bytes..run.end * block_bytes;
-                        backend.upload(&mut layer.blocks, at, &bytes[run])?;
+            part.each(identity, held, i, |head, numbers, bytes, keys| {
+                file.read(bytes)?;
+                if backend.has_keys_by_dimension() {
+                    for block in bytes.chunks_exact_mut(block_bytes) {
+                        transpose_keys(&shape, shape.head_dim, block, keys);
                     }
                 }
-            }
+                // Where this cache has a ring and the other had none, later blocks take the slots of earlier ones here, too.
+                let runs: Vec<_> = try_collect(layer.runs(head, numbers))?;
+                for (run, at) in runs {
+                    let run = run.start * block_bytes..run.end * block_bytes;
+                    backend.upload(&mut layer.blocks, at, &bytes[run])?;
+                }
+                Ok(())
+            })?;
             file.check_hash(format_args!("layer {i}"))?;
-            layer.first_held = first_block;
+            layer.first_held = held.first_blocks[i];
         }
         self.n_tokens = held.n_tokens;
         self.written = held.n_tokens;
