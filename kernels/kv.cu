@@ -59,3 +59,14 @@ extern "C" __global__ void copy_blocks(const __grid_constant__ CopyBlocksParams 
         }
     }
 }
+
+// Grid (parts of 8192 bytes of a block, blocks): between a buffer of the device and the host's memory.
+extern "C" __global__ void move_blocks(const __grid_constant__ MoveBlocksParams p) {
+    begin();
+    constexpr uint32_t PART_BYTES = 8192;
+    uint32_t first = blockIdx.x * PART_BYTES, n = min(PART_BYTES, p.n_bytes - first);
+    uint8_t* block = p.blocks + uint64_t(p.places[blockIdx.y]) * p.n_bytes + first;
+    uint8_t* held = p.held + uint64_t(blockIdx.y) * p.n_bytes + first;
+    if (p.to_host) copy_together(held, block, n);
+    else copy_together(block, held, n);
+}

@@ -9,10 +9,10 @@ mod cuda;
 mod support;
 
 use longgen::attention::mask::Mask;
-use longgen::backend::Backend;
 use longgen::backend::args::*;
 use longgen::backend::cpu::{CpuBackend, SimdLevel};
 use longgen::backend::reference::ReferenceBackend;
+use longgen::backend::{Backend, Meter};
 use longgen::kv::slots::SlotMap;
 use longgen::{Cancel, ErrorKind};
 use support::compare::{ROUNDING, Tolerance, assert_close, assert_same_bits};
@@ -712,6 +712,50 @@ fn a_workspace_takes_the_bytes_that_were_announced() {
             );
             drop(workspace);
             assert_eq!(backend.allocated_bytes(), before);
+        }
+    });
+}
+
+#[test]
+fn blocks_that_are_held_come_back_as_they_were() {
+    on_every_backend!(|name, backend| {
+        let mut random = Random::new(14);
+        for n_bytes in [2, 16, 1008, 8192, 20_000] {
+            let n_blocks = 200;
+            let mut bytes = |n: usize| (0..n).map(|_| random.below(256) as u8).collect::<Vec<_>>();
+            let (mut expected, fresh) = (bytes(n_blocks * n_bytes), bytes(n_bytes));
+            let mut buf = backend.alloc(expected.len()).unwrap();
+            backend.upload(&mut buf, 0, &expected).unwrap();
+            let meter = Meter::default();
+            let mut held = Vec::new();
+            let mut n_held = 0;
+            for round in 0..20 {
+                let first = random.below(n_blocks);
+                let n = 1 + random.below(100);
+                let places: Vec<_> = (0..n).map(|i| ((first + 3 * i) % n_blocks) as u32).collect();
+                let range = |place: u32| place as usize * n_bytes..(place as usize + 1) * n_bytes;
+                let blocks: Vec<_> = places.iter().map(|&place| expected[range(place)].to_vec()).collect();
+                held.push((backend.hold(&buf, &places, n_bytes, &meter).unwrap(), blocks));
+                n_held += n * n_bytes;
+                // What comes later does not reach what is held.
+                backend.upload(&mut buf, range(places[0]).start, &fresh).unwrap();
+                expected[range(places[0])].copy_from_slice(&fresh);
+                if round % 3 > 0 {
+                    let (held, blocks) = held.swap_remove(random.below(held.len()));
+                    let first = random.below(n_blocks);
+                    let places: Vec<_> =
+                        (0..blocks.len()).map(|i| ((first + 7 * i) % n_blocks) as u32).collect();
+                    backend.put_back(&mut buf, &places, n_bytes, &held).unwrap();
+                    places.iter().zip(&blocks).for_each(|(&to, b)| expected[range(to)].copy_from_slice(b));
+                    n_held -= blocks.len() * n_bytes;
+                }
+                let mut found = vec![0u8; expected.len()];
+                backend.download(&mut found, &buf, 0).unwrap();
+                assert!(found == expected, "{name}, {n_bytes} bytes, round {round}");
+                assert_eq!(meter.n_bytes(), n_held, "{name}");
+            }
+            drop(held);
+            assert_eq!(meter.n_bytes(), 0);
         }
     });
 }

@@ -92,6 +92,15 @@ struct CopyBlocksParams {
 };
 static_assert(sizeof(CopyBlocksParams) == 1408);
 
+struct MoveBlocksParams {
+    uint8_t* blocks;         // of n_bytes each
+    uint8_t* held;           // in the host's memory, one block behind the other
+    uint32_t n_bytes;
+    uint32_t to_host;        // else from there
+    uint32_t places[64];     // of the blocks that are held, counted in blocks
+};
+static_assert(sizeof(MoveBlocksParams) == 280);
+
 enum SegmentEnd : uint32_t { END_FIXED = 0, END_BEFORE_STEP = 1, END_STEP = 2 };
 
 struct Segment {

@@ -4,10 +4,12 @@ pub mod args;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod held;
 pub mod reference;
 
 use std::ops::Range;
 
+pub use crate::alloc::Meter;
 use crate::cancel::Cancel;
 use crate::error::Result;
 use crate::kv::slots::SlotMap;
@@ -43,6 +45,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     type Slots: Send + Sync;
     /// Working memory of one session's steps, and how precisely they compute.
     type Workspace: Send;
+    /// Copies of blocks of a buffer, in memory of the host.
+    type Held: Send + Sync;
 
     /// What it runs on.
     fn info(&self) -> DeviceInfo;
@@ -55,11 +59,6 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Tokens of a step of a long context by default: more gain little, and need more memory.
     fn most_chunk_tokens(&self) -> u32 {
         CHUNK_TOKENS
-    }
-
-    /// Whether sessions keep restore points by default: on a device whose memory is far from the host's, they cost time.
-    fn keeps_restore_points(&self) -> bool {
-        true
     }
 
     /// Bytes that can still be allocated, where the device knows it.
@@ -94,6 +93,19 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// Copies the `f32` of a range of `src` to the beginning of `dst`, within [`run`](Backend::run).
     fn copy(&self, dst: &mut Self::Buf, src: &Self::Buf, range: Range<usize>) -> Result<()>;
+
+    /// Copies blocks of `n_bytes` to memory of the host that `meter` counts: those at multiples `places` of their length.
+    /// They are what they are before the work that is queued later.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, and those of the device.
+    fn hold(&self, src: &Self::Buf, places: &[u32], n_bytes: usize, meter: &Meter) -> Result<Self::Held>;
+
+    /// Copies what [`hold`](Backend::hold) has copied to other places, or back.
+    ///
+    /// # Errors
+    /// Those of the device.
+    fn put_back(&self, dst: &mut Self::Buf, places: &[u32], n_bytes: usize, held: &Self::Held) -> Result<()>;
 
     /// Makes a matrix usable.
     ///

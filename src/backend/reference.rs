@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use longgen_format::quant;
 
 use super::args::*;
-use super::{Backend, DeviceInfo};
+use super::{Backend, DeviceInfo, held};
 use crate::alloc::{HostBuf, Meter, try_collect, try_vec, try_with_capacity};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
@@ -120,6 +120,7 @@ impl Backend for ReferenceBackend {
     type Descriptor = StepRows;
     type Slots = SlotMap;
     type Workspace = ReferenceWorkspace;
+    type Held = HostBuf;
 
     fn info(&self) -> DeviceInfo {
         DeviceInfo { name: "CPU, reference".into(), bandwidth: None }
@@ -155,6 +156,15 @@ impl Backend for ReferenceBackend {
 
     fn copy(&self, dst: &mut HostBuf, src: &HostBuf, range: Range<usize>) -> Result<()> {
         dst.of_mut::<f32>()[..range.len()].copy_from_slice(&src.of()[range]);
+        Ok(())
+    }
+
+    fn hold(&self, src: &HostBuf, places: &[u32], n_bytes: usize, meter: &Meter) -> Result<HostBuf> {
+        held::hold(src, places, n_bytes, meter)
+    }
+
+    fn put_back(&self, dst: &mut HostBuf, places: &[u32], n_bytes: usize, held: &HostBuf) -> Result<()> {
+        held::put_back(dst, places, n_bytes, held);
         Ok(())
     }
 

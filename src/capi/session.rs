@@ -82,7 +82,7 @@ pub struct lg_session_params {
     pub max_bytes: u64,
     /// Most bytes of the host's memory that restore points may take, beside the session's own memory and only as they are
     /// made; they are what `lg_session_rewind` and `lg_session_prompt` go back to where layers have given up a part of
-    /// the context. 0 means a tenth of what the cache takes, or what four points take if that is more, and on a card none.
+    /// the context. 0 means a tenth of what the cache takes, or what four points take if that is more.
     /// With 1 there are none.
     pub restore_bytes: u64,
 }

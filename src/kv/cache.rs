@@ -97,7 +97,7 @@ pub struct KvCache<B: Backend> {
     /// Behind the last token that was ever committed since the cache was empty or restored; what a ring has lost depends
     /// on it.
     pub(super) written: u32,
-    pub(super) points: RestorePoints,
+    pub(super) points: RestorePoints<B::Held>,
 }
 
 impl<B: Backend> KvCache<B> {

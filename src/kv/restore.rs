@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use crate::alloc::{HostBuf, Meter, try_collect_ok, try_reserve};
+use crate::alloc::{Meter, try_collect_ok, try_reserve};
 use crate::error::Result;
 
 /// Of the newest three points within so many tokens, the middle one goes.
@@ -38,14 +38,14 @@ impl RingBlocks {
     }
 }
 
-/// The blocks of a layer's rings, as they were at one position.
-pub(super) struct HeldRing {
+/// The blocks of a layer's rings, as they were at one position; an `H` has a block, of all heads together.
+pub(super) struct HeldRing<H> {
     pub first_block: u32,
     block_size: u32,
-    pub blocks: Vec<Arc<HostBuf>>,
+    pub blocks: Vec<Arc<H>>,
 }
 
-impl HeldRing {
+impl<H> HeldRing<H> {
     /// Forgets the blocks behind the first `n_tokens` tokens.
     fn truncate(&mut self, n_tokens: u32) {
         let n_blocks = n_tokens.div_ceil(self.block_size).saturating_sub(self.first_block);
@@ -61,7 +61,7 @@ impl HeldRing {
 }
 
 /// The rings of all layers that have any, in the layers' order, as they were at one position.
-pub(super) struct RestorePoint {
+pub(super) struct RestorePoint<H> {
     /// Tokens that the cache held.
     pub n_tokens: u32,
     /// See [`KvCache`](super::cache::KvCache).
@@ -69,12 +69,12 @@ pub(super) struct RestorePoint {
     /// Lowest position that can be restored from it.
     pub oldest: u32,
     pub occasion: Occasion,
-    pub rings: Vec<HeldRing>,
+    pub rings: Vec<HeldRing<H>>,
 }
 
-impl RestorePoint {
+impl<H> RestorePoint<H> {
     /// The block, if the point has it and no more tokens can come into it.
-    fn full_block(&self, ring: usize, block: u32) -> Option<&Arc<HostBuf>> {
+    fn full_block(&self, ring: usize, block: u32) -> Option<&Arc<H>> {
         let HeldRing { first_block, block_size, blocks } = &self.rings[ring];
         let is_full = (block + 1) * block_size <= self.n_tokens;
         blocks.get(block.checked_sub(*first_block)? as usize).filter(|_| is_full)
@@ -88,14 +88,14 @@ impl RestorePoint {
 }
 
 /// The restore points of one cache.
-pub(super) struct RestorePoints {
+pub(super) struct RestorePoints<H> {
     /// In the order of their positions.
-    points: Vec<RestorePoint>,
+    points: Vec<RestorePoint<H>>,
     max_bytes: usize,
     held: Meter,
 }
 
-impl RestorePoints {
+impl<H> RestorePoints<H> {
     /// None yet, and never more than `max_bytes` of blocks.
     pub fn new(max_bytes: usize) -> Self {
         Self { points: Vec::new(), max_bytes, held: Meter::default() }
@@ -118,7 +118,7 @@ impl RestorePoints {
     }
 
     /// The point that restores a position.
-    pub fn point_for(&self, n_tokens: u32) -> Option<&RestorePoint> {
+    pub fn point_for(&self, n_tokens: u32) -> Option<&RestorePoint<H>> {
         self.points.iter().find(|point| (point.oldest..=point.n_tokens).contains(&n_tokens))
     }
 
@@ -140,17 +140,17 @@ impl RestorePoints {
         }
     }
 
-    /// Adds a point, which lies behind all others and is to hold these blocks of each layer with rings. `read` gets the
-    /// number of such a layer among them, a block, and where its bytes go. Older points make room; if they could not make
-    /// enough, nothing happens.
+    /// Adds a point, which lies behind all others and is to hold these blocks of each layer with rings. `hold` copies one: it
+    /// gets the number of such a layer among them, a block, and what counts its bytes. Older points make room; if they could
+    /// not make enough, nothing happens.
     ///
     /// # Errors
-    /// Those of `read`; `OutOfMemory`. There is no new point then, and those that made room for it are gone.
+    /// Those of `hold`; `OutOfMemory`. There is no new point then, and those that made room for it are gone.
     pub fn add(
         &mut self,
-        mut point: RestorePoint,
+        mut point: RestorePoint<H>,
         layers: &[RingBlocks],
-        mut read: impl FnMut(usize, u32, &mut [u8]) -> Result<()>,
+        mut hold: impl FnMut(usize, u32, &Meter) -> Result<H>,
     ) -> Result<()> {
         let n_bytes: usize = layers.iter().map(|layer| layer.numbers().count() * layer.n_bytes).sum();
         if n_bytes > self.max_bytes {
@@ -167,11 +167,7 @@ impl RestorePoints {
         let ring = |(i, layer): (usize, &RingBlocks)| {
             let block = |block| match self.shared(needless.as_ref(), i, block) {
                 Some(shared) => Ok(shared.clone()),
-                None => {
-                    let mut buf = HostBuf::new(layer.n_bytes, &self.held)?;
-                    read(i, block, buf.bytes_mut())?;
-                    Ok(Arc::new(buf))
-                }
+                None => Ok(Arc::new(hold(i, block, &self.held)?)),
             };
             let blocks = try_collect_ok(layer.numbers().map(block))?;
             Ok(HeldRing { first_block: layer.first_block, block_size: layer.block_size, blocks })
@@ -184,15 +180,15 @@ impl RestorePoints {
     /// The block, as the newest point has it; one that is going is newer.
     fn shared<'a>(
         &'a self,
-        going: Option<&'a RestorePoint>,
+        going: Option<&'a RestorePoint<H>>,
         ring: usize,
         block: u32,
-    ) -> Option<&'a Arc<HostBuf>> {
+    ) -> Option<&'a Arc<H>> {
         going.or(self.points.last())?.full_block(ring, block)
     }
 
     /// Bytes of the blocks that are not there yet.
-    fn missing_bytes(&self, going: Option<&RestorePoint>, layers: &[RingBlocks]) -> usize {
+    fn missing_bytes(&self, going: Option<&RestorePoint<H>>, layers: &[RingBlocks]) -> usize {
         let of_layer = |(i, layer): (usize, &RingBlocks)| {
             layer.numbers().filter(|&block| self.shared(going, i, block).is_none()).count() * layer.n_bytes
         };
@@ -201,7 +197,7 @@ impl RestorePoints {
 
     /// Takes away the newest points if the coming one makes them needless; returns the newest of them with those of its
     /// blocks that the coming one shares.
-    fn take_needless(&mut self, coming: &RestorePoint, layers: &[RingBlocks]) -> Option<RestorePoint> {
+    fn take_needless(&mut self, coming: &RestorePoint<H>, layers: &[RingBlocks]) -> Option<RestorePoint<H>> {
         let mut newest = None;
         while self.points.last().is_some_and(|last| coming.oldest <= last.oldest) {
             newest = newest.or(self.points.pop());
@@ -240,6 +236,7 @@ impl RestorePoints {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::alloc::HostBuf;
     use crate::error::{Error, ErrorKind};
 
     const BLOCK_SIZE: u32 = 16;
@@ -247,7 +244,7 @@ mod tests {
 
     /// Points of one layer whose ring has this many blocks.
     struct Rig {
-        points: RestorePoints,
+        points: RestorePoints<HostBuf>,
         ring: u32,
         n_read: usize,
     }
@@ -257,7 +254,7 @@ mod tests {
             Self { points: RestorePoints::new(max_blocks * BLOCK_BYTES), ring, n_read: 0 }
         }
 
-        fn coming(&self, n_tokens: u32, occasion: Occasion) -> (RestorePoint, RingBlocks) {
+        fn coming(&self, n_tokens: u32, occasion: Occasion) -> (RestorePoint<HostBuf>, RingBlocks) {
             let last_block = (n_tokens - 1) / BLOCK_SIZE;
             let first_block = (last_block + 1).saturating_sub(self.ring);
             let oldest = if first_block == 0 { 0 } else { (first_block + self.ring - 2) * BLOCK_SIZE };
@@ -270,10 +267,9 @@ mod tests {
             let (point, layer) = self.coming(n_tokens, occasion);
             let n_read = self.n_read;
             self.points
-                .add(point, &[layer], |_, _, to| {
+                .add(point, &[layer], |_, _, held| {
                     self.n_read += 1;
-                    to.fill(0);
-                    Ok(())
+                    HostBuf::new(BLOCK_BYTES, held)
                 })
                 .unwrap();
             assert!(self.points.n_bytes() <= self.points.max_bytes);
@@ -359,9 +355,9 @@ mod tests {
         let mut rig = Rig::new(5, 100);
         rig.add(1000, Occasion::Turn);
         let (point, layer) = rig.coming(2000, Occasion::Turn);
-        let failed = |_: usize, block, _: &mut [u8]| match block {
+        let failed = |_: usize, block, held: &Meter| match block {
             124 => Err(Error::new(ErrorKind::Device, "gone")),
-            _ => Ok(()),
+            _ => HostBuf::new(BLOCK_BYTES, held),
         };
         assert_eq!(rig.points.add(point, &[layer], failed).unwrap_err().kind(), ErrorKind::Device);
         assert_eq!((rig.positions(), rig.points.n_bytes()), (vec![1000], 5 * BLOCK_BYTES));

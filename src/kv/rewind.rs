@@ -1,10 +1,8 @@
 //! Going back to fewer tokens.
 
-use std::ops::Range;
-
 use super::cache::{KvCache, LayerCache, LayerLayout};
 use super::restore::{Occasion, RestorePoint, RingBlocks};
-use crate::alloc::{try_collect, try_with_capacity};
+use crate::alloc::{Meter, try_collect, try_with_capacity};
 use crate::backend::Backend;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -21,15 +19,11 @@ impl<B: Backend> LayerCache<B> {
     }
 }
 
-/// Of each head whose ring has the block: where its part lies in the bytes of a held block, and in the layer's buffer.
-fn parts<B: Backend>(
-    backend: &B,
-    layout: &LayerLayout,
-    block: u32,
-) -> impl Iterator<Item = (Range<usize>, usize)> {
-    let (slots, n_bytes) = (&layout.slots, backend.kv_block_bytes(&layout.shape));
-    let heads = slots.ring_heads().enumerate().filter(move |&(_, head)| !slots.is_pinned(head, block));
-    heads.map(move |(i, head)| (i * n_bytes..(i + 1) * n_bytes, slots.slot(head, block) as usize * n_bytes))
+/// The slots of a block in all rings of a layer. Heads that never give the block up are not among them.
+fn ring_slots(layout: &LayerLayout, block: u32) -> Result<Vec<u32>> {
+    let slots = &layout.slots;
+    let heads = slots.ring_heads().filter(|&head| !slots.is_pinned(head, block));
+    try_collect(heads.map(|head| slots.slot(head, block)))
 }
 
 impl<B: Backend> KvCache<B> {
@@ -91,13 +85,12 @@ impl<B: Backend> KvCache<B> {
             block_size: layer.mask.block_size(),
             n_bytes: layer.layout.slots.ring_heads().count() * backend.kv_block_bytes(&layer.layout.shape),
         }));
-        let read = |layer: usize, block, to: &mut [u8]| {
+        let hold = |layer: usize, block, held: &Meter| {
             let LayerCache { layout, blocks, .. } = layers[layer];
-            parts(backend, layout, block)
-                .try_for_each(|(part, at)| backend.download(&mut to[part], blocks, at))
+            backend.hold(blocks, &ring_slots(layout, block)?, backend.kv_block_bytes(&layout.shape), held)
         };
         let point = RestorePoint { n_tokens, written, oldest, occasion, rings: Vec::new() };
-        match points.add(point, &rings, read) {
+        match points.add(point, &rings, hold) {
             Err(error) if error.kind() == ErrorKind::OutOfMemory => Ok(()),
             result => result,
         }
@@ -129,10 +122,9 @@ impl<B: Backend> KvCache<B> {
         let point = points.point_for(n_tokens).ok_or_else(unrestorable)?;
         let with_ring = layers.iter_mut().filter(|layer| layer.layout.slots.has_ring());
         for (LayerCache { layout, blocks, .. }, ring) in with_ring.zip(&point.rings) {
+            let block_bytes = backend.kv_block_bytes(&layout.shape);
             for (block, held) in (ring.first_block..).zip(&ring.blocks) {
-                for (part, at) in parts(backend, layout, block) {
-                    backend.upload(blocks, at, &held.bytes()[part])?;
-                }
+                backend.put_back(blocks, &ring_slots(layout, block)?, block_bytes, held)?;
             }
         }
         self.written = point.written;

@@ -192,7 +192,7 @@ impl<B: Backend> Parts<B> {
         let of_cache: usize = layouts.iter().map(|layout| layout.kv_bytes(backend)).sum();
         match shape.restore_bytes {
             _ if of_point == 0 => 0,
-            0 if backend.keeps_restore_points() => (RESTORE_POINTS * of_point).max(of_cache / RESTORE_PART),
+            0 => (RESTORE_POINTS * of_point).max(of_cache / RESTORE_PART),
             bytes => bytes,
         }
     }

@@ -33,7 +33,7 @@ pub struct SessionParams {
     pub max_bytes: usize,
     /// Most bytes of the host's memory that restore points may take, beside the session's own memory and only as they are
     /// made; they are what [`rewind`](super::Session::rewind) goes back to where layers have given up a part of the context. 0
-    /// means a tenth of the cache's, or four points' if that is more, and on a card none. With 1 there are none.
+    /// means a tenth of the cache's, or four points' if that is more. With 1 there are none.
     pub restore_bytes: usize,
 }
 

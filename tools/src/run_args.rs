@@ -96,7 +96,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "TOKENS")]
     pub chunk: Option<u32>,
     /// Most bytes of memory for restore points, which spare work when earlier text changes; 1 keeps none [default: a tenth
-    /// of the cache's, or four points' if that is more; on a card none]
+    /// of the cache's, or four points' if that is more]
     #[arg(long, value_name = "BYTES")]
     pub restore: Option<usize>,
 }

@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use crate::alloc::{HostBuf, Meter};
 use crate::backend::args::*;
-use crate::backend::{Backend, DeviceInfo};
+use crate::backend::{Backend, DeviceInfo, held};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::kv::slots::SlotMap;
@@ -65,6 +65,7 @@ impl Backend for CpuBackend {
     type Descriptor = StepRows;
     type Slots = SlotMap;
     type Workspace = Workspace;
+    type Held = HostBuf;
 
     fn info(&self) -> DeviceInfo {
         DeviceInfo { name: format!("CPU, {} threads", self.team.n_threads()), bandwidth: None }
@@ -100,6 +101,15 @@ impl Backend for CpuBackend {
 
     fn copy(&self, dst: &mut HostBuf, src: &HostBuf, range: Range<usize>) -> Result<()> {
         dst.of_mut::<f32>()[..range.len()].copy_from_slice(&src.of()[range]);
+        Ok(())
+    }
+
+    fn hold(&self, src: &HostBuf, places: &[u32], n_bytes: usize, meter: &Meter) -> Result<HostBuf> {
+        held::hold(src, places, n_bytes, meter)
+    }
+
+    fn put_back(&self, dst: &mut HostBuf, places: &[u32], n_bytes: usize, held: &HostBuf) -> Result<()> {
+        held::put_back(dst, places, n_bytes, held);
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute, CUlaunchAttributeID, CUresult};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
 
+use super::held::Slabs;
 use super::params::{Address, Params, TensorMap};
 use crate::alloc::Meter;
 use crate::error::{Error, ErrorKind, Result};
@@ -58,6 +59,8 @@ pub(super) struct Device {
     /// Most bytes per second of its memory, if the driver says what it takes.
     pub bandwidth: Option<f64>,
     pub meter: Meter,
+    /// Memory of the host that kernels reach.
+    pub slabs: Slabs,
 }
 
 // SAFETY: the handles are the driver's, which may be used from any thread that has the context bound: methods bind it, or
@@ -153,6 +156,7 @@ impl Device {
             begins_early: major >= 9,
             bandwidth: Some(bandwidth).filter(|&bandwidth| bandwidth > 0.0),
             meter: Meter::default(),
+            slabs: Slabs::default(),
         }))
     }
 
@@ -256,6 +260,15 @@ impl Device {
         }
         .map_err(|error| failed(&format!("cannot describe {matrix:?} to the copy engine"))(error))?;
         Ok(TensorMap { opaque: map.opaque })
+    }
+
+    /// Gives back memory of the host that [`slabs`](Self::slabs) have handed out; work that is queued may still use it.
+    pub fn give_back(&self, part: Address) {
+        if let Some(slab) = self.slabs.give_back(part)
+            && self.bind().and_then(|()| self.synchronize()).is_ok()
+        {
+            free_host(slab);
+        }
     }
 
     fn out_of_memory(&self, n_bytes: usize, error: DriverError) -> Error {
@@ -372,9 +385,17 @@ fn functions(module: sys::CUmodule) -> Result<Vec<(String, sys::CUfunction)>, Dr
     handles.into_iter().map(named).collect()
 }
 
+/// Frees a slab that nothing uses any more.
+fn free_host(slab: Address) {
+    let slab = std::ptr::with_exposed_provenance_mut(slab as usize);
+    // SAFETY: `Slabs` has allocated it, and has forgotten it. An error here has nobody to be told to.
+    let _ = unsafe { result::free_host(slab) };
+}
+
 impl Drop for Device {
     fn drop(&mut self) {
         if self.bind().is_ok() {
+            self.slabs.take_all().for_each(free_host);
             for &module in &self.modules {
                 // SAFETY: nobody launches its kernels any more. An error here has nobody to be told to.
                 let _ = unsafe { result::module::unload(module) };

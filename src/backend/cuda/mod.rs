@@ -11,6 +11,7 @@ mod device;
 mod gemm;
 mod gemm_sm90;
 mod graph;
+mod held;
 mod matmul;
 mod matvec;
 mod params;
@@ -20,8 +21,9 @@ mod weight;
 mod workspace;
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::alloc::Meter;
 use crate::backend::args::*;
 use crate::backend::{Backend, CHUNK_TOKENS, DeviceInfo};
 use crate::cancel::Cancel;
@@ -31,6 +33,7 @@ use blas::Blas;
 use device::Device;
 pub use device::DeviceBuf;
 use graph::{Graph, Recording};
+pub use held::Held;
 use params::{MAX_PARTS, filled, word};
 pub use weight::Weight;
 use weight::type_name;
@@ -162,6 +165,13 @@ impl CudaBackend {
         };
         Ok(Self { blas: None, limits, ..Self::new(ordinal)? })
     }
+
+    /// Waits for the running step, and lets none begin meanwhile.
+    fn between_steps(&self) -> Result<MutexGuard<'_, ()>> {
+        let guard = self.step.lock().unwrap_or_else(PoisonError::into_inner);
+        self.device.bind()?;
+        Ok(guard)
+    }
 }
 
 impl Backend for CudaBackend {
@@ -170,6 +180,7 @@ impl Backend for CudaBackend {
     type Descriptor = Descriptor;
     type Slots = Slots;
     type Workspace = Workspace;
+    type Held = Held;
 
     fn info(&self) -> DeviceInfo {
         let blas = if self.blas.is_some() { "" } else { ", without cuBLASLt" };
@@ -178,10 +189,6 @@ impl Backend for CudaBackend {
 
     fn max_head_dim(&self) -> usize {
         attn::MAX_HEAD_DIM
-    }
-
-    fn keeps_restore_points(&self) -> bool {
-        false
     }
 
     /// Hopper's products fill the card only with many rows, and a quantised matrix is converted once a step.
@@ -221,6 +228,16 @@ impl Backend for CudaBackend {
 
     fn copy(&self, dst: &mut DeviceBuf, src: &DeviceBuf, range: Range<usize>) -> Result<()> {
         dst.copy_from(src, range.start * size_of::<f32>()..range.end * size_of::<f32>())
+    }
+
+    fn hold(&self, src: &DeviceBuf, places: &[u32], n_bytes: usize, meter: &Meter) -> Result<Held> {
+        let _guard = self.between_steps()?;
+        Held::new(&self.device, src, places, n_bytes, meter)
+    }
+
+    fn put_back(&self, dst: &mut DeviceBuf, places: &[u32], n_bytes: usize, held: &Held) -> Result<()> {
+        let _guard = self.between_steps()?;
+        held.put_back(dst, places, n_bytes)
     }
 
     fn weight(&self, data: WeightData) -> Result<Weight> {
@@ -269,8 +286,7 @@ impl Backend for CudaBackend {
         cancel: &Cancel,
         step: impl FnOnce(&mut Workspace) -> Result<T>,
     ) -> Result<T> {
-        let _guard = self.step.lock().unwrap_or_else(PoisonError::into_inner);
-        self.device.bind()?;
+        let _guard = self.between_steps()?;
         workspace.cancel = cancel.clone();
         let result = step(workspace);
         // Also after an error: nothing may be under way in buffers that the caller is free to drop.

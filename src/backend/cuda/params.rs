@@ -9,6 +9,9 @@ pub(super) const MAX_PARTS: usize = 16;
 /// Matrices that one launch multiplies with the same rows.
 pub(super) const MAX_PRODUCTS: usize = 3;
 
+/// Blocks that one launch copies between the device and the host.
+pub(super) const MAX_PLACES: usize = 64;
+
 /// What outputs are rounded to.
 pub(super) const OUT_F32: u32 = 0;
 pub(super) const OUT_F16: u32 = 1;
@@ -73,6 +76,7 @@ params! {
         shape: Shape, pinned: u32, unused: u32,
     }
     CopyBlocks = 1408 { parts: [CopyPart; MAX_PARTS] }
+    MoveBlocks = 280 { blocks: Address, held: Address, n_bytes: u32, to_host: u32, places: [u32; MAX_PLACES] }
     AttnSeq = 120 { rows: Address, segments: [Segment; 3], staged: Address, n_segments: u32, stage_blocks: u32 }
     #[derive(Default)]
     Append = 32 { k: Address, v: Address, rope: Rope }
