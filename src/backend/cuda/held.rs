@@ -35,7 +35,7 @@ pub struct Held {
 
 impl Held {
     /// See [`Backend::hold`](crate::backend::Backend::hold); no step runs.
-    pub fn new(
+    pub(super) fn new(
         device: &Arc<Device>,
         src: &DeviceBuf,
         places: &[u32],
@@ -51,7 +51,7 @@ impl Held {
     }
 
     /// See [`Backend::put_back`](crate::backend::Backend::put_back); no step runs.
-    pub fn put_back(&self, dst: &mut DeviceBuf, places: &[u32], n_bytes: usize) -> Result<()> {
+    pub(super) fn put_back(&self, dst: &mut DeviceBuf, places: &[u32], n_bytes: usize) -> Result<()> {
         self.copy(dst, places, n_bytes, false)
     }
 
@@ -129,7 +129,7 @@ impl Slabs {
     }
 
     /// Gives back a part. Returns the beginning of its slab if nobody has any part of it and others have free parts, too.
-    fn give_back(&self, part: Address) -> Option<Address> {
+    pub fn give_back(&self, part: Address) -> Option<Address> {
         let mut slabs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let i = slabs.iter().position(|slab| slab.has(part))?;
         slabs[i].free.push(part);
