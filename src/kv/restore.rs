@@ -3,11 +3,11 @@
 //! A ring gives up what its layer no longer sees, so a sequence cannot go back further than its rings reach. A restore
 //! point has the blocks of all rings at one position; nothing else in the cache is ever overwritten by what comes behind
 //! it, so nothing else needs a copy. With the point of position n, all positions can be restored that see none but its
-//! blocks: n, and about a block before it. A block that is full never changes again, and the points that hold it share it.
+//! blocks: n, and about a block before it. A block that is full never changes again, and the points that hold it share it: those of a cache, and those of its forks.
 
 use std::sync::Arc;
 
-use crate::alloc::{HostBuf, Meter, try_collect_ok, try_reserve};
+use crate::alloc::{HostBuf, Meter, try_collect, try_collect_ok, try_reserve};
 use crate::error::Result;
 
 /// Of the newest three points within so many tokens, the middle one goes.
@@ -46,6 +46,10 @@ pub(super) struct HeldRing {
 }
 
 impl HeldRing {
+    fn block(&self, number: u32) -> Option<&Arc<HostBuf>> {
+        self.blocks.get(number.checked_sub(self.first_block)? as usize)
+    }
+
     /// Forgets the blocks behind the first `n_tokens` tokens.
     fn truncate(&mut self, n_tokens: u32) {
         let n_blocks = n_tokens.div_ceil(self.block_size).saturating_sub(self.first_block);
@@ -75,9 +79,34 @@ pub(super) struct RestorePoint {
 impl RestorePoint {
     /// The block, if the point has it and no more tokens can come into it.
     fn full_block(&self, ring: usize, block: u32) -> Option<&Arc<HostBuf>> {
-        let HeldRing { first_block, block_size, blocks } = &self.rings[ring];
-        let is_full = (block + 1) * block_size <= self.n_tokens;
-        blocks.get(block.checked_sub(*first_block)? as usize).filter(|_| is_full)
+        let ring = &self.rings[ring];
+        ring.block(block).filter(|_| (block + 1) * ring.block_size <= self.n_tokens)
+    }
+
+    /// The same for another cache.
+    fn try_clone(&self) -> Result<Self> {
+        let ring = |ring: &HeldRing| {
+            let HeldRing { first_block, block_size, ref blocks } = *ring;
+            Ok(HeldRing { first_block, block_size, blocks: try_collect(blocks.iter().cloned())? })
+        };
+        let Self { n_tokens, written, oldest, occasion, ref rings } = *self;
+        Ok(Self { n_tokens, written, oldest, occasion, rings: try_collect_ok(rings.iter().map(ring))? })
+    }
+
+    /// Bytes of the blocks that it does not share with the point before it.
+    fn bytes_behind(&self, before: Option<&Self>) -> usize {
+        let of_ring = |(i, ring): (usize, &HeldRing)| -> usize {
+            let is_shared = |number: u32, block: &Arc<HostBuf>| {
+                let before = before.and_then(|before| before.rings[i].block(number));
+                before.is_some_and(|before| Arc::ptr_eq(before, block))
+            };
+            let numbered = (ring.first_block..).zip(&ring.blocks);
+            numbered
+                .filter(|&(number, block)| !is_shared(number, block))
+                .map(|(_, block)| block.n_bytes())
+                .sum()
+        };
+        self.rings.iter().enumerate().map(of_ring).sum()
     }
 
     /// Makes it a point of fewer tokens.
@@ -87,23 +116,39 @@ impl RestorePoint {
     }
 }
 
+/// Bytes of the blocks of points that follow each other: a block that several hold is shared by neighbours.
+fn bytes_of<'a>(points: impl Iterator<Item = &'a RestorePoint>) -> usize {
+    let mut before = None;
+    points.map(|point| point.bytes_behind(before.replace(point))).sum()
+}
+
 /// The restore points of one cache.
 pub(super) struct RestorePoints {
     /// In the order of their positions.
     points: Vec<RestorePoint>,
     max_bytes: usize,
-    held: Meter,
 }
 
 impl RestorePoints {
     /// None yet, and never more than `max_bytes` of blocks.
     pub fn new(max_bytes: usize) -> Self {
-        Self { points: Vec::new(), max_bytes, held: Meter::default() }
+        Self { points: Vec::new(), max_bytes }
     }
 
-    /// Bytes of the blocks that the points hold.
+    /// The same points for a cache of as many tokens that goes on by itself, or as many of them as there is room for.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn try_clone(&self, n_tokens: u32, max_bytes: usize) -> Result<Self> {
+        let points = try_collect_ok(self.points.iter().map(RestorePoint::try_clone))?;
+        let mut points = Self { points, max_bytes };
+        while points.n_bytes() > max_bytes && points.drop_one(n_tokens, false) {}
+        Ok(points)
+    }
+
+    /// Bytes of the blocks that the points hold, those among them that points of other caches hold, too.
     pub fn n_bytes(&self) -> usize {
-        self.held.n_bytes()
+        bytes_of(self.points.iter())
     }
 
     /// Positions of the points, rising.
@@ -159,16 +204,17 @@ impl RestorePoints {
         try_reserve(&mut self.points, 1)?;
         let needless = self.take_needless(&point, layers);
         let mut missing = self.missing_bytes(needless.as_ref(), layers);
-        while self.held.n_bytes() + missing > self.max_bytes
+        while bytes_of(self.points.iter().chain(&needless)) + missing > self.max_bytes
             && self.drop_one(point.n_tokens, needless.is_none() && missing < n_bytes)
         {
             missing = self.missing_bytes(needless.as_ref(), layers);
         }
+        let host = Meter::default();
         let ring = |(i, layer): (usize, &RingBlocks)| {
             let block = |block| match self.shared(needless.as_ref(), i, block) {
                 Some(shared) => Ok(shared.clone()),
                 None => {
-                    let mut buf = HostBuf::new(layer.n_bytes, &self.held)?;
+                    let mut buf = HostBuf::new(layer.n_bytes, &host)?;
                     read(i, block, buf.bytes_mut())?;
                     Ok(Arc::new(buf))
                 }

@@ -92,9 +92,9 @@ impl<B: Backend> KvCache<B> {
             n_bytes: layer.layout.slots.ring_heads().count() * backend.kv_block_bytes(&layer.layout.shape),
         }));
         let read = |layer: usize, block, to: &mut [u8]| {
-            let LayerCache { layout, blocks, .. } = layers[layer];
+            let LayerCache { layout, own, .. } = layers[layer];
             parts(backend, layout, block)
-                .try_for_each(|(part, at)| backend.download(&mut to[part], blocks, at))
+                .try_for_each(|(part, at)| backend.download(&mut to[part], &own.buf, at))
         };
         let point = RestorePoint { n_tokens, written, oldest, occasion, rings: Vec::new() };
         match points.add(point, &rings, read) {
@@ -128,10 +128,10 @@ impl<B: Backend> KvCache<B> {
             || Error::new(ErrorKind::Internal, format!("no restore point for {n_tokens} tokens"));
         let point = points.point_for(n_tokens).ok_or_else(unrestorable)?;
         let with_ring = layers.iter_mut().filter(|layer| layer.layout.slots.has_ring());
-        for (LayerCache { layout, blocks, .. }, ring) in with_ring.zip(&point.rings) {
+        for (LayerCache { layout, own, .. }, ring) in with_ring.zip(&point.rings) {
             for (block, held) in (ring.first_block..).zip(&ring.blocks) {
                 for (part, at) in parts(backend, layout, block) {
-                    backend.upload(blocks, at, &held.bytes()[part])?;
+                    backend.upload(&mut own.buf, at, &held.bytes()[part])?;
                 }
             }
         }
