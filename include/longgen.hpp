@@ -484,6 +484,15 @@ public:
         session_.reset(session);
     }
 
+    Session fork(const SessionParams &params = {})
+    {
+        Session fork(n_vocab_, d_model_);
+        lg_session *session = nullptr;
+        detail::call(lg_session_fork, get(), &params, &session);
+        fork.session_.reset(session);
+        return fork;
+    }
+
     void save(const std::string &path, const OnProgress &on_progress = {}, const Cancel *cancel = nullptr) const
     {
         detail::Told told(on_progress);
@@ -617,6 +626,8 @@ private:
         values->resize(n_rows * width);
         return values->data();
     }
+
+    Session(std::uint32_t n_vocab, std::uint32_t d_model) : n_vocab_(n_vocab), d_model_(d_model) {}
 
     std::unique_ptr<lg_session, detail::Free<lg_session_free>> session_;
     std::uint32_t n_vocab_;

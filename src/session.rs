@@ -1,6 +1,7 @@
 //! A session: one rewindable sequence of tokens with its memory.
 
 mod file;
+mod fork;
 mod plan;
 
 use std::sync::Arc;
@@ -82,9 +83,14 @@ impl Session {
     /// allocated.
     pub fn new(model: &Arc<Model>, params: &SessionParams) -> Result<Self> {
         let (sequence, plan) = model.sequence(params)?;
-        Ok(Self {
-            n_ctx: sequence.n_ctx(),
-            chunk_tokens: sequence.chunk_tokens(),
+        Ok(Self::empty(model, sequence, &plan))
+    }
+
+    /// A session of what was planned and allocated.
+    fn empty(model: &Arc<Model>, sequence: Box<dyn Sequence>, plan: &MemoryPlan) -> Self {
+        Self {
+            n_ctx: plan.n_ctx,
+            chunk_tokens: plan.chunk_tokens as usize,
             sequence,
             model: model.clone(),
             tokens: Vec::new(),
@@ -92,7 +98,7 @@ impl Session {
             kv_bytes: plan.kv_bytes(),
             has_logits: false,
             counters: Counters::default(),
-        })
+        }
     }
 
     /// The model of this session.
@@ -115,12 +121,13 @@ impl Session {
         self.n_ctx
     }
 
-    /// Bytes of memory that the session occupies, all of it, on whatever device it lies: what [`Model::plan`] said.
+    /// Bytes of memory that the session took, all of it, on whatever device it lies: what [`Model::plan`] said, or
+    /// [`fork_plan`](Self::fork_plan).
     pub fn n_bytes(&self) -> usize {
         self.n_bytes
     }
 
-    /// Those of them that are the cache of keys and values.
+    /// Those of them that are its own cache of keys and values.
     pub fn kv_bytes(&self) -> usize {
         self.kv_bytes
     }

@@ -333,6 +333,12 @@ fn a_session_goes_on_from_its_file() {
 }
 
 #[test]
+fn answers_to_one_prompt_are_those_of_sessions_of_their_own() {
+    let workshop = Workshop::new();
+    workshop.check("tests/capi/fork.c", &[workshop.model()]);
+}
+
+#[test]
 fn rows_of_a_prompt_get_what_they_get_one_by_one() {
     let workshop = Workshop::new();
     workshop.check("tests/capi/rows.c", &[workshop.model()]);

@@ -490,6 +490,38 @@ fn a_session_that_is_saved_or_loaded_without_memory_is_not_lost() {
 }
 
 #[test]
+fn a_fork_that_lacks_memory_leaves_the_session_as_it_was() {
+    for model in models() {
+        let text = tokens(170, 6);
+        let (mut session, mut expected) = (session_with(&model, &text), session_with(&model, &text));
+        let held = model.session_bytes();
+        let fork = |session: &mut Session| session.fork(&SessionParams::default());
+        let (mut forked, n) = with_refusals(&mut session, fork, |session| {
+            assert_eq!(model.session_bytes(), held);
+            assert_same(session, &mut expected);
+        });
+        assert!(n > 15, "{n}");
+        // What it goes back into is shared: it needs memory for what comes instead.
+        for (wanted, n_new) in [(160, 20), (155, 60), (30, 1)] {
+            let kept = forked.rewind(wanted).unwrap();
+            assert_eq!(expected.rewind(wanted).unwrap(), kept);
+            let new = tokens(n_new, wanted as u64);
+            let call = |forked: &mut Session| prefill(forked, &new[forked.tokens().len() - kept..]);
+            let (_, n) = with_refusals(&mut forked, call, |forked| {
+                assert_eq!(forked.tokens()[..kept], text[..kept]);
+            });
+            assert!(n > 2, "{n}");
+            prefill(&mut expected, &new).unwrap();
+            assert_same(&mut forked, &mut expected);
+        }
+        session.decode(1, &Cancel::default()).unwrap();
+        let mut other = session_with(&model, &text);
+        other.decode(1, &Cancel::default()).unwrap();
+        assert_same(&mut session, &mut other);
+    }
+}
+
+#[test]
 fn numbers_of_a_session_file_take_no_more_memory_than_it_has_bytes() {
     let [model, _] = models();
     let folder = tempfile::tempdir().unwrap();

@@ -17,8 +17,9 @@ use longgen::backend::args::*;
 
 use longgen::backend::cpu::CpuBackend;
 use longgen::backend::reference::ReferenceBackend;
-use longgen::kv::cache::{KvCache, LayerLayout};
+use longgen::kv::cache::{KvCache, LayerLayout, scratch_bytes};
 use longgen::kv::file::{Identity, Reader, Writer};
+use longgen::kv::fork::LayerFork;
 use longgen::kv::restore::Occasion;
 use proptest::prelude::*;
 
@@ -36,6 +37,12 @@ enum Action {
     Keep,
     /// Go on with another cache, of this context or one that is just long enough, that has read what this one wrote.
     Reload(u32),
+    /// Go on with a fork of this context, or one that is just long enough; the cache that is forked stays.
+    Fork(u32),
+    /// Go on with another of the caches that stayed.
+    Switch(usize),
+    /// Drop a cache that stayed.
+    Drop(usize),
 }
 
 fn any_attention(n_heads: usize) -> impl Strategy<Value = LayerAttention> {
@@ -61,6 +68,9 @@ fn any_action() -> impl Strategy<Value = Action> {
         2 => (30u32..100).prop_map(Action::RewindTo),
         2 => Just(Action::Keep),
         1 => (1u32..1000).prop_map(Action::Reload),
+        2 => (1u32..1000).prop_map(Action::Fork),
+        2 => any::<usize>().prop_map(Action::Switch),
+        1 => any::<usize>().prop_map(Action::Drop),
     ]
 }
 
@@ -88,6 +98,18 @@ fn rounded(ty: KvType, stamp: u64, layer: usize, head: usize) -> [f64; HEAD_DIM]
         KvType::Bf16 => f64::from(bf16::from_f32(x)),
         KvType::Q8 => f64::from((x / scale).round_ties_even()).clamp(-127.0, 127.0) * f64::from(scale),
     })
+}
+
+/// A cache, and what it must hold.
+struct Cache<B: Backend> {
+    kv: KvCache<B>,
+    n_ctx: u32,
+    /// What tells its tokens from others.
+    held: Vec<u64>,
+    /// Tokens that were ever in it.
+    furthest: u32,
+    /// Restore points.
+    kept: Vec<u32>,
 }
 
 /// A cache, and what is done to it.
@@ -124,39 +146,80 @@ fn reloaded<B: Backend>(
 
 fn check<B: Backend>(backend: &B, case: &Case) {
     let Case { plan, n_kv_heads, ty, n_ctx, restore_bytes, actions } = case;
-    let (n_kv_heads, ty, mut n_ctx, restore_bytes) = (*n_kv_heads, *ty, *n_ctx, *restore_bytes);
+    let (n_kv_heads, ty, n_ctx, restore_bytes) = (*n_kv_heads, *ty, *n_ctx, *restore_bytes);
     let n_heads = plan[0].phases.len();
     let group = n_heads / n_kv_heads;
     let chunk_tokens = 70;
-    let empty = |n_ctx| {
+    let layouts = |n_ctx| -> Vec<_> {
         let layout = |attention: &LayerAttention| {
             let block_size = attention.mask.block_size() as usize;
             let shape = KvShape { n_kv_heads, head_dim: HEAD_DIM, block_size, ty };
             LayerLayout::new(attention, shape, n_ctx, chunk_tokens).unwrap()
         };
-        KvCache::new(backend, plan.iter().map(layout).collect(), plan, restore_bytes).unwrap()
+        plan.iter().map(layout).collect()
     };
+    let empty = |n_ctx| KvCache::new(backend, layouts(n_ctx), plan, restore_bytes).unwrap();
     let identity =
         Identity { fingerprint: 7, kv_type: ty, n_heads, n_kv_heads, head_dim: HEAD_DIM, attention: plan };
-    let mut kv = empty(n_ctx);
+    let mut cache = Cache { kv: empty(n_ctx), n_ctx, held: Vec::new(), furthest: 0, kept: Vec::new() };
+    let mut others: Vec<Cache<B>> = Vec::new();
     let shape = WorkspaceShape {
         max_rows: chunk_tokens as usize,
         max_cols: 64,
         max_weight_elems: 64,
         n_heads,
         head_dim: HEAD_DIM,
-        n_ctx: n_ctx as usize,
+        n_ctx: 1000,
     };
     let mut workspace = backend.workspace(&shape, Precision::Exact).unwrap();
     let mut desc = backend.descriptor().unwrap();
     let alloc = |heads: usize| backend.alloc(chunk_tokens as usize * heads * HEAD_DIM * 4).unwrap();
     let (mut q, mut k, mut v, mut out) =
         (alloc(n_heads), alloc(n_kv_heads), alloc(n_kv_heads), alloc(n_heads));
-    let mut held: Vec<u64> = Vec::new();
-    let (mut stamp, mut furthest, mut kept) = (0, 0, Vec::new());
+    let mut stamp = 0;
 
     for action in actions {
+        if let (Action::Switch(i), false) = (action, others.is_empty()) {
+            let i = i % others.len();
+            std::mem::swap(&mut cache, &mut others[i]);
+        }
+        let Cache { kv, n_ctx, held, furthest, kept } = &mut cache;
         let (n_tokens, cancelled) = match *action {
+            Action::Switch(_) => continue,
+            Action::Drop(i) => {
+                if !others.is_empty() {
+                    others.swap_remove(i % others.len());
+                }
+                continue;
+            }
+            Action::Fork(context) => {
+                let before = backend.allocated_bytes();
+                let (n_fork, is_same) = (context.max(kv.n_tokens()), context == *n_ctx);
+                let forks = kv.plan_fork(layouts(n_fork)).unwrap();
+                let bytes = |fork: &LayerFork| {
+                    let LayerFork { layout, .. } = fork;
+                    fork.kv_bytes(backend)
+                        + layout.staging_bytes(backend)
+                        + layout.table_bytes(backend)
+                        + fork.parent_bytes(backend)
+                };
+                let planned = forks.iter().map(bytes).sum::<usize>()
+                    + scratch_bytes(backend, forks.iter().map(|fork| &fork.layout));
+                let fork = kv.fork(backend, &mut workspace, forks, restore_bytes).unwrap();
+                assert_eq!(backend.allocated_bytes() - before, planned);
+                assert_eq!(fork.n_tokens(), kv.n_tokens());
+                assert!(fork.oldest_in_rings() >= kv.oldest_in_rings());
+                let points: Vec<_> = fork.restore_points().collect();
+                assert!(points.is_empty() || kv.restore_points().eq(points.iter().copied()));
+                if is_same {
+                    assert_eq!(fork.oldest_in_rings(), kv.oldest_in_rings());
+                    assert_eq!(fork.restore_bytes(), kv.restore_bytes());
+                }
+                let (held, furthest) = (held.clone(), *furthest);
+                let fork = Cache { kv: fork, n_ctx: n_fork, held, furthest, kept: points };
+                others.push(std::mem::replace(&mut cache, fork));
+                continue;
+            }
             Action::Rewind(_) | Action::RewindTo(_) => {
                 let wanted = match *action {
                     Action::RewindTo(percent) => kv.n_tokens() * percent / 100,
@@ -170,7 +233,7 @@ fn check<B: Backend>(backend: &B, case: &Case) {
                 );
                 kv.rewind(backend, to).unwrap();
                 assert_eq!(kv.n_tokens(), to);
-                furthest = if to == 0 { 0 } else { furthest };
+                *furthest = if to == 0 { 0 } else { *furthest };
                 kept.retain(|&kept| kept <= to);
                 held.truncate(to as usize);
                 continue;
@@ -178,26 +241,27 @@ fn check<B: Backend>(backend: &B, case: &Case) {
             Action::Keep => {
                 kv.keep(backend, Occasion::Turn).unwrap();
                 assert!(kv.restore_bytes() <= restore_bytes);
-                kept = kv.restore_points().collect();
+                *kept = kv.restore_points().collect();
                 assert!(kept.is_sorted() && kept.last().is_none_or(|&last| last <= kv.n_tokens()));
                 continue;
             }
             Action::Reload(context) => {
                 let restorable = kv.oldest_in_rings();
-                let is_same = context == n_ctx;
-                n_ctx = context.max(kv.n_tokens());
-                kv = reloaded(backend, &identity, &kv, empty(n_ctx), n_ctx);
+                let is_same = context == *n_ctx;
+                *n_ctx = context.max(kv.n_tokens());
+                *kv = reloaded(backend, &identity, kv, empty(*n_ctx), *n_ctx);
                 assert_eq!(kv.n_tokens() as usize, held.len());
                 assert!(kv.oldest_in_rings() >= restorable);
                 assert!(!is_same || kv.oldest_in_rings() == restorable);
                 kept.clear();
                 continue;
             }
-            Action::Step { n_tokens, cancelled } => (n_tokens.min(n_ctx - kv.n_tokens()), cancelled),
+            Action::Step { n_tokens, cancelled } => (n_tokens.min(*n_ctx - kv.n_tokens()), cancelled),
         };
         if n_tokens == 0 {
             continue;
         }
+        kv.make_room(backend, &mut workspace).unwrap();
         let begin = kv.n_tokens();
         let restorable = kv.oldest_in_rings();
         let stamps: Vec<u64> = (0..u64::from(n_tokens)).map(|i| stamp + i).collect();
@@ -273,8 +337,8 @@ fn check<B: Backend>(backend: &B, case: &Case) {
                 })
                 .unwrap();
             kv.advance(n_tokens);
-            held = tokens;
-            furthest = furthest.max(kv.n_tokens());
+            *held = tokens;
+            *furthest = kv.n_tokens().max(*furthest);
             let promised = furthest.saturating_sub(16).min(kv.n_tokens());
             assert!(kv.oldest_in_rings() <= promised, "the spare block is gone");
         }

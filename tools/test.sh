@@ -76,7 +76,7 @@ step "install" bash tests/install/run.sh
 # The kernels for every card, and that a build with them runs where there is no card. Their tests need one: gpu_run.sh.
 step "nvcc" bash tools/nvcc.sh
 step "clippy, with CUDA" cargo clippy --workspace --all-targets --features longgen-tools/cuda -- -D warnings
-step "cargo test, with CUDA" cargo test -p longgen --features cuda --lib --test ops --test kv --test house --test session
+step "cargo test, with CUDA" cargo test -p longgen --features cuda --lib --test ops --test kv --test house --test session --test fork
 if ! nvidia-smi >/dev/null 2>&1; then
     echo "SKIPPED: what runs on CUDA devices; tools/gpu_bundle.sh and tools/gpu_run.sh take it to a machine that has one"
     step "without a card" bash tools/no_card.sh

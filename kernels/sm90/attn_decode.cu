@@ -110,7 +110,8 @@ struct Supply {
 #pragma unroll
         for (uint32_t k = 0; k < DIM / 32; k++) heads[1][threadIdx.x % 32 + 32 * k] = value[k];
         __syncwarp();
-        const Segment& own = part.seq.segments[0];
+        // Behind what it may share with others.
+        const Segment& own = part.seq.segments[part.seq.n_segments - 1];
         bool is_pinned = own.places.map->is_pinned(kv_head, block);
         uint32_t place = is_pinned ? own.places.map->slot(kv_head, block) : kv_head * part.seq.stage_blocks;
         KvBlock to(p.shape, is_pinned ? const_cast<uint8_t*>(own.blocks) : part.seq.staged, place), stage = stages.as_block(i, p.shape);

@@ -368,6 +368,14 @@ pub struct KvSegment<'a, B: Backend> {
     pub end: SegmentEnd,
 }
 
+impl<B: Backend> Clone for KvSegment<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for KvSegment<'_, B> {}
+
 /// The position behind the last token of a [`KvSegment`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SegmentEnd {

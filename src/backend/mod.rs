@@ -9,7 +9,6 @@ pub mod reference;
 
 use std::ops::Range;
 
-pub use crate::alloc::Meter;
 use crate::cancel::Cancel;
 use crate::error::Result;
 use crate::kv::slots::SlotMap;
@@ -91,15 +90,15 @@ pub trait Backend: Send + Sync + Sized + 'static {
         at: usize,
     ) -> Result<()>;
 
-    /// Copies the `f32` of a range of `src` to the beginning of `dst`, within [`run`](Backend::run).
-    fn copy(&self, dst: &mut Self::Buf, src: &Self::Buf, range: Range<usize>) -> Result<()>;
+    /// Copies the `f32` of a range of `src` to `dst`, from element `at` on, within [`run`](Backend::run).
+    fn copy(&self, dst: &mut Self::Buf, at: usize, src: &Self::Buf, range: Range<usize>) -> Result<()>;
 
-    /// Copies blocks of `n_bytes` to memory of the host that `meter` counts: those at multiples `places` of their length.
+    /// Copies blocks of `n_bytes` to memory of the host: those at multiples `places` of their length.
     /// They are what they are before the work that is queued later.
     ///
     /// # Errors
     /// `OutOfMemory`, and those of the device.
-    fn hold(&self, src: &Self::Buf, places: &[u32], n_bytes: usize, meter: &Meter) -> Result<Self::Held>;
+    fn hold(&self, src: &Self::Buf, places: &[u32], n_bytes: usize) -> Result<Self::Held>;
 
     /// Copies what [`hold`](Backend::hold) has copied to other places, or back.
     ///

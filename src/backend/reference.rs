@@ -154,13 +154,13 @@ impl Backend for ReferenceBackend {
         Ok(())
     }
 
-    fn copy(&self, dst: &mut HostBuf, src: &HostBuf, range: Range<usize>) -> Result<()> {
-        dst.of_mut::<f32>()[..range.len()].copy_from_slice(&src.of()[range]);
+    fn copy(&self, dst: &mut HostBuf, at: usize, src: &HostBuf, range: Range<usize>) -> Result<()> {
+        dst.of_mut::<f32>()[at..at + range.len()].copy_from_slice(&src.of()[range]);
         Ok(())
     }
 
-    fn hold(&self, src: &HostBuf, places: &[u32], n_bytes: usize, meter: &Meter) -> Result<HostBuf> {
-        held::hold(src, places, n_bytes, meter)
+    fn hold(&self, src: &HostBuf, places: &[u32], n_bytes: usize) -> Result<HostBuf> {
+        held::hold(src, places, n_bytes)
     }
 
     fn put_back(&self, dst: &mut HostBuf, places: &[u32], n_bytes: usize, held: &HostBuf) -> Result<()> {

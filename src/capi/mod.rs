@@ -11,6 +11,7 @@ pub mod cancel;
 pub mod chat;
 mod exclusive;
 pub mod file;
+pub mod fork;
 pub mod generate;
 mod guard;
 pub mod info;

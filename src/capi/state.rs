@@ -28,8 +28,8 @@ pub unsafe extern "C" fn lg_session_n_ctx(session: *const lg_session) -> u32 {
     unsafe { get(session, 0, |session| Ok(session.n_ctx)) }
 }
 
-/// Bytes of memory that the session occupies, all of it, on whatever device it lies: what `lg_model_plan` said. 0 for
-/// NULL.
+/// Bytes of memory that the session took, all of it, on whatever device it lies: what `lg_model_plan` said. For a fork it is
+/// what `lg_session_fork` took: without what is shared, and with what the session needed that was forked. 0 for NULL.
 ///
 /// # Safety
 /// The caller must not free the session before this returns.

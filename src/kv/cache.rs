@@ -6,6 +6,8 @@
 //! will be in the ring are staged. [`KvCache::fill_rings`] puts the staged blocks into the rings when the last layer
 //! is done. Until then nothing that the session may still read has changed, so a step that fails leaves no trace. Nobody
 //! reads a layer's scratch once the layer is done, and a backend that can do without it leaves it as it is.
+//!
+//! Forks share the blocks of layers without a ring that were full: see [`fork`](super::fork).
 
 use crate::alloc::try_collect_ok;
 use crate::attention::mask::Mask;
@@ -13,6 +15,7 @@ use crate::attention::plan::LayerAttention;
 use crate::backend::Backend;
 use crate::backend::args::*;
 use crate::error::Result;
+use crate::kv::blocks::{Blocks, Prefix, block_bytes};
 use crate::kv::layer::{LayerKv, RingKv};
 use crate::kv::restore::RestorePoints;
 use crate::kv::slots::{SlotMap, blocks_touched};
@@ -22,7 +25,7 @@ use crate::kv::slots::{SlotMap, blocks_touched};
 pub struct LayerLayout {
     /// Shape of a block.
     pub shape: KvShape,
-    /// Where the session's own blocks lie.
+    /// Where the blocks of a session lie that shares none.
     pub slots: SlotMap,
     /// Blocks per head of the staging buffer; 0 if the layer has no ring.
     pub stage_blocks: u32,
@@ -46,9 +49,9 @@ impl LayerLayout {
         Ok(Self { shape, slots, stage_blocks, scratch_blocks })
     }
 
-    /// Bytes of the session's own blocks.
+    /// Bytes of the blocks of a session that shares none.
     pub fn kv_bytes<B: Backend>(&self, backend: &B) -> usize {
-        self.slots.n_slots() as usize * backend.kv_block_bytes(&self.shape)
+        block_bytes(backend, &self.slots, &self.shape)
     }
 
     /// Bytes of the table that says where blocks lie.
@@ -74,24 +77,47 @@ impl LayerLayout {
 }
 
 /// Bytes of the scratch that all layers share.
-pub fn scratch_bytes<B: Backend>(backend: &B, layers: &[LayerLayout]) -> usize {
-    layers.iter().map(|layer| layer.scratch_bytes(backend)).max().unwrap_or(0)
+pub fn scratch_bytes<'a, B: Backend>(backend: &B, layers: impl Iterator<Item = &'a LayerLayout>) -> usize {
+    layers.map(|layer| layer.scratch_bytes(backend)).max().unwrap_or(0)
 }
 
 pub(super) struct LayerCache<B: Backend> {
     pub layout: LayerLayout,
-    slots: B::Slots,
     pub mask: Mask,
-    pub blocks: B::Buf,
+    /// What it shares with forks; nothing in a layer with a ring.
+    pub prefix: Option<Prefix<B>>,
+    /// The blocks behind those.
+    pub own: Blocks<B>,
     staged: B::Buf,
     /// Lowest block that was there when the cache was loaded from a file; 0 if it was not.
     pub first_held: u32,
 }
 
+impl<B: Backend> LayerCache<B> {
+    /// Allocates a layer whose own blocks are those that `own` has slots for.
+    pub fn new(backend: &B, layout: LayerLayout, own: SlotMap, mask: Mask) -> Result<Self> {
+        let own = Blocks::new(backend, own, &layout.shape)?;
+        let staged = backend.alloc(layout.staging_bytes(backend))?;
+        Ok(Self { layout, mask, prefix: None, own, staged, first_held: 0 })
+    }
+
+    /// Where a block lies.
+    pub fn home(&self, block: u32) -> &Blocks<B> {
+        let prefix = self.prefix.as_ref().filter(|prefix| block < prefix.n_blocks);
+        prefix.map_or(&self.own, |prefix| &*prefix.blocks)
+    }
+
+    /// Whether block `b` of a head lies right behind block `a`.
+    pub fn adjoin(&self, head: u32, a: u32, b: u32) -> bool {
+        let home = self.home(a);
+        std::ptr::eq(home, self.home(b)) && home.map.adjoin(head, a, b)
+    }
+}
+
 /// The keys and values of one session.
 pub struct KvCache<B: Backend> {
     pub(super) layers: Vec<LayerCache<B>>,
-    scratch: B::Buf,
+    pub(super) scratch: B::Buf,
     /// Tokens that count.
     pub(super) n_tokens: u32,
     /// Behind the last token that was ever committed since the cache was empty or restored; what a ring has lost depends
@@ -112,12 +138,10 @@ impl<B: Backend> KvCache<B> {
         attention: &[LayerAttention],
         restore_bytes: usize,
     ) -> Result<Self> {
-        let scratch = backend.alloc(scratch_bytes(backend, &layouts))?;
+        let scratch = backend.alloc(scratch_bytes(backend, layouts.iter()))?;
         let layer = |(layout, attention): (LayerLayout, &LayerAttention)| {
-            let blocks = backend.alloc(layout.kv_bytes(backend))?;
-            let staged = backend.alloc(layout.staging_bytes(backend))?;
-            let slots = backend.slots(&layout.slots)?;
-            Ok(LayerCache { layout, slots, mask: attention.mask, blocks, staged, first_held: 0 })
+            let own = layout.slots.clone();
+            LayerCache::new(backend, layout, own, attention.mask)
         };
         let layers = try_collect_ok(layouts.into_iter().zip(attention).map(layer))?;
         Ok(Self { layers, scratch, n_tokens: 0, written: 0, points: RestorePoints::new(restore_bytes) })
@@ -133,13 +157,20 @@ impl<B: Backend> KvCache<B> {
         self.layers[layer].layout.shape
     }
 
-    /// What is held of a layer, and where the coming step's keys and values go.
+    /// What is held of a layer, and where the coming step's keys and values go: there must be [room](Self::has_room) for
+    /// them.
     pub fn layer<'a>(&'a mut self, layer: usize, desc: &'a B::Descriptor) -> LayerKv<'a, B> {
-        let LayerCache { layout, slots, blocks, staged, .. } = &mut self.layers[layer];
+        let LayerCache { layout, mask, prefix, own, staged, .. } = &mut self.layers[layer];
         let LayerLayout { shape, stage_blocks, scratch_blocks, .. } = *layout;
         let scratch = &mut self.scratch;
         let ring = (scratch_blocks > 0).then_some(RingKv { scratch, scratch_blocks, staged, stage_blocks });
-        LayerKv { desc, shape, slots, blocks, ring }
+        let prefix = prefix.as_ref().map(|Prefix { blocks, n_blocks }| KvSegment {
+            blocks: &blocks.buf,
+            places: BlockPlaces::Slots(&blocks.slots),
+            end: SegmentEnd::Fixed(n_blocks * mask.block_size()),
+        });
+        let Blocks { slots, buf: blocks, .. } = own;
+        LayerKv { desc, shape, prefix, slots, blocks, ring }
     }
 
     /// The copies that move the step's staged blocks into the rings: what the step's queries no longer see is
@@ -147,7 +178,7 @@ impl<B: Backend> KvCache<B> {
     pub fn fill_rings<'a>(&'a mut self, desc: &'a B::Descriptor) -> impl Iterator<Item = CopyPart<'a, B>> {
         let with_ring = self.layers.iter_mut().filter(|layer| layer.layout.scratch_blocks > 0);
         let part = |layer: &'a mut LayerCache<B>| {
-            let LayerCache { layout, slots, blocks, staged, .. } = layer;
+            let LayerCache { layout, own: Blocks { slots, buf: blocks, .. }, staged, .. } = layer;
             let LayerLayout { shape, stage_blocks, .. } = *layout;
             CopyPart {
                 to: blocks,

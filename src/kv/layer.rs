@@ -12,6 +12,8 @@ pub struct LayerKv<'a, B: Backend> {
     pub desc: &'a B::Descriptor,
     /// Shape of the cache blocks.
     pub shape: KvShape,
+    /// What it shares with others, before its own blocks.
+    pub prefix: Option<KvSegment<'a, B>>,
     /// Where the session's own blocks lie.
     pub slots: &'a B::Slots,
     /// The session's own blocks.
@@ -44,25 +46,31 @@ impl<B: Backend> LayerKv<'_, B> {
         }
     }
 
-    /// What the tokens before the running step left.
-    pub fn held(&self) -> KvSegment<'_, B> {
-        KvSegment { blocks: self.blocks, places: BlockPlaces::Slots(self.slots), end: SegmentEnd::BeforeStep }
+    /// The session's own blocks, up to `end`.
+    fn own(&self, end: SegmentEnd) -> KvSegment<'_, B> {
+        KvSegment { blocks: self.blocks, places: BlockPlaces::Slots(self.slots), end }
+    }
+
+    /// What the tokens before the running step left; the session's own blocks come last.
+    pub fn held(&self) -> Vec<KvSegment<'_, B>> {
+        self.prefix.into_iter().chain([self.own(SegmentEnd::BeforeStep)]).collect()
     }
 
     /// What the tokens of the running step, and all before them, left.
     pub fn segments(&self) -> Vec<KvSegment<'_, B>> {
         match &self.ring {
-            None => vec![KvSegment { end: SegmentEnd::Step, ..self.held() }],
+            None => self.prefix.into_iter().chain([self.own(SegmentEnd::Step)]).collect(),
             Some(RingKv { scratch, scratch_blocks: n_blocks, .. }) => {
                 let places = BlockPlaces::Step { n_blocks: *n_blocks };
-                vec![self.held(), KvSegment { blocks: scratch, places, end: SegmentEnd::Step }]
+                let step = KvSegment { blocks: &**scratch, places, end: SegmentEnd::Step };
+                self.held().into_iter().chain([step]).collect()
             }
         }
     }
 
     /// The copies that take what must outlive the scratch from it, once the layer has attended to the step's tokens.
     pub fn stage(&mut self) -> Vec<CopyPart<'_, B>> {
-        let Self { desc, shape, slots, blocks, ring } = self;
+        let Self { desc, shape, slots, blocks, ring, .. } = self;
         let Some(RingKv { scratch, scratch_blocks, staged, stage_blocks }) = ring else { return Vec::new() };
         let (desc, shape, slots, from) = (*desc, *shape, *slots, &**scratch);
         let from_places = BlockPlaces::Step { n_blocks: *scratch_blocks };

@@ -3,11 +3,11 @@
 //! A ring gives up what its layer no longer sees, so a sequence cannot go back further than its rings reach. A restore
 //! point has the blocks of all rings at one position; nothing else in the cache is ever overwritten by what comes behind
 //! it, so nothing else needs a copy. With the point of position n, all positions can be restored that see none but its
-//! blocks: n, and about a block before it. A block that is full never changes again, and the points that hold it share it.
+//! blocks: n, and about a block before it. A block that is full never changes again, and the points that hold it share it: those of a cache, and those of its forks.
 
 use std::sync::Arc;
 
-use crate::alloc::{Meter, try_collect_ok, try_reserve};
+use crate::alloc::{try_collect, try_collect_ok, try_reserve};
 use crate::error::Result;
 
 /// Of the newest three points within so many tokens, the middle one goes.
@@ -42,10 +42,16 @@ impl RingBlocks {
 pub(super) struct HeldRing<H> {
     pub first_block: u32,
     block_size: u32,
+    /// Most bytes of a block.
+    n_bytes: usize,
     pub blocks: Vec<Arc<H>>,
 }
 
 impl<H> HeldRing<H> {
+    fn block(&self, number: u32) -> Option<&Arc<H>> {
+        self.blocks.get(number.checked_sub(self.first_block)? as usize)
+    }
+
     /// Forgets the blocks behind the first `n_tokens` tokens.
     fn truncate(&mut self, n_tokens: u32) {
         let n_blocks = n_tokens.div_ceil(self.block_size).saturating_sub(self.first_block);
@@ -75,9 +81,32 @@ pub(super) struct RestorePoint<H> {
 impl<H> RestorePoint<H> {
     /// The block, if the point has it and no more tokens can come into it.
     fn full_block(&self, ring: usize, block: u32) -> Option<&Arc<H>> {
-        let HeldRing { first_block, block_size, blocks } = &self.rings[ring];
-        let is_full = (block + 1) * block_size <= self.n_tokens;
-        blocks.get(block.checked_sub(*first_block)? as usize).filter(|_| is_full)
+        let ring = &self.rings[ring];
+        ring.block(block).filter(|_| (block + 1) * ring.block_size <= self.n_tokens)
+    }
+
+    /// The same for another cache.
+    fn try_clone(&self) -> Result<Self> {
+        let ring = |ring: &HeldRing<H>| {
+            let HeldRing { first_block, block_size, n_bytes, ref blocks } = *ring;
+            let blocks = try_collect(blocks.iter().cloned())?;
+            Ok(HeldRing { first_block, block_size, n_bytes, blocks })
+        };
+        let Self { n_tokens, written, oldest, occasion, ref rings } = *self;
+        Ok(Self { n_tokens, written, oldest, occasion, rings: try_collect_ok(rings.iter().map(ring))? })
+    }
+
+    /// Bytes of the blocks that it does not share with the point before it.
+    fn bytes_behind(&self, before: Option<&Self>) -> usize {
+        let of_ring = |(i, ring): (usize, &HeldRing<H>)| -> usize {
+            let is_shared = |number: u32, block: &Arc<H>| {
+                let before = before.and_then(|before| before.rings[i].block(number));
+                before.is_some_and(|before| Arc::ptr_eq(before, block))
+            };
+            let numbered = (ring.first_block..).zip(&ring.blocks);
+            numbered.filter(|&(number, block)| !is_shared(number, block)).count() * ring.n_bytes
+        };
+        self.rings.iter().enumerate().map(of_ring).sum()
     }
 
     /// Makes it a point of fewer tokens.
@@ -87,23 +116,39 @@ impl<H> RestorePoint<H> {
     }
 }
 
+/// Bytes of the blocks of points that follow each other: a block that several hold is shared by neighbours.
+fn bytes_of<'a, H: 'a>(points: impl Iterator<Item = &'a RestorePoint<H>>) -> usize {
+    let mut before = None;
+    points.map(|point| point.bytes_behind(before.replace(point))).sum()
+}
+
 /// The restore points of one cache.
 pub(super) struct RestorePoints<H> {
     /// In the order of their positions.
     points: Vec<RestorePoint<H>>,
     max_bytes: usize,
-    held: Meter,
 }
 
 impl<H> RestorePoints<H> {
     /// None yet, and never more than `max_bytes` of blocks.
     pub fn new(max_bytes: usize) -> Self {
-        Self { points: Vec::new(), max_bytes, held: Meter::default() }
+        Self { points: Vec::new(), max_bytes }
     }
 
-    /// Bytes of the blocks that the points hold.
+    /// The same points for a cache of as many tokens that goes on by itself, or as many of them as there is room for.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn try_clone(&self, n_tokens: u32, max_bytes: usize) -> Result<Self> {
+        let points = try_collect_ok(self.points.iter().map(RestorePoint::try_clone))?;
+        let mut points = Self { points, max_bytes };
+        while points.n_bytes() > max_bytes && points.drop_one(n_tokens, false) {}
+        Ok(points)
+    }
+
+    /// Bytes of the blocks that the points hold, those among them that points of other caches hold, too.
     pub fn n_bytes(&self) -> usize {
-        self.held.n_bytes()
+        bytes_of(self.points.iter())
     }
 
     /// Positions of the points, rising.
@@ -141,7 +186,7 @@ impl<H> RestorePoints<H> {
     }
 
     /// Adds a point, which lies behind all others and is to hold these blocks of each layer with rings. `hold` copies one: it
-    /// gets the number of such a layer among them, a block, and what counts its bytes. Older points make room; if they could
+    /// gets the number of such a layer among them, and a block. Older points make room; if they could
     /// not make enough, nothing happens.
     ///
     /// # Errors
@@ -150,7 +195,7 @@ impl<H> RestorePoints<H> {
         &mut self,
         mut point: RestorePoint<H>,
         layers: &[RingBlocks],
-        mut hold: impl FnMut(usize, u32, &Meter) -> Result<H>,
+        mut hold: impl FnMut(usize, u32) -> Result<H>,
     ) -> Result<()> {
         let n_bytes: usize = layers.iter().map(|layer| layer.numbers().count() * layer.n_bytes).sum();
         if n_bytes > self.max_bytes {
@@ -159,7 +204,7 @@ impl<H> RestorePoints<H> {
         try_reserve(&mut self.points, 1)?;
         let needless = self.take_needless(&point, layers);
         let mut missing = self.missing_bytes(needless.as_ref(), layers);
-        while self.held.n_bytes() + missing > self.max_bytes
+        while bytes_of(self.points.iter().chain(&needless)) + missing > self.max_bytes
             && self.drop_one(point.n_tokens, needless.is_none() && missing < n_bytes)
         {
             missing = self.missing_bytes(needless.as_ref(), layers);
@@ -167,10 +212,11 @@ impl<H> RestorePoints<H> {
         let ring = |(i, layer): (usize, &RingBlocks)| {
             let block = |block| match self.shared(needless.as_ref(), i, block) {
                 Some(shared) => Ok(shared.clone()),
-                None => Ok(Arc::new(hold(i, block, &self.held)?)),
+                None => Ok(Arc::new(hold(i, block)?)),
             };
             let blocks = try_collect_ok(layer.numbers().map(block))?;
-            Ok(HeldRing { first_block: layer.first_block, block_size: layer.block_size, blocks })
+            let RingBlocks { first_block, block_size, n_bytes, .. } = *layer;
+            Ok(HeldRing { first_block, block_size, n_bytes, blocks })
         };
         point.rings = try_collect_ok(layers.iter().enumerate().map(ring))?;
         self.points.push(point);
@@ -236,7 +282,6 @@ impl<H> RestorePoints<H> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::alloc::HostBuf;
     use crate::error::{Error, ErrorKind};
 
     const BLOCK_SIZE: u32 = 16;
@@ -244,7 +289,7 @@ mod tests {
 
     /// Points of one layer whose ring has this many blocks.
     struct Rig {
-        points: RestorePoints<HostBuf>,
+        points: RestorePoints<u32>,
         ring: u32,
         n_read: usize,
     }
@@ -254,7 +299,7 @@ mod tests {
             Self { points: RestorePoints::new(max_blocks * BLOCK_BYTES), ring, n_read: 0 }
         }
 
-        fn coming(&self, n_tokens: u32, occasion: Occasion) -> (RestorePoint<HostBuf>, RingBlocks) {
+        fn coming(&self, n_tokens: u32, occasion: Occasion) -> (RestorePoint<u32>, RingBlocks) {
             let last_block = (n_tokens - 1) / BLOCK_SIZE;
             let first_block = (last_block + 1).saturating_sub(self.ring);
             let oldest = if first_block == 0 { 0 } else { (first_block + self.ring - 2) * BLOCK_SIZE };
@@ -267,9 +312,9 @@ mod tests {
             let (point, layer) = self.coming(n_tokens, occasion);
             let n_read = self.n_read;
             self.points
-                .add(point, &[layer], |_, _, held| {
+                .add(point, &[layer], |_, block| {
                     self.n_read += 1;
-                    HostBuf::new(BLOCK_BYTES, held)
+                    Ok(block)
                 })
                 .unwrap();
             assert!(self.points.n_bytes() <= self.points.max_bytes);
@@ -355,9 +400,9 @@ mod tests {
         let mut rig = Rig::new(5, 100);
         rig.add(1000, Occasion::Turn);
         let (point, layer) = rig.coming(2000, Occasion::Turn);
-        let failed = |_: usize, block, held: &Meter| match block {
+        let failed = |_: usize, block| match block {
             124 => Err(Error::new(ErrorKind::Device, "gone")),
-            _ => HostBuf::new(BLOCK_BYTES, held),
+            _ => Ok(block),
         };
         assert_eq!(rig.points.add(point, &[layer], failed).unwrap_err().kind(), ErrorKind::Device);
         assert_eq!((rig.positions(), rig.points.n_bytes()), (vec![1000], 5 * BLOCK_BYTES));

@@ -2,7 +2,7 @@
 
 use super::cache::{KvCache, LayerCache, LayerLayout};
 use super::restore::{Occasion, RestorePoint, RingBlocks};
-use crate::alloc::{Meter, try_collect, try_with_capacity};
+use crate::alloc::{try_collect, try_with_capacity};
 use crate::backend::Backend;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -85,9 +85,9 @@ impl<B: Backend> KvCache<B> {
             block_size: layer.mask.block_size(),
             n_bytes: layer.layout.slots.ring_heads().count() * backend.kv_block_bytes(&layer.layout.shape),
         }));
-        let hold = |layer: usize, block, held: &Meter| {
-            let LayerCache { layout, blocks, .. } = layers[layer];
-            backend.hold(blocks, &ring_slots(layout, block)?, backend.kv_block_bytes(&layout.shape), held)
+        let hold = |layer: usize, block| {
+            let LayerCache { layout, own, .. } = layers[layer];
+            backend.hold(&own.buf, &ring_slots(layout, block)?, backend.kv_block_bytes(&layout.shape))
         };
         let point = RestorePoint { n_tokens, written, oldest, occasion, rings: Vec::new() };
         match points.add(point, &rings, hold) {
@@ -121,10 +121,10 @@ impl<B: Backend> KvCache<B> {
             || Error::new(ErrorKind::Internal, format!("no restore point for {n_tokens} tokens"));
         let point = points.point_for(n_tokens).ok_or_else(unrestorable)?;
         let with_ring = layers.iter_mut().filter(|layer| layer.layout.slots.has_ring());
-        for (LayerCache { layout, blocks, .. }, ring) in with_ring.zip(&point.rings) {
+        for (LayerCache { layout, own, .. }, ring) in with_ring.zip(&point.rings) {
             let block_bytes = backend.kv_block_bytes(&layout.shape);
             for (block, held) in (ring.first_block..).zip(&ring.blocks) {
-                backend.put_back(blocks, &ring_slots(layout, block)?, block_bytes, held)?;
+                backend.put_back(&mut own.buf, &ring_slots(layout, block)?, block_bytes, held)?;
             }
         }
         self.written = point.written;

@@ -9,7 +9,8 @@
 //! the others:                          slot = S + (block - S) mod R       R = ring blocks, the spare included
 //! ```
 //!
-//! A head for which that takes as many slots as the context has blocks keeps one slot a block instead.
+//! A head for which that takes as many slots as the context has blocks keeps one slot a block instead. Where all heads
+//! do, the first F blocks may lie elsewhere, and need none: slot = block - F for the others.
 
 use std::collections::TryReserveError;
 use std::sync::Arc;
@@ -24,7 +25,8 @@ pub(crate) fn blocks_touched(n_tokens: u32, block_size: u32) -> u32 {
 /// Slots of one KV head of one layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct HeadSlots {
-    /// Slot 0 of this head, counted over all heads of the layer.
+    /// Slot of block 0 of this head, counted over all heads of the layer; where the first blocks have none, below 0
+    /// modulo 2^32.
     first: u32,
     sink_blocks: u32,
     ring_blocks: u32,
@@ -77,6 +79,33 @@ impl SlotMap {
         Ok(Self { stride, heads: Arc::new(heads), n_slots: first })
     }
 
+    /// Where the blocks from `first_block` on lie if those before it lie elsewhere: these have no slots then. For layers
+    /// in which nothing is ever overwritten.
+    ///
+    /// # Errors
+    /// As in [`new`](Self::new).
+    pub fn behind(&self, first_block: u32) -> Result<Self, TryReserveError> {
+        if first_block == 0 {
+            return Ok(self.clone());
+        }
+        let mut next = 0u32;
+        let mut heads = Vec::new();
+        heads.try_reserve_exact(self.heads.len())?;
+        for head in &*self.heads {
+            let n_slots = head.n_slots.saturating_sub(first_block);
+            heads.push(HeadSlots {
+                first: next.wrapping_sub(first_block),
+                sink_blocks: first_block,
+                ring_blocks: n_slots.max(1),
+                residues: Vec::new(),
+                n_slots,
+                is_ring: false,
+            });
+            next = next.saturating_add(n_slots);
+        }
+        Ok(Self { stride: self.stride, heads: Arc::new(heads), n_slots: next })
+    }
+
     /// The same as 32-bit words, for kernels: stride, longest ring; then of every head its first slot, sink blocks,
     /// ring blocks, where its residues begin, how many there are, and whether it is a ring; then all residues.
     pub fn words(&self) -> Vec<u32> {
@@ -122,15 +151,20 @@ impl SlotMap {
     /// The slot of `block` in `kv_head`, counted over all heads of the layer.
     pub fn slot(&self, kv_head: u32, block: u32) -> u32 {
         let head = &self.heads[kv_head as usize];
-        head.first
-            + if block < head.sink_blocks {
-                block
-            } else if let Some(rank) = self.rank(head, block) {
-                let per_period = u32::try_from(head.residues.len()).unwrap_or(u32::MAX);
-                head.sink_blocks + head.ring_blocks + block / self.stride * per_period + rank
-            } else {
-                head.sink_blocks + (block - head.sink_blocks) % head.ring_blocks
-            }
+        let in_head = if block < head.sink_blocks {
+            block
+        } else if let Some(rank) = self.rank(head, block) {
+            let per_period = u32::try_from(head.residues.len()).unwrap_or(u32::MAX);
+            head.sink_blocks + head.ring_blocks + block / self.stride * per_period + rank
+        } else {
+            head.sink_blocks + (block - head.sink_blocks) % head.ring_blocks
+        };
+        head.first.wrapping_add(in_head)
+    }
+
+    /// Whether block `b` of `kv_head` lies right behind block `a`.
+    pub fn adjoin(&self, kv_head: u32, a: u32, b: u32) -> bool {
+        self.slot(kv_head, b) == self.slot(kv_head, a) + 1
     }
 
     /// Whether no later block of `kv_head` ever takes the slot of `block`.
@@ -256,6 +290,27 @@ mod tests {
                 let oldest = mask.first_query_within(map.oldest_intact(newest));
                 prop_assert!(oldest <= (newest * block_size + 1).saturating_sub(block_size));
             }
+        }
+
+        #[test]
+        fn blocks_behind_others_that_lie_elsewhere_have_a_slot_each_and_no_more(
+            mask in any_mask(), n_ctx in 1u32..3000, n_kv_heads in 1u32..5, percent in 0u32..=100,
+        ) {
+            let whole = SlotMap::new(&mask, &vec![0; n_kv_heads as usize], n_kv_heads, n_ctx).unwrap();
+            prop_assume!(!whole.has_ring());
+            let n_blocks = n_ctx.div_ceil(mask.block_size());
+            let first_block = n_blocks * percent / 100;
+            let map = whole.behind(first_block).unwrap();
+            // Head after head, block after block.
+            let all = (0..n_kv_heads).flat_map(|head| (first_block..n_blocks).map(move |block| (head, block)));
+            for (slot, (head, block)) in (0..).zip(all) {
+                prop_assert_eq!(map.slot(head, block), slot, "block {} of {}", block, n_blocks);
+                prop_assert!(map.is_pinned(head, block));
+            }
+            prop_assert_eq!(map.n_slots(), n_kv_heads * (n_blocks - first_block));
+            prop_assert_eq!((map.has_ring(), map.ring_blocks(), map.oldest_intact(n_blocks)), (false, 0, 0));
+            // Kernels are told in as many words.
+            prop_assert_eq!(map.words().len(), whole.words().len());
         }
 
         #[test]

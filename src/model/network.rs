@@ -105,10 +105,6 @@ pub trait Sequence: Any + Send {
     fn top(&mut self, n: usize) -> Result<Vec<Candidate>>;
     /// How steps that repeat themselves are run, if that is worth telling.
     fn repeat_note(&self) -> Option<String>;
-    /// Most tokens that it can hold.
-    fn n_ctx(&self) -> u32;
-    /// Tokens of a chunk.
-    fn chunk_tokens(&self) -> usize;
     /// Tokens held.
     fn n_tokens(&self) -> u32;
     /// Makes a restore point of what is held, if that can be done.
@@ -123,6 +119,11 @@ pub trait Sequence: Any + Send {
     fn layers_behind(&self, n_tokens: u32) -> Result<Vec<usize>>;
     /// Forgets the tokens from `n_tokens` on, a position that can be gone back to. On an error the sequence is empty.
     fn rewind(&mut self, n_tokens: u32) -> Result<()>;
+    /// See [`Session::fork_plan`](crate::Session::fork_plan).
+    fn fork_plan(&self, params: &SessionParams) -> Result<MemoryPlan>;
+    /// A sequence that holds the same, with the same logits: allocates exactly the bytes of its plan. On an error nothing has
+    /// changed.
+    fn fork(&mut self, params: &SessionParams) -> Result<Box<dyn Sequence>>;
     /// Writes what is held: `tokens`, and their keys and values.
     fn save(&self, tokens: &[u32], file: &mut file::Writer<'_>) -> Result<()>;
     /// Reads what [`save`](Self::save) has written into an empty sequence; returns the tokens. On an error the sequence is of
@@ -197,6 +198,37 @@ impl<B: Backend> Parts<B> {
         }
     }
 
+    /// See [`Engine::plan`].
+    pub fn plan(&self, shape: &Shape, attention: &[LayerAttention]) -> Result<MemoryPlan> {
+        let Self { backend, config, .. } = self;
+        let layouts = self.layouts(shape, attention)?;
+        let layer = |(layout, attention): (&LayerLayout, &LayerAttention)| {
+            Ok(LayerPlan {
+                attention: attention.try_clone()?,
+                n_slots: layout.slots.n_slots(),
+                kv_bytes: layout.kv_bytes(backend),
+                staging_bytes: layout.staging_bytes(backend),
+            })
+        };
+        let logits_bytes = Activations::<B>::logits_bytes(config, shape.logits_rows);
+        Ok(MemoryPlan {
+            n_ctx: shape.n_ctx,
+            chunk_tokens: shape.chunk_tokens,
+            layers: try_collect_ok(layouts.iter().zip(attention).map(layer))?,
+            scratch_bytes: scratch_bytes(backend, layouts.iter()),
+            restore_bytes: self.restore_bytes(shape, &layouts),
+            activation_bytes: Activations::<B>::n_bytes(config, shape.chunk_tokens as usize),
+            workspace_bytes: backend.workspace_bytes(&self.workspace_shape(shape), shape.precision),
+            table_bytes: layouts.iter().map(|layout| layout.table_bytes(backend)).sum::<usize>()
+                + backend.descriptor_bytes(),
+            // Once where the backend computes them, once where the caller reads them.
+            logits_bytes: 2 * logits_bytes
+                + Activations::<B>::top_bytes()
+                + Activations::<B>::hidden_bytes(config),
+            parent_bytes: 0,
+        })
+    }
+
     /// What files of this model's sessions are for.
     pub fn identity(&self, kv_type: KvType) -> file::Identity<'_> {
         let Config { n_heads, n_kv_heads, head_dim, ref attention, .. } = *self.config;
@@ -228,32 +260,7 @@ impl<B: Backend> Engine for Network<B> {
 
     fn plan(&self, params: &SessionParams, attention: &[LayerAttention]) -> Result<MemoryPlan> {
         let Parts { backend, config, .. } = &*self.0;
-        let shape = params.shape(config, backend.most_chunk_tokens())?;
-        let layouts = self.0.layouts(&shape, attention)?;
-        let layer = |(layout, attention): (&LayerLayout, &LayerAttention)| {
-            Ok(LayerPlan {
-                attention: attention.try_clone()?,
-                n_slots: layout.slots.n_slots(),
-                kv_bytes: layout.kv_bytes(backend),
-                staging_bytes: layout.staging_bytes(backend),
-            })
-        };
-        let logits_bytes = Activations::<B>::logits_bytes(config, shape.logits_rows);
-        Ok(MemoryPlan {
-            n_ctx: shape.n_ctx,
-            chunk_tokens: shape.chunk_tokens,
-            layers: try_collect_ok(layouts.iter().zip(attention).map(layer))?,
-            scratch_bytes: scratch_bytes(backend, &layouts),
-            restore_bytes: self.0.restore_bytes(&shape, &layouts),
-            activation_bytes: Activations::<B>::n_bytes(config, shape.chunk_tokens as usize),
-            workspace_bytes: backend.workspace_bytes(&self.0.workspace_shape(&shape), shape.precision),
-            table_bytes: layouts.iter().map(|layout| layout.table_bytes(backend)).sum::<usize>()
-                + backend.descriptor_bytes(),
-            // Once where the backend computes them, once where the caller reads them.
-            logits_bytes: 2 * logits_bytes
-                + Activations::<B>::top_bytes()
-                + Activations::<B>::hidden_bytes(config),
-        })
+        self.0.plan(&params.shape(config, backend.most_chunk_tokens())?, attention)
     }
 
     fn sequence(&self, params: &SessionParams) -> Result<Box<dyn Sequence>> {

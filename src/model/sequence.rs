@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::alloc::{HostBuf, try_collect, try_vec, try_with_capacity};
+use crate::alloc::{HostBuf, try_box, try_collect, try_vec, try_with_capacity};
 use crate::backend::Backend;
-use crate::backend::args::{Precision, StepRows, TopArgs};
+use crate::backend::args::{StepRows, TopArgs};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::kv::cache::KvCache;
@@ -15,9 +15,9 @@ use crate::model::forward::{SeqStep, Step, final_norm};
 use crate::model::network::{Parts, Sequence, Want};
 use crate::model::scratch::Activations;
 use crate::sampler::Candidate;
-use crate::session::Shape;
+use crate::session::{MemoryPlan, SessionParams, Shape};
 
-/// What a step that repeats itself consists of: the first word of its key.
+/// What a step that repeats itself consists of: the first word of its key. The others say whose buffers it works on.
 mod repeated {
     /// A token without its logits.
     pub const TOKEN: u64 = 0;
@@ -31,7 +31,7 @@ mod repeated {
 
 pub(super) struct NetworkSequence<B: Backend> {
     network: Arc<Parts<B>>,
-    /// Another one for every sequence of the process.
+    /// Another one for every sequence of the process, and whenever its buffers are replaced.
     id: u64,
     kv: KvCache<B>,
     acts: Activations<B>,
@@ -45,34 +45,39 @@ pub(super) struct NetworkSequence<B: Backend> {
     last_row: Option<usize>,
     /// (d_model): its hidden state, where the caller reads it
     hidden: HostBuf,
-    logits_rows: usize,
-    n_ctx: u32,
-    max_rows: usize,
-    precision: Precision,
+    shape: Shape,
+}
+
+/// Another number for every call.
+fn next_id() -> u64 {
+    static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+    NEXT_ID.fetch_add(1, Ordering::Relaxed)
 }
 
 impl<B: Backend> NetworkSequence<B> {
     /// Allocates a sequence.
     pub fn new(network: &Arc<Parts<B>>, shape: &Shape) -> Result<Self> {
-        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
-        let Parts { backend, config, host, .. } = &**network;
-        let max_rows = shape.chunk_tokens as usize;
+        let Parts { backend, config, .. } = &**network;
         let layouts = network.layouts(shape, &config.attention)?;
         let restore_bytes = network.restore_bytes(shape, &layouts);
+        let kv = KvCache::new(backend, layouts, &config.attention, restore_bytes)?;
+        Self::with_cache(network, shape, kv)
+    }
+
+    /// Allocates what a sequence has besides its cache.
+    fn with_cache(network: &Arc<Parts<B>>, shape: &Shape, kv: KvCache<B>) -> Result<Self> {
+        let Parts { backend, config, host, .. } = &**network;
         Ok(Self {
-            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-            kv: KvCache::new(backend, layouts, &config.attention, restore_bytes)?,
-            acts: Activations::new(backend, config, max_rows, shape.logits_rows)?,
+            id: next_id(),
+            kv,
+            acts: Activations::new(backend, config, shape.chunk_tokens as usize, shape.logits_rows)?,
             workspace: backend.workspace(&network.workspace_shape(shape), shape.precision)?,
             desc: backend.descriptor()?,
             logits: HostBuf::new(Activations::<B>::logits_bytes(config, shape.logits_rows), host)?,
             has_read_logits: false,
             last_row: None,
             hidden: HostBuf::new(Activations::<B>::hidden_bytes(config), host)?,
-            logits_rows: shape.logits_rows,
-            n_ctx: shape.n_ctx,
-            max_rows,
-            precision: shape.precision,
+            shape: shape.clone(),
             network: network.clone(),
         })
     }
@@ -84,6 +89,7 @@ impl<B: Backend> NetworkSequence<B> {
 
     /// See [`Engine::decode_batch`](super::network::Engine::decode_batch). The first sequence lends its working memory.
     pub fn decode_batch(batch: &mut [&mut Self], tokens: &[u32], cancel: &Cancel) -> Result<()> {
+        batch.iter_mut().try_for_each(|sequence| sequence.make_room())?;
         let key = |what: u64| try_collect([what].into_iter().chain(batch.iter().map(|sequence| sequence.id)));
         let (layers_key, ends_key) = (key(repeated::BATCH_LAYERS)?, key(repeated::BATCH_ENDS)?);
         let (n_rows, n_sessions) = (tokens.len(), batch.len());
@@ -102,7 +108,7 @@ impl<B: Backend> NetworkSequence<B> {
             member.last_row = None;
         }
 
-        let logits_rows = leader.logits_rows;
+        let logits_rows = leader.shape.logits_rows;
         let mut seqs = try_with_capacity(n_sessions)?;
         seqs.push(SeqStep { desc: &leader.desc, kv: &mut leader.kv });
         let mut outs = try_with_capacity(n_sessions)?;
@@ -122,12 +128,12 @@ impl<B: Backend> NetworkSequence<B> {
                 head.logits(ws, first, n)?;
                 for row in first.max(1)..first + n {
                     let from = (row - first) * n_vocab;
-                    backend.copy(&mut outs[row - 1].logits, &head.acts.logits, from..from + n_vocab)?;
+                    backend.copy(&mut outs[row - 1].logits, 0, &head.acts.logits, from..from + n_vocab)?;
                 }
             }
             backend.repeat(ws, &ends_key, |ws| {
                 for (row, out) in (1..).zip(&mut outs) {
-                    backend.copy(&mut out.x, &head.acts.x, row * d_model..(row + 1) * d_model)?;
+                    backend.copy(&mut out.x, 0, &head.acts.x, row * d_model..(row + 1) * d_model)?;
                 }
                 rings.fill(ws)
             })
@@ -143,13 +149,13 @@ impl<B: Backend> NetworkSequence<B> {
     /// Whether the others can be computed in this one's working memory.
     fn check_members(&self, members: &[&mut Self]) -> Result<()> {
         let n = members.len() + 1;
-        if n > self.max_rows {
-            let max = self.max_rows;
+        let max = self.shape.chunk_tokens;
+        if n > max as usize {
             return Err(Error::invalid(format!(
                 "a batch of {n} sessions: the first one's chunks hold {max} tokens"
             )));
         }
-        let has = |sequence: &Self| (sequence.kv.shape(0).ty, sequence.precision);
+        let has = |sequence: &Self| (sequence.shape.kv_type, sequence.shape.precision);
         match members.iter().find(|member| has(member) != has(self)) {
             Some(other) => Err(Error::invalid(format!(
                 "a batch of sessions that differ in cache type or precision: {:?} and {:?}",
@@ -158,6 +164,16 @@ impl<B: Backend> NetworkSequence<B> {
             ))),
             None => Ok(()),
         }
+    }
+
+    /// Sees to it that the tokens to come have places.
+    fn make_room(&mut self) -> Result<()> {
+        if self.kv.has_room() {
+            return Ok(());
+        }
+        // What was recorded reads and writes other buffers.
+        self.id = next_id();
+        self.kv.make_room(&self.network.backend, &mut self.workspace)
     }
 
     /// Says that the coming `n_tokens` tokens are rows of the step from `row` on.
@@ -174,12 +190,13 @@ impl<B: Backend> Sequence for NetworkSequence<B> {
         let n_tokens =
             u32::try_from(tokens.len()).map_err(|_| Error::invalid("a step of too many tokens"))?;
         let (n_rows, n_vocab, d_model) = (tokens.len(), config.n_vocab, config.d_model);
-        let logits_rows = self.logits_rows;
+        let logits_rows = self.shape.logits_rows;
         self.last_row = None;
+        self.make_room()?;
         self.describe(0, n_tokens)?;
         backend.upload(&mut self.acts.tokens, 0, tokens)?;
         let logits = self.logits.of_mut::<f32>();
-        let (acts, desc, kv) = (&mut self.acts, &self.desc, &mut self.kv);
+        let (acts, desc, kv, id) = (&mut self.acts, &self.desc, &mut self.kv, self.id);
         backend.run(&mut self.workspace, cancel, |ws| {
             let seqs = &mut [SeqStep { desc, kv }];
             let mut step = Step { backend, config, weights, acts, seqs, n_rows };
@@ -222,7 +239,7 @@ impl<B: Backend> Sequence for NetworkSequence<B> {
             };
             // Token after token is decoded by the same ops.
             let key = if is_last { repeated::TOKEN_AND_LOGITS } else { repeated::TOKEN };
-            if n_rows == 1 { backend.repeat(ws, &[key], ops) } else { ops(ws) }
+            if n_rows == 1 { backend.repeat(ws, &[key, id], ops) } else { ops(ws) }
         })?;
         self.kv.advance(n_tokens);
         self.has_read_logits = false;
@@ -270,14 +287,6 @@ impl<B: Backend> Sequence for NetworkSequence<B> {
         self.network.backend.repeat_note(&self.workspace)
     }
 
-    fn n_ctx(&self) -> u32 {
-        self.n_ctx
-    }
-
-    fn chunk_tokens(&self) -> usize {
-        self.max_rows
-    }
-
     fn n_tokens(&self) -> u32 {
         self.kv.n_tokens()
     }
@@ -308,16 +317,48 @@ impl<B: Backend> Sequence for NetworkSequence<B> {
         self.kv.rewind(&self.network.backend, n_tokens)
     }
 
+    fn fork_plan(&self, params: &SessionParams) -> Result<MemoryPlan> {
+        let Parts { backend, config, .. } = &*self.network;
+        let shape = params.shape_of_fork(&self.shape, self.kv.n_tokens())?;
+        let mut plan = self.network.plan(&shape, &config.attention)?;
+        let forks = self.kv.plan_fork(self.network.layouts(&shape, &config.attention)?)?;
+        for (layer, fork) in plan.layers.iter_mut().zip(&forks) {
+            layer.n_slots = fork.own.n_slots();
+            layer.kv_bytes = fork.kv_bytes(backend);
+            plan.parent_bytes += fork.parent_bytes(backend);
+        }
+        Ok(plan)
+    }
+
+    fn fork(&mut self, params: &SessionParams) -> Result<Box<dyn Sequence>> {
+        let network = self.network.clone();
+        let Parts { backend, config, .. } = &*network;
+        let shape = params.shape_of_fork(&self.shape, self.kv.n_tokens())?;
+        let layouts = network.layouts(&shape, &config.attention)?;
+        let restore_bytes = network.restore_bytes(&shape, &layouts);
+        let plan = self.kv.plan_fork(layouts)?;
+        // All else comes first: once the cache is forked, nothing is refused.
+        let empty = KvCache::new(backend, Vec::new(), &[], 0)?;
+        let mut fork = try_box(Self::with_cache(&network, &shape, empty)?)?;
+        backend.run(&mut self.workspace, &Cancel::default(), |_| {
+            backend.copy(&mut fork.acts.logits, 0, &self.acts.logits, 0..config.n_vocab)
+        })?;
+        fork.kv = self.kv.fork(backend, &mut self.workspace, plan, restore_bytes)?;
+        // What was recorded reads and writes other buffers.
+        self.id = next_id();
+        Ok(fork)
+    }
+
     fn save(&self, tokens: &[u32], file: &mut file::Writer<'_>) -> Result<()> {
-        let (identity, held) = (self.network.identity(self.kv.shape(0).ty), self.kv.held()?);
+        let (identity, held) = (self.network.identity(self.shape.kv_type), self.kv.held()?);
         identity.write(file, &held, tokens)?;
         self.kv.save(&self.network.backend, &identity, &held, file)
     }
 
     fn load(&mut self, file: &mut file::Reader<'_>) -> Result<Vec<u32>> {
         let network = self.network.clone();
-        let identity = network.identity(self.kv.shape(0).ty);
-        let (held, tokens) = identity.read(file, self.n_ctx, network.config.n_vocab)?;
+        let identity = network.identity(self.shape.kv_type);
+        let (held, tokens) = identity.read(file, self.shape.n_ctx, network.config.n_vocab)?;
         self.kv.load(&network.backend, &identity, &held, file)?;
         Ok(tokens)
     }

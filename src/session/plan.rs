@@ -1,9 +1,11 @@
 //! How to open a session, and what it takes.
 
+use std::fmt::Debug;
+
 use crate::attention::plan::{LayerAttention, MAX_CTX};
 use crate::backend::CHUNK_TOKENS;
 use crate::backend::args::{KvType, Precision};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::config::Config;
 
 /// Chunks of a long context, where the backend gains by long ones: their activations take a few percent of what a cache of
@@ -38,6 +40,7 @@ pub struct SessionParams {
 }
 
 /// [`SessionParams`] without defaults, checked.
+#[derive(Clone)]
 pub(crate) struct Shape {
     pub n_ctx: u32,
     pub chunk_tokens: u32,
@@ -50,17 +53,51 @@ pub(crate) struct Shape {
 impl SessionParams {
     /// `most_chunk_tokens` is the backend's; see [`Backend::most_chunk_tokens`](crate::backend::Backend::most_chunk_tokens).
     pub(crate) fn shape(&self, config: &Config, most_chunk_tokens: u32) -> Result<Shape> {
-        let or = |value, default| if value == 0 { default } else { value };
         let n_ctx = or(self.n_ctx, config.n_ctx_train);
-        if n_ctx > MAX_CTX {
-            return Err(Error::invalid(format!("context of {n_ctx} tokens: at most {MAX_CTX} work")));
-        }
+        check_context(n_ctx)?;
         let part = n_ctx / CHUNKS_OF_CONTEXT / CHUNK_MULTIPLE * CHUNK_MULTIPLE;
         let default = part.clamp(CHUNK_TOKENS, most_chunk_tokens);
         let chunk_tokens = or(self.chunk_tokens, default).min(n_ctx);
         let logits_rows = or(self.logits_rows, 1).min(chunk_tokens) as usize;
         let Self { kv_type, precision, restore_bytes, .. } = *self;
         Ok(Shape { n_ctx, chunk_tokens, kv_type, precision, logits_rows, restore_bytes })
+    }
+
+    /// The shape of a fork of a session that has this one and holds `n_tokens` tokens.
+    pub(crate) fn shape_of_fork(&self, parent: &Shape, n_tokens: u32) -> Result<Shape> {
+        let n_ctx = or(self.n_ctx, parent.n_ctx);
+        check_context(n_ctx)?;
+        if n_tokens > n_ctx {
+            let message = format!("{n_tokens} tokens of a session do not fit in a context of {n_ctx}");
+            return Err(Error::new(ErrorKind::ContextFull, message));
+        }
+        let Shape { kv_type, precision, .. } = *parent;
+        same_or_default("a cache of type", self.kv_type, kv_type)?;
+        same_or_default("precision", self.precision, precision)?;
+        let chunk_tokens = or(self.chunk_tokens, parent.chunk_tokens).min(n_ctx);
+        let logits_rows = or(self.logits_rows as usize, parent.logits_rows).min(chunk_tokens as usize);
+        let restore_bytes = or(self.restore_bytes, parent.restore_bytes);
+        Ok(Shape { n_ctx, chunk_tokens, kv_type, precision, logits_rows, restore_bytes })
+    }
+}
+
+/// `value`, or the default if it is 0.
+fn or<T: PartialEq + Default>(value: T, default: T) -> T {
+    if value == T::default() { default } else { value }
+}
+
+fn check_context(n_ctx: u32) -> Result<()> {
+    match n_ctx > MAX_CTX {
+        true => Err(Error::invalid(format!("context of {n_ctx} tokens: at most {MAX_CTX} work"))),
+        false => Ok(()),
+    }
+}
+
+/// Refuses what a fork cannot have otherwise than the session that is forked.
+fn same_or_default<T: PartialEq + Default + Debug>(what: &str, wanted: T, parent: T) -> Result<()> {
+    match wanted == T::default() || wanted == parent {
+        true => Ok(()),
+        false => Err(Error::invalid(format!("a fork with {what} {wanted:?} of a session with {parent:?}"))),
     }
 }
 
@@ -83,6 +120,8 @@ pub struct MemoryPlan {
     pub table_bytes: usize,
     /// Logits, where they are computed and where they are read, and the hidden state that is read.
     pub logits_bytes: usize,
+    /// What the session that is forked takes in addition, to share what it holds; 0 unless this is a fork's plan.
+    pub parent_bytes: usize,
     /// Most bytes of the host's memory that restore points will take, which are not among those of the session.
     pub restore_bytes: usize,
 }
@@ -92,7 +131,7 @@ pub struct MemoryPlan {
 pub struct LayerPlan {
     /// What the layer may look at.
     pub attention: LayerAttention,
-    /// Cache blocks of all KV heads together.
+    /// Cache blocks of all KV heads together, without those that are shared.
     pub n_slots: u32,
     /// Bytes of those.
     pub kv_bytes: usize,
@@ -120,5 +159,6 @@ impl MemoryPlan {
             + self.workspace_bytes
             + self.table_bytes
             + self.logits_bytes
+            + self.parent_bytes
     }
 }

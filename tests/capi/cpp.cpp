@@ -321,6 +321,14 @@ void sessions(const lg::Model &model, const std::string &path)
     refused(LG_ERR_NOT_FOUND, "lg_session_load", [&] { lg::Session(model, path); });
     refused(LG_ERR_NOT_FOUND, "lg_session_save", [&] { session.save("/no/such/folder/session"); });
 
+    lg::Session fork = session.fork();
+    CHECK(same(session.logits(), fork.logits()) && fork.tokens() == session.tokens());
+    fork.decode(7);
+    CHECK(fork.n_tokens() == 41 && session.n_tokens() == 40);
+    lg::SessionParams short_context;
+    short_context.n_ctx = 39;
+    refused(LG_ERR_CONTEXT_FULL, "lg_session_fork", [&] { session.fork(short_context); });
+
     CHECK(session.rewind(39) == 39);
     refused(LG_ERR_INVALID, "lg_session_rewind", [&] { session.rewind(40); });
     refused(LG_ERR_CONTEXT_FULL, "lg_session_prefill", [&] { session.prefill(Tokens(N_CTX, 1)); });

@@ -333,6 +333,13 @@ static void sessions(const lg_model *model)
     REFUSED(LG_ERR_INVALID, lg_session_load, (model, NULL, NULL, NULL, NULL, NULL, &loaded, &error));
     REFUSED(LG_ERR_INVALID, lg_session_load, (model, "unread", NULL, NULL, NULL, NULL, NULL, &error));
     CHECK(loaded == UNTOUCHED);
+    lg_session *fork = UNTOUCHED;
+    params.struct_size = 3;
+    REFUSED(LG_ERR_INVALID, lg_session_fork, (NULL, NULL, &fork, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_fork, (session, NULL, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_fork, (session, &params, &fork, &error));
+    params.struct_size = sizeof params;
+    CHECK(fork == UNTOUCHED);
     REFUSED(LG_ERR_INVALID, lg_session_rewind, (NULL, 0, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_session_rewind, (session, 1, &n, &error));
     REFUSED(LG_ERR_INVALID, lg_session_rewind, (session, 0, NULL, &error));

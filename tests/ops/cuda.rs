@@ -472,7 +472,16 @@ struct Decoding {
     n_ctx: usize,
     /// Tokens of each session before.
     held: Vec<u32>,
+    /// Whether forks of the sessions go on.
+    forks: bool,
     n_steps: u32,
+}
+
+/// A cache that shares what `cache` holds.
+fn forked<B: Backend>(backend: &B, cache: &mut KvCache<B>, layout: LayerLayout) -> KvCache<B> {
+    let mut ws = backend.workspace(&SHAPE, Precision::Fast).unwrap();
+    let plan = cache.plan_fork(vec![layout]).unwrap();
+    cache.fork(backend, &mut ws, plan, 0).unwrap()
 }
 
 /// The ops of a layer between its products.
@@ -481,7 +490,7 @@ type Ops<B> = fn(&B, &mut <B as Backend>::Workspace, AppendAttnArgs<'_, '_, B>) 
 /// What attention says in every step; steps of a token each are recorded and replayed.
 fn decoded<B: Backend>(backend: &B, decoding: &Decoding, ops: Ops<B>) -> Vec<f32> {
     const CHUNK: u32 = 70;
-    let Decoding { context, n_ctx, held, n_steps } = decoding;
+    let Decoding { context, n_ctx, held, forks, n_steps } = decoding;
     let Context { shape, mask, n_heads, n_pairs, pairing, scale, softcap, .. } = *context;
     let mut rig = Rig::new(backend, Precision::Fast);
     let attention = LayerAttention { mask, phases: context.phases.clone() };
@@ -561,6 +570,9 @@ fn decoded<B: Backend>(backend: &B, decoding: &Decoding, ops: Ops<B>) -> Vec<f32
             step(&mut caches[i..=i], &mut descs[i..=i], n_tokens);
         }
     }
+    if *forks {
+        caches = caches.iter_mut().map(|cache| forked(backend, cache, layout())).collect();
+    }
     (0..*n_steps).flat_map(|_| step(&mut caches, &mut descs, 1)).collect()
 }
 
@@ -580,10 +592,11 @@ fn decoding_in_one_launch_has_the_bits_of_one_op_after_the_other() {
             let n_steps = pick(&mut random, &[1, 4, 70]);
             let n_ctx = 600;
             let context = context_of(&mut random, n_ctx, mask, shape, n_kv_heads * group);
+            let forks = random.below(2) == 1;
             let what = format!(
-                "{name}, case {case}: {n_steps} after {held:?}, {group} heads of {shape:?}, {mask:?}"
+                "{name}, case {case}: {n_steps} after {held:?}, forks {forks}, {group} heads of {shape:?}, {mask:?}"
             );
-            let decoding = Decoding { context, n_ctx, held, n_steps };
+            let decoding = Decoding { context, n_ctx, held, forks, n_steps };
             let has = decoded(&backend, &decoding, CudaBackend::append_attn);
             let expected = decoded(&backend, &decoding, |backend, ws, args| args.one_by_one(backend, ws));
             assert_same_bits(&what, &has, &expected);
@@ -598,20 +611,22 @@ struct Layer {
     norm: Vec<f32>,
     /// Tokens of each step.
     steps: Vec<u32>,
+    /// Whether a fork goes on after each.
+    forks: bool,
     /// (tokens of all steps, d_model)
     x: Vec<f32>,
 }
 
 /// What each step adds to its rows, with the keys and values of those before it.
 fn attended<B: Backend>(backend: &B, precision: Precision, layer: &Layer) -> Vec<f32> {
-    let Layer { context, products, norm, steps, x } = layer;
+    let Layer { context, products, norm, steps, forks, x } = layer;
     let Context { shape, mask, n_heads, n_pairs, pairing, scale, softcap, .. } = *context;
     let mut rig = Rig::new(backend, precision);
     let attention = LayerAttention { mask, phases: context.phases.clone() };
     let n_ctx = steps.iter().sum::<u32>();
     let most = *steps.iter().max().unwrap();
-    let layout = LayerLayout::new(&attention, shape, n_ctx, most).unwrap();
-    let mut cache = KvCache::new(backend, vec![layout], std::slice::from_ref(&attention), 0).unwrap();
+    let layout = || LayerLayout::new(&attention, shape, n_ctx, most).unwrap();
+    let mut cache = KvCache::new(backend, vec![layout()], std::slice::from_ref(&attention), 0).unwrap();
     let mut desc = backend.descriptor().unwrap();
     let [q, k, v, o] = products.each_ref().map(|product| rig.linear(product));
     let phases = rig.buf(&context.phases);
@@ -666,6 +681,9 @@ fn attended<B: Backend>(backend: &B, precision: Precision, layer: &Layer) -> Vec
         })
         .unwrap();
         cache.advance(n_tokens);
+        if *forks {
+            cache = forked(backend, &mut cache, layout());
+        }
         let after = rig.read(&x, n_rows * d_model);
         added.extend(after.iter().zip(before).map(|(after, before)| after - before));
     }
@@ -707,8 +725,9 @@ fn attention_of_a_layer_is_as_near_as_16_bits_allow() {
             let norm = random.vector(d_model, 0.1);
             let what =
                 format!("{name}, case {case}: {steps:?} of {d_model}, {products:?} in {shape:?}, {mask:?}");
+            let forks = random.below(2) == 1;
             let is_bf16 = ty != KvType::F16 || products.iter().any(|part| part.w.ty == TensorType::BF16);
-            let layer = Layer { context, products, norm, steps, x };
+            let layer = Layer { context, products, norm, steps, forks, x };
             let expected = attended(&oracle, Precision::Exact, &layer);
             let has = attended(&backend, Precision::Fast, &layer);
             let fraction = if is_bf16 { 0.08 } else { 0.02 };

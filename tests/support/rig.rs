@@ -313,9 +313,20 @@ impl<'b, B: Backend> Rig<'b, B> {
         rounds: bool,
     ) -> (Vec<f32>, Vec<B::Buf>) {
         let (slots, in_order) = (context.slots(), context.slots_in_order());
-        let on_device = |map: &SlotMap| self.backend.slots(map).unwrap();
-        let (slots, in_order) =
-            ((on_device(&slots), slots.n_slots()), (on_device(&in_order), in_order.n_slots()));
+        let block_size = u32::try_from(context.shape.block_size).unwrap();
+        let mut maps = Vec::new();
+        for (_, _, parts) in seqs {
+            let mut begin = 0;
+            for part in *parts {
+                // Blocks before those of the part have no slots in its buffer.
+                let map = match part.lie {
+                    Lie::Slots => slots.clone(),
+                    Lie::Order | Lie::Scratch => in_order.behind(begin / block_size).unwrap(),
+                };
+                maps.push((self.backend.slots(&map).unwrap(), map.n_slots()));
+                begin = part.end;
+            }
+        }
         let mut q_rows = Vec::new();
         let mut descs = Vec::new();
         let mut row = 0;
@@ -325,12 +336,11 @@ impl<'b, B: Backend> Rig<'b, B> {
             descs.push(self.rows(row, n_tokens, pos));
             row += n_tokens;
         }
-        let mut buffers = Vec::new();
+        let (mut buffers, mut maps) = (Vec::new(), maps.iter());
         for (_, _, parts) in seqs {
             let mut begin = 0;
             for part in *parts {
-                let map = if part.lie == Lie::Slots { &slots } else { &in_order };
-                buffers.push(self.filled(context, part, begin, map));
+                buffers.push(self.filled(context, part, begin, maps.next().unwrap()));
                 begin = part.end;
             }
         }

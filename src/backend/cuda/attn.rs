@@ -123,10 +123,8 @@ pub(super) fn append_attn(
     };
     let staged = try_collect(args.seqs.iter().map(staged_of))?;
     let segments = try_collect(args.seqs.iter().map(LayerKv::held))?;
-    let seqs = args.seqs.iter().zip(&segments);
-    let seqs = try_collect(
-        seqs.map(|(seq, held)| AttnSeq { desc: seq.desc, segments: std::slice::from_ref(held) }),
-    )?;
+    let seqs = args.seqs.iter().zip(&segments).map(|(seq, segments)| AttnSeq { desc: seq.desc, segments });
+    let seqs = try_collect(seqs)?;
     let AppendAttnArgs { out, q, scale, softcap, sink_logits, phases, .. } = args;
     let args = AttnArgs { out, q, n_heads, shape, scale, softcap, sink_logits, mask, phases, seqs: &seqs };
     run(backend, ws, &args, Some(&Appended { append, staged }), None)?;

@@ -65,8 +65,8 @@ impl Graph {
 
     /// Runs the step again.
     pub fn launch(&self) -> Result<()> {
-        // SAFETY: what the kernels point to belongs to the session that owns this recording, or to the other sessions
-        // of the batch that its key names: numbers that are never given twice, so those sessions are here again.
+        // SAFETY: what the kernels point to belongs to the session that owns this recording, or to sessions that its key
+        // names: by numbers that are never given twice, and change with their buffers, so those buffers are here again.
         unsafe { result::graph::launch(self.exec, self.device.stream()) }
             .map_err(failed("cannot replay a step"))
     }

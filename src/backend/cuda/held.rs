@@ -10,7 +10,7 @@ use cudarc::driver::result;
 
 use super::device::{Device, DeviceBuf};
 use super::params::{self, Address, filled, word};
-use crate::alloc::{Meter, try_collect, try_reserve};
+use crate::alloc::{try_collect, try_reserve};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes of a slab, unless one copy takes more.
@@ -30,22 +30,14 @@ pub struct Held {
     device: Arc<Device>,
     address: Address,
     n_bytes: usize,
-    meter: Meter,
 }
 
 impl Held {
     /// See [`Backend::hold`](crate::backend::Backend::hold); no step runs.
-    pub(super) fn new(
-        device: &Arc<Device>,
-        src: &DeviceBuf,
-        places: &[u32],
-        n_bytes: usize,
-        meter: &Meter,
-    ) -> Result<Self> {
+    pub(super) fn new(device: &Arc<Device>, src: &DeviceBuf, places: &[u32], n_bytes: usize) -> Result<Self> {
         let of_all = places.len() * n_bytes;
         let address = device.slabs.take(of_all)?;
-        meter.add(of_all);
-        let held = Self { device: device.clone(), address, n_bytes: of_all, meter: meter.clone() };
+        let held = Self { device: device.clone(), address, n_bytes: of_all };
         held.copy(src, places, n_bytes, true)?;
         Ok(held)
     }
@@ -80,7 +72,6 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.meter.sub(self.n_bytes);
         self.device.give_back(self.address);
     }
 }

@@ -23,7 +23,6 @@ mod workspace;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::alloc::Meter;
 use crate::backend::args::*;
 use crate::backend::{Backend, CHUNK_TOKENS, DeviceInfo};
 use crate::cancel::Cancel;
@@ -226,13 +225,14 @@ impl Backend for CudaBackend {
         src.download(bytemuck::cast_slice_mut(dst), at * size_of::<T>())
     }
 
-    fn copy(&self, dst: &mut DeviceBuf, src: &DeviceBuf, range: Range<usize>) -> Result<()> {
-        dst.copy_from(src, range.start * size_of::<f32>()..range.end * size_of::<f32>())
+    fn copy(&self, dst: &mut DeviceBuf, at: usize, src: &DeviceBuf, range: Range<usize>) -> Result<()> {
+        let size = size_of::<f32>();
+        dst.copy_from(at * size, src, range.start * size..range.end * size)
     }
 
-    fn hold(&self, src: &DeviceBuf, places: &[u32], n_bytes: usize, meter: &Meter) -> Result<Held> {
+    fn hold(&self, src: &DeviceBuf, places: &[u32], n_bytes: usize) -> Result<Held> {
         let _guard = self.between_steps()?;
-        Held::new(&self.device, src, places, n_bytes, meter)
+        Held::new(&self.device, src, places, n_bytes)
     }
 
     fn put_back(&self, dst: &mut DeviceBuf, places: &[u32], n_bytes: usize, held: &Held) -> Result<()> {

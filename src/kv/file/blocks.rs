@@ -1,5 +1,7 @@
 //! The blocks of a cache on their way to a file and back.
 
+use std::ops::Range;
+
 use super::stream::{Reader, Writer};
 use super::{Held, Identity, blocks_of};
 use crate::alloc::{HostBuf, Meter, try_collect};
@@ -95,20 +97,20 @@ fn clear_behind(shape: &KvShape, n_tokens: usize, mut block: &mut [u8]) {
 }
 
 impl<B: Backend> LayerCache<B> {
-    /// Places among `blocks` of those that follow each other in the layer's buffer, too, and where the first of them lies
-    /// there.
+    /// Places among `blocks` of those that follow each other in a buffer of the layer, too; that buffer, and where the first
+    /// of them lies there.
     fn runs<'a>(
         &self,
         head: usize,
         blocks: &'a [u32],
-    ) -> impl Iterator<Item = (std::ops::Range<usize>, usize)> + use<'a, '_, B> {
-        let (slots, n_bytes) = (&self.layout.slots, self.layout.shape.block_bytes());
+    ) -> impl Iterator<Item = (Range<usize>, &B::Buf, usize)> + use<'a, '_, B> {
+        let n_bytes = self.layout.shape.block_bytes();
         let head = u32::try_from(head).unwrap_or(u32::MAX);
-        let slot = move |block: &u32| slots.slot(head, *block);
         let mut begin = 0;
-        blocks.chunk_by(move |a, b| slot(b) == slot(a) + 1).map(move |run| {
+        blocks.chunk_by(move |&a, &b| self.adjoin(head, a, b)).map(move |run| {
             begin += run.len();
-            (begin - run.len()..begin, slot(&run[0]) as usize * n_bytes)
+            let home = self.home(run[0]);
+            (begin - run.len()..begin, &home.buf, home.map.slot(head, run[0]) as usize * n_bytes)
         })
     }
 }
@@ -139,9 +141,9 @@ impl<B: Backend> KvCache<B> {
             let shape = layer.layout.shape;
             let block_bytes = shape.block_bytes();
             part.each(identity, held, i, |head, numbers, bytes, keys| {
-                for (run, at) in layer.runs(head, numbers) {
+                for (run, buf, at) in layer.runs(head, numbers) {
                     let run = run.start * block_bytes..run.end * block_bytes;
-                    backend.download(&mut bytes[run], &layer.blocks, at)?;
+                    backend.download(&mut bytes[run], buf, at)?;
                 }
                 for (&number, block) in numbers.iter().zip(bytes.chunks_exact_mut(block_bytes)) {
                     if backend.has_keys_by_dimension() {
@@ -157,7 +159,7 @@ impl<B: Backend> KvCache<B> {
         Ok(())
     }
 
-    /// Reads what [`save`](Self::save) has written into an empty cache.
+    /// Reads what [`save`](Self::save) has written into an empty cache, which shares nothing.
     ///
     /// # Errors
     /// Those of the file and of the device; `Format` for a damaged file; `OutOfMemory`. The cache is of no use then.
@@ -180,10 +182,10 @@ impl<B: Backend> KvCache<B> {
                     }
                 }
                 // Where this cache has a ring and the other had none, later blocks take the slots of earlier ones here, too.
-                let runs: Vec<_> = try_collect(layer.runs(head, numbers))?;
+                let runs: Vec<_> = try_collect(layer.runs(head, numbers).map(|(run, _, at)| (run, at)))?;
                 for (run, at) in runs {
                     let run = run.start * block_bytes..run.end * block_bytes;
-                    backend.upload(&mut layer.blocks, at, &bytes[run])?;
+                    backend.upload(&mut layer.own.buf, at, &bytes[run])?;
                 }
                 Ok(())
             })?;
