@@ -92,8 +92,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
         at: usize,
     ) -> Result<()>;
 
-    /// Copies the `f32` of a range of `src` to the beginning of `dst`, within [`run`](Backend::run).
-    fn copy(&self, dst: &mut Self::Buf, src: &Self::Buf, range: Range<usize>) -> Result<()>;
+    /// Copies the `f32` of a range of `src` to `dst`, from element `at` on, within [`run`](Backend::run).
+    fn copy(&self, dst: &mut Self::Buf, at: usize, src: &Self::Buf, range: Range<usize>) -> Result<()>;
 
     /// Makes a matrix usable.
     ///

@@ -98,8 +98,8 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn copy(&self, dst: &mut HostBuf, src: &HostBuf, range: Range<usize>) -> Result<()> {
-        dst.of_mut::<f32>()[..range.len()].copy_from_slice(&src.of()[range]);
+    fn copy(&self, dst: &mut HostBuf, at: usize, src: &HostBuf, range: Range<usize>) -> Result<()> {
+        dst.of_mut::<f32>()[at..at + range.len()].copy_from_slice(&src.of()[range]);
         Ok(())
     }
 

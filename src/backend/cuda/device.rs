@@ -436,13 +436,13 @@ impl DeviceBuf {
         self.device.synchronize()
     }
 
-    /// Copies a range of `src` to the beginning, as a part of the running step.
-    pub(super) fn copy_from(&mut self, src: &Self, range: Range<usize>) -> Result<()> {
-        self.check(0, range.len())?;
+    /// Copies a range of `src` to where `at` is, as a part of the running step.
+    pub(super) fn copy_from(&mut self, at: usize, src: &Self, range: Range<usize>) -> Result<()> {
+        self.check(at, range.len())?;
         src.check(range.start, range.len())?;
-        let from = src.address + range.start as u64;
+        let (to, from) = (self.address + at as u64, src.address + range.start as u64);
         // SAFETY: both ranges were checked.
-        unsafe { result::memcpy_dtod_async(self.address, from, range.len(), self.device.stream()) }
+        unsafe { result::memcpy_dtod_async(to, from, range.len(), self.device.stream()) }
             .map_err(failed("cannot copy on the device"))
     }
 

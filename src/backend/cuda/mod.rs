@@ -219,8 +219,9 @@ impl Backend for CudaBackend {
         src.download(bytemuck::cast_slice_mut(dst), at * size_of::<T>())
     }
 
-    fn copy(&self, dst: &mut DeviceBuf, src: &DeviceBuf, range: Range<usize>) -> Result<()> {
-        dst.copy_from(src, range.start * size_of::<f32>()..range.end * size_of::<f32>())
+    fn copy(&self, dst: &mut DeviceBuf, at: usize, src: &DeviceBuf, range: Range<usize>) -> Result<()> {
+        let bytes = |elements: usize| elements * size_of::<f32>();
+        dst.copy_from(bytes(at), src, bytes(range.start)..bytes(range.end))
     }
 
     fn weight(&self, data: WeightData) -> Result<Weight> {
