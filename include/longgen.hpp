@@ -539,21 +539,24 @@ public:
         detail::call(lg_session_decode, get(), token, detail::handle(cancel));
     }
 
-    // One token of one session.
-    struct Step {
+    // A session, and its tokens in a batch.
+    struct Part {
         Session &session;
-        std::uint32_t token;
+        View<std::uint32_t> tokens;
     };
 
-    static void decode_batch(const std::vector<Step> &steps, const Cancel *cancel = nullptr)
+    static void step_batch(const std::vector<Part> &parts, const Cancel *cancel = nullptr)
     {
         std::vector<lg_session *> sessions;
         std::vector<std::uint32_t> tokens;
-        for (const Step &step : steps) {
-            sessions.push_back(step.session.get());
-            tokens.push_back(step.token);
+        std::vector<std::size_t> n_tokens;
+        for (const Part &part : parts) {
+            sessions.push_back(part.session.get());
+            tokens.insert(tokens.end(), part.tokens.begin(), part.tokens.end());
+            n_tokens.push_back(part.tokens.size());
         }
-        detail::call(lg_session_decode_batch, sessions.data(), tokens.data(), steps.size(), detail::handle(cancel));
+        detail::call(lg_session_step_batch, sessions.data(), tokens.data(), n_tokens.data(), parts.size(),
+                     detail::handle(cancel));
     }
 
     View<float> logits() const { return values(lg_session_logits); }

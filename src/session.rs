@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::kv::restore::Occasion;
 use crate::logprobs::{LogTotal, TokenLogprob};
 use crate::model::Model;
-use crate::model::network::{HandOver, Rows, Sequence, Want};
+use crate::model::network::{HandOver, Part, Rows, Sequence, Want};
 use crate::sampler::{Candidate, Place, Sampler};
 
 pub(crate) use plan::Shape;
@@ -27,9 +27,9 @@ const DECODED_PER_POINT: usize = 1024;
 /// rewound goes on counting.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Prompts.
+    /// Prompts, also the parts of several tokens that [`Session::step_batch`] appended.
     pub prompt: Work,
-    /// Tokens that were appended one by one, by [`Session::decode`] and [`Session::decode_batch`].
+    /// Tokens that were appended one by one, by [`Session::decode`] and [`Session::step_batch`].
     pub generated: Work,
 }
 
@@ -72,6 +72,9 @@ pub struct Session {
     n_bytes: usize,
     kv_bytes: usize,
     has_logits: bool,
+    /// Where the last part of several tokens in a batch ended, unless the session was rewound since: one that follows it goes
+    /// on with the same prompt.
+    part_end: usize,
     counters: Counters,
 }
 
@@ -97,6 +100,7 @@ impl Session {
             n_bytes: plan.total_bytes(),
             kv_bytes: plan.kv_bytes(),
             has_logits: false,
+            part_end: 0,
             counters: Counters::default(),
         }
     }
@@ -119,6 +123,11 @@ impl Session {
     /// Longest context in tokens.
     pub fn n_ctx(&self) -> u32 {
         self.n_ctx
+    }
+
+    /// Most tokens that run through the layers together.
+    pub fn chunk_tokens(&self) -> usize {
+        self.chunk_tokens
     }
 
     /// Bytes of memory that the session took, all of it, on whatever device it lies: what [`Model::plan`] said, or
@@ -290,39 +299,80 @@ impl Session {
         }
     }
 
-    /// Appends one token to each of several sessions of one model, at their own positions, and computes the logits behind
-    /// each: in one step, which reads the weights once. The first session lends its working memory; how many rows of
+    /// Appends one or more tokens to each of several sessions of one model, at their own positions, and computes the logits
+    /// behind each one's last: in one step, which reads the weights once. So a prompt can be computed chunk by chunk
+    /// beside the tokens of others, who need not wait for all of it. On the processor each session gets the bits that it
+    /// gets alone.
+    ///
+    /// The first session lends its working memory: all tokens together are at most a chunk of it, and how many rows of
     /// logits it was opened for is how many are computed together.
+    ///
+    /// A single token counts as generated, several are a part of a prompt. Parts that follow each other are one prompt:
+    /// there are restore points where it begins and where it ends, like those of [`prefill`](Self::prefill), and, with as
+    /// little weight as those between its chunks, where one part follows another.
     ///
     /// # Errors
     /// Those of [`decode`](Self::decode) for any of them, and `Invalid` for no sessions, sessions of several models, more
-    /// of them than a chunk of the first has tokens, or different types of cache or precisions. All of them stand where
-    /// they stood then, but for their logits after an error of the device.
-    pub fn decode_batch(batch: &mut [(&mut Session, u32)], cancel: &Cancel) -> Result<()> {
+    /// tokens of a session than its own chunks have, more of all than those of the first, or different types of cache or
+    /// precisions. All of them stand where they stood then, but for their logits after an error of the device.
+    pub fn step_batch(batch: &mut [(&mut Session, &[u32])], cancel: &Cancel) -> Result<()> {
         let Some((first, _)) = batch.first() else { return Err(Error::invalid("a batch of no sessions")) };
-        let model = first.model.clone();
-        for (session, token) in batch.iter_mut() {
+        let (model, most) = (first.model.clone(), first.chunk_tokens);
+        for (i, (session, tokens)) in batch.iter_mut().enumerate() {
             if !Arc::ptr_eq(&session.model, &model) {
                 return Err(Error::invalid("a batch with sessions of several models"));
             }
-            session.check(&[*token])?;
-            try_reserve(&mut session.tokens, 1)?;
+            session
+                .check_part(tokens)
+                .map_err(|error| Error::new(error.kind(), format!("session {i} of the batch: {error}")))?;
+            try_reserve(&mut session.tokens, tokens.len())?;
         }
-        let tokens = try_collect(batch.iter().map(|(_, token)| *token))?;
-        let sequences = batch.iter_mut().map(|(session, _)| &mut *session.sequence as &mut dyn Sequence);
+        let n_tokens: usize = batch.iter().map(|(_, tokens)| tokens.len()).sum();
+        if n_tokens > most {
+            return Err(Error::invalid(format!(
+                "a batch of {n_tokens} tokens: the first session's chunks hold {most}"
+            )));
+        }
+        cancel.check()?;
+        for (session, _) in batch.iter_mut().filter(|(_, tokens)| tokens.len() > 1) {
+            let goes_on = session.part_end == session.tokens.len();
+            session.sequence.keep(if goes_on { Occasion::Distance } else { Occasion::Turn });
+        }
+        let parts =
+            batch.iter_mut().map(|(session, tokens)| -> Part<'_, _> { (&mut *session.sequence, *tokens) });
+        let mut parts = try_collect(parts)?;
         let begun = Instant::now();
-        let result = model.decode_batch(&mut try_collect(sequences)?, &tokens, cancel);
+        let result = model.step_batch(&mut parts, cancel);
         let time = begun.elapsed();
-        for (session, token) in batch {
+        for (session, tokens) in batch {
             match &result {
-                Ok(()) => {
-                    session.tokens.push(*token);
-                    session.decoded(time);
-                }
+                Ok(()) => session.took_part(tokens, time),
                 Err(error) => session.has_logits &= leaves_logits(error),
             }
         }
         result
+    }
+
+    /// Whether `tokens` can be the session's part of a batch.
+    fn check_part(&self, tokens: &[u32]) -> Result<()> {
+        self.check(tokens)?;
+        let (has, most) = (tokens.len(), self.chunk_tokens);
+        match has <= most {
+            true => Ok(()),
+            false => Err(Error::invalid(format!("{has} tokens: its chunks hold {most}"))),
+        }
+    }
+
+    /// Notes that `tokens` were appended in a batch.
+    fn took_part(&mut self, tokens: &[u32], time: Duration) {
+        self.tokens.extend_from_slice(tokens);
+        if tokens.len() == 1 {
+            return self.decoded(time);
+        }
+        self.counters.prompt.add(tokens.len(), time);
+        self.has_logits = true;
+        self.part_end = self.tokens.len();
+        self.sequence.keep(Occasion::Turn);
     }
 
     /// Logits behind the last token: (n_vocab).
@@ -443,6 +493,7 @@ impl Session {
         let result = self.sequence.rewind(kept);
         self.tokens.truncate(self.sequence.n_tokens() as usize);
         self.has_logits = false;
+        self.part_end = 0;
         result.map(|()| self.tokens.len())
     }
 
@@ -465,6 +516,7 @@ impl Session {
         _ = self.sequence.rewind(0);
         self.tokens.clear();
         self.has_logits = false;
+        self.part_end = 0;
         self.counters = Counters::default();
     }
 

@@ -20,7 +20,7 @@ use longgen::backend::cpu::CpuBackend;
 use longgen::backend::reference::ReferenceBackend;
 use longgen::capi::model::{lg_model_free, lg_model_open};
 use longgen::capi::session::{
-    lg_session, lg_session_decode_batch, lg_session_free, lg_session_new, lg_session_params,
+    lg_session, lg_session_free, lg_session_new, lg_session_params, lg_session_step_batch,
 };
 use longgen::capi::state::lg_session_n_tokens;
 use longgen::capi::status::lg_status;
@@ -426,12 +426,13 @@ fn a_token_that_lacks_memory_leaves_the_session_as_it_was() {
 
 #[test]
 fn a_batch_that_lacks_memory_leaves_all_of_its_sessions_as_they_were() {
-    for model in models() {
+    for (model, n_most) in models().into_iter().flat_map(|model| [(model.clone(), 1), (model, 3)]) {
         let new = || (0..9).map(|i| session_with(&model, &tokens(1 + 7 * i, i as u64))).collect::<Vec<_>>();
         let (mut sessions, mut expected) = (new(), new());
         let decode = |sessions: &mut Vec<Session>| {
-            let mut batch: Vec<_> = granted(|| sessions.iter_mut().map(|session| (session, 7)).collect());
-            Session::decode_batch(&mut batch, &Cancel::default())
+            let part = |(i, session)| (session, &[7, 8, 9][..1 + i % n_most]);
+            let mut batch: Vec<_> = granted(|| sessions.iter_mut().enumerate().map(part).collect());
+            Session::step_batch(&mut batch, &Cancel::default())
         };
         let check = |sessions: &mut Vec<Session>, expected: &mut Vec<Session>| {
             sessions.iter_mut().zip(expected).for_each(|(session, expected)| assert_same(session, expected));
@@ -584,7 +585,7 @@ fn programs_in_c_are_told() {
         }
         let decode = |sessions: &mut [*mut lg_session; 30]| {
             let tokens = [1; 30];
-            outcome(lg_session_decode_batch(sessions.as_ptr(), tokens.as_ptr(), 30, null(), null_mut()))
+            outcome(lg_session_step_batch(sessions.as_ptr(), tokens.as_ptr(), null(), 30, null(), null_mut()))
         };
         let held = |sessions: &[*mut lg_session; 30]| sessions.map(|session| lg_session_n_tokens(session));
         for round in 0..3 {

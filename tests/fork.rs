@@ -128,16 +128,16 @@ impl Family {
     }
 
     /// All that have room go on together.
-    fn decode_batch(&mut self, random: &mut Random) {
+    fn step_batch(&mut self, random: &mut Random) {
         let has_room = |session: &&mut Session| session.tokens().len() < session.n_ctx() as usize;
         let mut members: Vec<_> = self.sessions.iter_mut().filter(has_room).collect();
         // The first one lends its working memory.
         members.sort_by_key(|session| std::cmp::Reverse(session.n_ctx()));
         members.truncate(4);
-        let batch = members.into_iter().map(|session| (session, random.below(tiny_model::N_VOCAB) as u32));
-        let mut batch: Vec<_> = batch.collect();
+        let token = [random.below(tiny_model::N_VOCAB) as u32];
+        let mut batch: Vec<_> = members.into_iter().map(|session| (session, &token[..])).collect();
         // One whose chunks are too short for it refuses the batch, and everybody stands as before.
-        _ = Session::decode_batch(&mut batch, &Cancel::default());
+        _ = Session::step_batch(&mut batch, &Cancel::default());
     }
 }
 
@@ -157,7 +157,7 @@ fn a_fork_says_what_a_session_says_that_was_given_its_tokens() {
                 family.act(i, random);
                 family.check(i);
                 if random.below(5) == 0 {
-                    family.decode_batch(random);
+                    family.step_batch(random);
                     (0..family.sessions.len()).for_each(|i| family.check(i));
                 }
             }

@@ -137,6 +137,44 @@ fn a_long_text_with_another_question_is_not_read_again() {
 }
 
 #[test]
+fn a_prompt_in_parts_can_be_gone_back_to_like_one_in_a_call() {
+    let model = File::new(&tiny_model::bytes(TensorType::F16)).open(Device::Cpu, 2);
+    for (seed, restore_bytes) in [(1, 1 << 24), (2, 300_000), (3, 150_000), (4, 0)] {
+        let mut random = Random::new(seed);
+        let new =
+            |chunk_tokens| Session::new(&model, &params(chunk_tokens, KvType::F16, restore_bytes)).unwrap();
+        let (mut in_parts, mut in_calls, mut beside) = (new(65), new(64), new(64));
+        let mut turns = Vec::new();
+        for turn in 0..6 {
+            turns.push(in_parts.tokens().len());
+            let text = tokens(150 + random.below(50), 10 * seed + turn);
+            for part in text.chunks(64) {
+                Session::step_batch(&mut [(&mut in_parts, part), (&mut beside, &[1])], &Cancel::default())
+                    .unwrap();
+            }
+            in_calls.prefill(&text, &Cancel::default(), &mut |_, _| true).unwrap();
+            turns.push(in_parts.tokens().len());
+            for token in tokens(40, turn) {
+                let mut batch = [(&mut in_parts, &[token][..]), (&mut beside, &[2])];
+                Session::step_batch(&mut batch, &Cancel::default()).unwrap();
+                in_calls.decode(token, &Cancel::default()).unwrap();
+            }
+        }
+        for turn in turns.into_iter().rev() {
+            let kept = [&mut in_parts, &mut in_calls].map(|session| {
+                let held = session.tokens().len();
+                session.rewind(turn.min(held)).unwrap()
+            });
+            let [in_parts, in_calls] = kept;
+            assert!(in_parts + SPACING >= in_calls, "{turn}: {in_parts} and {in_calls}");
+            if restore_bytes == 1 << 24 {
+                assert!(in_parts + SPACING >= turn, "{turn}: {in_parts}");
+            }
+        }
+    }
+}
+
+#[test]
 fn an_answer_can_be_given_again_and_again() {
     let model = File::new(&tiny_model::bytes(TensorType::F16)).open(Device::Cpu, 2);
     let mut session = Session::new(&model, &params(256, KvType::F16, 1 << 24)).unwrap();

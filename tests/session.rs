@@ -5,10 +5,13 @@
 mod support;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use longgen::attention::mask::Mask;
+use longgen::attention::plan::LayerAttention;
 use longgen::{
-    Cancel, Device, ErrorKind, KvType, Model, ModelParams, Precision, Sampler, SamplerParams, Session,
-    SessionParams,
+    Cancel, Counters, Device, ErrorKind, KvType, Model, ModelParams, Precision, Sampler, SamplerParams,
+    Session, SessionParams,
 };
 use longgen_format::{Directory, TensorType, quant};
 use support::model::{File, devices, distance, tokens};
@@ -218,8 +221,10 @@ fn the_hidden_state_is_the_last_tokens_however_it_was_computed() {
                 session.decode(next[i], &Cancel::default()).unwrap();
                 check(session);
             }
-            let mut step: Vec<_> = sessions.iter_mut().map(|(session, next)| (session, next[i])).collect();
-            Session::decode_batch(&mut step, &Cancel::default()).unwrap();
+            // Of every third one three tokens.
+            let parts = sessions.iter_mut().enumerate();
+            let parts = parts.map(|(j, (session, next))| (session, &next[i..=i + j % 3]));
+            Session::step_batch(&mut parts.collect::<Vec<_>>(), &Cancel::default()).unwrap();
         }
         // What was computed is lost with a step that does not count, but not what was refused.
         let kind = |session: &mut Session| session.hidden().unwrap_err().kind();
@@ -327,7 +332,7 @@ fn batch(model: &Arc<Model>, params: &SessionParams, n: usize) -> Vec<(Session, 
         let mut session = Session::new(model, &params).unwrap();
         let text = tokens(1 + i * 37 % 211 + longer as usize, 40 + i as u64);
         session.prefill(&text, &Cancel::default(), &mut |_, _| true).unwrap();
-        (session, tokens(6, 90 + i as u64))
+        (session, tokens(8, 90 + i as u64))
     };
     (0..n).map(session).collect()
 }
@@ -346,8 +351,8 @@ fn sessions_that_are_decoded_together_get_what_each_gets_alone() {
                 let (mut together, mut alone) = (batch(&model, &params, n), batch(&model, &params, n));
                 for i in 0..6 {
                     let mut step: Vec<_> =
-                        together.iter_mut().map(|(session, next)| (session, next[i])).collect();
-                    Session::decode_batch(&mut step, &Cancel::default()).unwrap();
+                        together.iter_mut().map(|(session, next)| (session, &next[i..=i])).collect();
+                    Session::step_batch(&mut step, &Cancel::default()).unwrap();
                     for ((has, _), (expected, next)) in together.iter_mut().zip(&mut alone) {
                         expected.decode(next[i], &Cancel::default()).unwrap();
                         assert_eq!(has.tokens(), expected.tokens());
@@ -364,6 +369,130 @@ fn sessions_that_are_decoded_together_get_what_each_gets_alone() {
             }
         }
     }
+}
+
+fn any_attention(random: &mut Random) -> LayerAttention {
+    let [small, large] = [random.below(4), 1 + random.below(120)].map(|n| u32::try_from(n).unwrap());
+    let mask = match random.below(3) {
+        0 => Mask::Full,
+        1 => Mask::Window { window_tokens: large, sink_tokens: 9 * small },
+        _ => Mask::Blocks {
+            block_size: 16,
+            local_blocks: 1 + large / 30,
+            sink_blocks: small % 3,
+            stride: small,
+        },
+    };
+    let phases = (0..tiny_model::N_HEADS).map(|_| u32::try_from(random.below(5)).unwrap()).collect();
+    LayerAttention { mask, phases }
+}
+
+/// A session in a batch, the same tokens in one that computes alone, and the text of both.
+struct Twins {
+    together: Session,
+    alone: Session,
+    text: Vec<u32>,
+}
+
+#[test]
+fn parts_of_prompts_beside_single_tokens_are_what_each_gets_alone() {
+    let types = [TensorType::F32, TensorType::Q8_0, TensorType::BF16];
+    for device in devices() {
+        let mut n_cancelled = 0;
+        for seed in 0..12 {
+            let mut random = Random::new(seed);
+            let plan: Vec<_> = (0..4).map(|_| any_attention(&mut random)).collect();
+            let ty = types[random.below(3)];
+            let model = File::new(&tiny_model::bytes_with(ty, &plan)).open(device, 2);
+            let precision = [Precision::Exact, Precision::Fast][random.below(2)];
+            let kv_type = KV_TYPES[random.below(4)];
+            let n = [1, 2, 5, 19][random.below(4)];
+            let mut all: Vec<_> = (0..n)
+                .map(|i| {
+                    let chunk_tokens = u32::try_from(40 + random.below(60)).unwrap();
+                    let [together, alone] = [chunk_tokens, 33].map(|chunk_tokens| {
+                        Session::new(&model, &params(chunk_tokens, precision, kv_type)).unwrap()
+                    });
+                    Twins { together, alone, text: tokens(400, 100 * seed + i) }
+                })
+                .collect();
+            for step in 0..20 {
+                if step % 4 == 0 {
+                    all.sort_by_key(|_| random.bits());
+                }
+                // Some steps are of single tokens, which a card replays.
+                let is_mixed = random.below(3) > 0;
+                let mut room = all[0].together.chunk_tokens() - all.len();
+                let lengths: Vec<_> = all
+                    .iter()
+                    .map(|twins| {
+                        let most = room.min(twins.text.len() - twins.together.tokens().len() - 20);
+                        let more =
+                            if is_mixed && random.below(2) == 0 { random.below(most.min(39) + 1) } else { 0 };
+                        room -= more;
+                        1 + more
+                    })
+                    .collect();
+                let mut batch = |cancel: &Cancel| {
+                    let parts = all.iter_mut().zip(&lengths);
+                    let parts = parts.map(|(Twins { together, text, .. }, n)| {
+                        let done = together.tokens().len();
+                        (together, &text[done..done + n])
+                    });
+                    Session::step_batch(&mut parts.collect::<Vec<_>>(), cancel)
+                };
+                // Stopped at some moment, mostly, and then begun anew.
+                if batch(&Cancel::after(random.below(60) as u64)).is_err() {
+                    n_cancelled += 1;
+                    batch(&Cancel::default()).unwrap();
+                }
+                for (Twins { together, alone, text }, &n) in all.iter_mut().zip(&lengths) {
+                    let done = alone.tokens().len();
+                    alone.prefill(&text[done..done + n], &Cancel::default(), &mut |_, _| true).unwrap();
+                    assert_eq!(together.tokens(), alone.tokens());
+                    let allowed = match (device, precision) {
+                        (Device::Cpu, _) => 0.0,
+                        (_, Precision::Exact) if kv_type == KvType::F32 => 1e-5,
+                        (_, Precision::Exact) => 0.03,
+                        (_, Precision::Fast) => 0.08,
+                    };
+                    let what = format!(
+                        "{device:?} {ty} {precision:?} {kv_type:?} seed {seed} step {step}: {n} at {done}"
+                    );
+                    let differs = distance(together.logits().unwrap(), alone.logits().unwrap());
+                    assert!(differs <= allowed, "{what}: logits differ by {differs}");
+                    let differs = distance(together.hidden().unwrap(), alone.hidden().unwrap());
+                    assert!(differs <= allowed, "{what}: hidden states differ by {differs}");
+                    // Within a block of the furthest token; the next step writes over what was there.
+                    if random.below(5) == 0 {
+                        let back = random.below(16.min(done + n));
+                        assert_eq!(
+                            together.rewind(done + n - back).unwrap(),
+                            alone.rewind(done + n - back).unwrap()
+                        );
+                    }
+                }
+            }
+        }
+        assert!(n_cancelled > 50, "{device:?}: {n_cancelled}");
+    }
+}
+
+#[test]
+fn single_tokens_count_as_generated_and_parts_as_prompts() {
+    let model = File::new(&tiny_model::bytes(TensorType::F16)).open(Device::Cpu, 2);
+    let mut sessions =
+        [0, 1].map(|_| Session::new(&model, &params(64, Precision::Fast, KvType::F16)).unwrap());
+    for _ in 0..3 {
+        let [a, b] = &mut sessions;
+        Session::step_batch(&mut [(a, &[1; 30]), (b, &[2])], &Cancel::default()).unwrap();
+    }
+    let counted = sessions.map(|session| {
+        let Counters { prompt, generated } = session.counters();
+        assert!(prompt.time + generated.time > Duration::ZERO);
+        [prompt.n_tokens, generated.n_tokens]
+    });
+    assert_eq!(counted, [[90, 0], [0, 3]]);
 }
 
 #[test]
@@ -400,27 +529,40 @@ fn a_batch_that_fails_leaves_no_trace() {
         let mut rounded = batch(&model, &SessionParams { kv_type: KvType::Bf16, ..params.clone() }, 1);
         let mut narrow = batch(&model, &SessionParams { chunk_tokens: 3, ..params.clone() }, 1);
         let mut full = Session::new(&model, &SessionParams { n_ctx: 5, ..params.clone() }).unwrap();
-        full.prefill(&[1; 5], &Cancel::default(), &mut |_, _| true).unwrap();
+        full.prefill(&[1; 3], &Cancel::default(), &mut |_, _| true).unwrap();
 
         let cancelled = Cancel::default();
         cancelled.cancel();
         let never = Cancel::default();
-        for (cancel, token, last, kind) in [
-            (&cancelled, 1, None, ErrorKind::Cancelled),
-            (&never, 258, None, ErrorKind::Invalid),
-            (&never, 1, Some(&mut other[0].0), ErrorKind::Invalid),
-            (&never, 1, Some(&mut rounded[0].0), ErrorKind::Invalid),
-            (&never, 1, Some(&mut full), ErrorKind::ContextFull),
+        for (cancel, tokens, last, expected) in [
+            (&cancelled, &[1, 2][..], None, "the caller's request"),
+            (&never, &[1, 258], None, "session 0 of the batch: token 258 of a vocabulary of 258"),
+            (&never, &[], None, "session 0 of the batch: no tokens"),
+            (&never, &[1; 22], None, "a batch of 66 tokens: the first session's chunks hold 64"),
+            (&never, &[1], Some(&mut other[0].0), "several models"),
+            (&never, &[1], Some(&mut rounded[0].0), "F16, Exact) and (Bf16, Exact)"),
+            (&never, &[1; 4], Some(&mut narrow[0].0), "session 3 of the batch: 4 tokens: its chunks hold 3"),
+            (&never, &[1; 3], Some(&mut full), "session 3 of the batch: 3 more tokens behind 3 do not fit"),
         ] {
-            let mut step: Vec<_> = sessions.iter_mut().map(|(session, _)| (session, token)).collect();
-            step.extend(last.map(|session| (session, token)));
-            assert_eq!(Session::decode_batch(&mut step, cancel).unwrap_err().kind(), kind);
+            let mut step: Vec<_> = sessions.iter_mut().map(|(session, _)| (session, tokens)).collect();
+            step.extend(last.map(|session| (session, tokens)));
+            let error = Session::step_batch(&mut step, cancel).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+            let kind = match expected {
+                _ if expected.contains("request") => ErrorKind::Cancelled,
+                _ if expected.contains("fit") => ErrorKind::ContextFull,
+                _ => ErrorKind::Invalid,
+            };
+            assert_eq!(error.kind(), kind);
         }
-        let mut step: Vec<_> =
-            narrow.iter_mut().chain(&mut sessions).map(|(session, _)| (session, 1)).collect();
-        let error = Session::decode_batch(&mut step, &never).unwrap_err();
-        assert!(error.to_string().contains("4 sessions"), "{error}");
-        assert_eq!(Session::decode_batch(&mut [], &never).unwrap_err().kind(), ErrorKind::Invalid);
+        let all = narrow.iter_mut().chain(&mut sessions);
+        let mut step: Vec<_> = all.map(|(session, _)| (session, &[1][..])).collect();
+        let error = Session::step_batch(&mut step, &never).unwrap_err();
+        assert!(
+            error.to_string().contains("a batch of 4 tokens: the first session's chunks hold 3"),
+            "{error}"
+        );
+        assert_eq!(Session::step_batch(&mut [], &never).unwrap_err().kind(), ErrorKind::Invalid);
 
         // Nobody has read the logits yet: they are where they were computed.
         let mut fresh = batch(&model, &params, 3);
@@ -430,8 +572,9 @@ fn a_batch_that_fails_leaves_no_trace() {
         }
         // Stopped at one moment after the other, until the step is done before it is stopped.
         let step = |sessions: &mut [(Session, Vec<u32>)], cancel: &Cancel| {
-            let mut step: Vec<_> = sessions.iter_mut().map(|(session, next)| (session, next[0])).collect();
-            Session::decode_batch(&mut step, cancel)
+            let parts = sessions.iter_mut().enumerate();
+            let parts = parts.map(|(i, (session, next))| (session, &next[i..2 * i + 1]));
+            Session::step_batch(&mut parts.collect::<Vec<_>>(), cancel)
         };
         let mut n_cancelled = 0;
         for n_looks in moments() {
@@ -700,8 +843,8 @@ fn generated(model: &Arc<Model>, prompt: &[u32], mut random: Option<Random>) -> 
             }
         } else {
             let step = |sessions: &mut [Session; 2], cancel: &Cancel| {
-                let mut batch: Vec<_> = sessions.iter_mut().zip(tokens).collect();
-                Session::decode_batch(&mut batch, cancel)
+                let mut batch: Vec<_> = sessions.iter_mut().zip(tokens.chunks(1)).collect();
+                Session::step_batch(&mut batch, cancel)
             };
             while again(step(&mut sessions, &cancel())) {}
         }

@@ -24,7 +24,9 @@ tests=$(cargo test --features cuda -p longgen --no-run --message-format=json 2>/
 import json, sys
 for line in sys.stdin:
     made = json.loads(line)
-    if made.get("executable") and made["target"]["name"] in ("longgen", "ops", "kv", "session", "fork"):
+    if made.get("executable") and made["target"]["name"] in (
+        "longgen", "ops", "kv", "session", "fork", "prompt", "save", "soak"
+    ):
         print(made["target"]["name"], made["executable"])')
 
 rm -rf $bundle

@@ -60,7 +60,7 @@ step() {
 
 tests() {
     step "test longgen" "$bin/test_longgen" backend::cuda
-    for name in ops kv session fork; do
+    for name in ops kv session fork prompt save soak; do
         step "test $name" "$bin/test_$name"
     done
     step "convert the tiny model" "$bin/lgconvert" $tiny -o "$keep/tiny.gguf"

@@ -127,6 +127,11 @@ impl StepRows {
         self.pos + self.n_tokens
     }
 
+    /// The last row in the step's activations.
+    pub fn last_row(&self) -> usize {
+        (self.row + self.n_tokens) as usize - 1
+    }
+
     /// The last block that the tokens touch.
     pub fn last_block(&self, block_size: u32) -> u32 {
         self.end().saturating_sub(1) / block_size

@@ -284,22 +284,29 @@ pub unsafe extern "C" fn lg_session_decode(
     unsafe { guard("lg_session_decode", error, body) }
 }
 
-/// Appends one token to each of several sessions of one model, `tokens[i]` to `sessions[i]`, and computes the logits behind
-/// each: in one step, which reads the weights once.
+/// Appends one or more tokens to each of several sessions of one model, and computes the logits behind each one's last: in
+/// one step, which reads the weights once. So a prompt can be computed chunk by chunk beside the tokens of others, who need
+/// not wait for all of it.
 ///
-/// The first session lends its working memory: it limits how many there can be, to the `chunk_tokens` that it was opened
-/// with. All of them have the same `kv_type` and `precision`. `cancel` may be NULL. After an error all of them stand where
-/// they stood.
+/// `tokens` has the tokens of all sessions, one session after the other: `n_tokens[i]` of `sessions[i]`, at least one.
+/// `n_tokens` may be NULL: one each. A single token counts as generated, several are a part of a prompt; parts that follow
+/// each other are one prompt, of which the session can go back to where it begins and ends, as after
+/// `lg_session_prefill`.
 ///
-/// Errors: those of `lg_session_prefill` for any of them, and `LG_ERR_INVALID` for no sessions, one that is there twice, and
-/// sessions that do not go together.
+/// The first session lends its working memory: all tokens together are at most the `chunk_tokens` that it was opened with,
+/// and those of each session at most its own. All of them have the same `kv_type` and `precision`. `cancel` may be NULL.
+/// After an error all of them stand where they stood.
+///
+/// Errors: those of `lg_session_prefill` for any of them, and `LG_ERR_INVALID` for no sessions, one that is there twice, too
+/// many tokens, and sessions that do not go together.
 ///
 /// # Safety
 /// The caller must pass pointers as the conventions ask.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn lg_session_decode_batch(
+pub unsafe extern "C" fn lg_session_step_batch(
     sessions: *const *mut lg_session,
     tokens: *const u32,
+    n_tokens: *const usize,
     n_sessions: usize,
     cancel: *const lg_cancel,
     error: *mut lg_error,
@@ -307,8 +314,15 @@ pub unsafe extern "C" fn lg_session_decode_batch(
     let body = || {
         // SAFETY: the caller's word, as for all pointers of this function.
         let sessions = unsafe { slice(sessions, n_sessions, "sessions") }?;
+        let lengths = match n_tokens.is_null() {
+            true => None,
+            // SAFETY: as above.
+            false => Some(unsafe { slice(n_tokens, n_sessions, "n_tokens") }?),
+        };
+        let length = |i: usize| lengths.map_or(1, |lengths| lengths[i]);
+        let n_all = (0..n_sessions).map(length).fold(0, usize::saturating_add);
         // SAFETY: as above.
-        let (tokens, cancel) = unsafe { (slice(tokens, n_sessions, "tokens")?, cancel::get(cancel)?) };
+        let (mut tokens, cancel) = unsafe { (slice(tokens, n_all, "tokens")?, cancel::get(cancel)?) };
         let mut locked = try_with_capacity(n_sessions)?;
         for (i, session) in sessions.iter().enumerate() {
             // SAFETY: as above.
@@ -320,11 +334,15 @@ pub unsafe extern "C" fn lg_session_decode_batch(
                 })?;
             locked.push(lock);
         }
-        let batch = locked.iter_mut().zip(tokens).map(|(session, token)| (&mut *session.value, *token));
-        let result = Session::decode_batch(&mut try_collect(batch)?, &cancel);
+        let batch = locked.iter_mut().enumerate().map(|(i, session)| {
+            let (own, others) = tokens.split_at(length(i));
+            tokens = others;
+            (&mut *session.value, own)
+        });
+        let result = Session::step_batch(&mut try_collect(batch)?, &cancel);
         locked.iter().for_each(|session| session.note(&result));
         result
     };
     // SAFETY: the caller's word.
-    unsafe { guard("lg_session_decode_batch", error, body) }
+    unsafe { guard("lg_session_step_batch", error, body) }
 }

@@ -83,9 +83,9 @@ pub unsafe extern "C" fn lg_session_tokens(
 pub struct lg_counters {
     /// Set by the caller: `sizeof(lg_counters)`.
     pub struct_size: usize,
-    /// Tokens of prompts.
+    /// Tokens of prompts, also of the parts of several tokens that `lg_session_step_batch` appended.
     pub n_prompt_tokens: u64,
-    /// Tokens that were appended one by one, by `lg_session_decode` and `lg_session_decode_batch`.
+    /// Tokens that were appended one by one, by `lg_session_decode` and `lg_session_step_batch`.
     pub n_generated_tokens: u64,
     /// Milliseconds that passed while those of prompts were computed.
     pub prompt_ms: f64,

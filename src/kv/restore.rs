@@ -167,9 +167,10 @@ impl<H> RestorePoints<H> {
         self.points.iter().find(|point| (point.oldest..=point.n_tokens).contains(&n_tokens))
     }
 
-    /// Whether there is a point of this very position.
-    pub fn has(&self, n_tokens: u32) -> bool {
-        self.positions().any(|position| position == n_tokens)
+    /// Gives the point of this very position another occasion; returns whether there is one.
+    pub fn renew(&mut self, n_tokens: u32, occasion: Occasion) -> bool {
+        let point = self.points.iter_mut().find(|point| point.n_tokens == n_tokens);
+        point.map(|point| point.occasion = occasion).is_some()
     }
 
     /// Forgets what lies behind `n_tokens`, where other tokens may come: a point that can restore this position becomes one
@@ -364,6 +365,19 @@ mod tests {
         let positions = rig.positions();
         let gaps: Vec<u32> = positions.windows(2).map(|pair| pair[1] - pair[0]).collect();
         assert!(positions.len() == 8 && gaps.first() > gaps.last(), "{positions:?}");
+    }
+
+    #[test]
+    fn a_point_outlasts_others_or_not_as_its_last_occasion_says() {
+        for (occasion, expected) in [(Occasion::Turn, 1000), (Occasion::Distance, 3000)] {
+            let mut rig = Rig::new(10, 30);
+            (1000..=3000).step_by(1000).for_each(|n_tokens| _ = rig.add(n_tokens, Occasion::Distance));
+            assert!(rig.points.renew(3000, Occasion::Turn) && !rig.points.renew(3001, Occasion::Turn));
+            assert!(rig.points.renew(1000, occasion));
+            rig.add(4000, Occasion::Turn);
+            rig.add(5000, Occasion::Turn);
+            assert_eq!(rig.positions()[0], expected);
+        }
     }
 
     #[test]

@@ -62,13 +62,13 @@ impl<B: Backend> KvCache<B> {
         self.points.positions()
     }
 
-    /// Makes a restore point of what the cache holds, if there is room for one.
+    /// Makes a restore point of what the cache holds, if there is room for one; one that is there gets the occasion.
     ///
     /// # Errors
     /// Those of the device.
     pub fn keep(&mut self, backend: &B, occasion: Occasion) -> Result<()> {
         let (n_tokens, written) = (self.n_tokens, self.written);
-        if n_tokens == 0 || self.points.has(n_tokens) {
+        if n_tokens == 0 || self.points.renew(n_tokens, occasion) {
             return Ok(());
         }
         let oldest = self.layers.iter().map(|layer| layer.oldest_position(written)).max();

@@ -130,6 +130,17 @@ pub struct Head<'a, B: Backend> {
 }
 
 impl<B: Backend> Head<'_, B> {
+    /// Brings rows of the step, rising, to the front of `acts.x`.
+    pub fn gather(&mut self, rows: impl Iterator<Item = usize>) -> Result<()> {
+        let (Activations { x, h, .. }, width) = (&mut *self.acts, self.config.d_model);
+        let mut n = 0;
+        for row in rows {
+            self.backend.copy(h, n * width, x, row * width..(row + 1) * width)?;
+            n += 1;
+        }
+        self.backend.copy(x, 0, h, 0..n * width)
+    }
+
     /// Logits of `n_rows` rows from `first_row` on, in `acts.logits`: (n_rows, n_vocab).
     pub fn logits(&mut self, ws: &mut B::Workspace, first_row: usize, n_rows: usize) -> Result<()> {
         let Activations { x, h, logits, .. } = &mut *self.acts;

@@ -27,7 +27,7 @@ use crate::cancel::{Cancel, OnProgress};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::config::Config;
 use crate::model::metadata::ModelMetadata;
-use crate::model::network::{Engine, Network, Sequence};
+use crate::model::network::{Engine, Network, Part, Sequence};
 use crate::model::opening::{LogLevel, OnLog, Opening};
 use crate::session::{MemoryPlan, SessionParams};
 use crate::text::{ChatTemplate, Tokenizer};
@@ -357,13 +357,8 @@ impl Model {
         Err(Error::new(error.kind(), format!("the session needs {needed} bytes: {error}{fits}")))
     }
 
-    pub(crate) fn decode_batch(
-        &self,
-        batch: &mut [&mut dyn Sequence],
-        tokens: &[u32],
-        cancel: &Cancel,
-    ) -> Result<()> {
-        self.engine()?.decode_batch(batch, tokens, cancel)
+    pub(crate) fn step_batch(&self, batch: &mut [Part<'_, dyn Sequence>], cancel: &Cancel) -> Result<()> {
+        self.engine()?.step_batch(batch, cancel)
     }
 }
 

@@ -41,12 +41,15 @@ pub trait Engine: Send + Sync {
     fn plan(&self, params: &SessionParams, attention: &[LayerAttention]) -> Result<MemoryPlan>;
     /// Allocates a sequence: exactly the bytes of its plan.
     fn sequence(&self, params: &SessionParams) -> Result<Box<dyn Sequence>>;
-    /// Appends one token to each of several of this model's sequences and computes the logits behind it, all in one
-    /// step; all of them count, or on an error none.
-    fn decode_batch(&self, batch: &mut [&mut dyn Sequence], tokens: &[u32], cancel: &Cancel) -> Result<()>;
+    /// Appends tokens to each of several of this model's sequences and computes the logits behind each one's last, all in
+    /// one step of at most a chunk of the first; all of them count, or on an error none.
+    fn step_batch(&self, batch: &mut [Part<'_, dyn Sequence>], cancel: &Cancel) -> Result<()>;
     /// Bytes of all living sequences.
     fn session_bytes(&self) -> usize;
 }
+
+/// A sequence, and its tokens in a step of several: at least one, and at most a chunk.
+pub type Part<'a, S> = (&'a mut S, &'a [u32]);
 
 /// What is wanted of a step besides what it leaves in the cache.
 pub enum Want<'a, 'r> {
@@ -268,13 +271,14 @@ impl<B: Backend> Engine for Network<B> {
         Ok(try_box(NetworkSequence::new(&self.0, &shape)?)?)
     }
 
-    fn decode_batch(&self, batch: &mut [&mut dyn Sequence], tokens: &[u32], cancel: &Cancel) -> Result<()> {
-        let own = batch.iter_mut().map(|sequence| {
+    fn step_batch(&self, batch: &mut [Part<'_, dyn Sequence>], cancel: &Cancel) -> Result<()> {
+        let own = batch.iter_mut().map(|(sequence, tokens)| {
             let sequence: &mut dyn Any = &mut **sequence;
             let own = sequence.downcast_mut().filter(|own: &&mut NetworkSequence<B>| own.is_of(&self.0));
-            own.ok_or_else(|| Error::invalid("a batch with sessions of several models"))
+            let own = own.ok_or_else(|| Error::invalid("a batch with sessions of several models"))?;
+            Ok((own, *tokens))
         });
-        NetworkSequence::decode_batch(&mut try_collect_ok(own)?, tokens, cancel)
+        NetworkSequence::step_batch(&mut try_collect_ok(own)?, cancel)
     }
 
     fn session_bytes(&self) -> usize {

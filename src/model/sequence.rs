@@ -12,7 +12,7 @@ use crate::kv::cache::KvCache;
 use crate::kv::file;
 use crate::kv::restore::Occasion;
 use crate::model::forward::{SeqStep, Step, final_norm};
-use crate::model::network::{Parts, Sequence, Want};
+use crate::model::network::{Part, Parts, Sequence, Want};
 use crate::model::scratch::Activations;
 use crate::sampler::Candidate;
 use crate::session::{MemoryPlan, SessionParams, Shape};
@@ -87,59 +87,69 @@ impl<B: Backend> NetworkSequence<B> {
         Arc::ptr_eq(&self.network, network)
     }
 
-    /// See [`Engine::decode_batch`](super::network::Engine::decode_batch). The first sequence lends its working memory.
-    pub fn decode_batch(batch: &mut [&mut Self], tokens: &[u32], cancel: &Cancel) -> Result<()> {
-        batch.iter_mut().try_for_each(|sequence| sequence.make_room())?;
-        let key = |what: u64| try_collect([what].into_iter().chain(batch.iter().map(|sequence| sequence.id)));
+    /// See [`Engine::step_batch`](super::network::Engine::step_batch). The first sequence lends its working memory.
+    pub fn step_batch(batch: &mut [Part<'_, Self>], cancel: &Cancel) -> Result<()> {
+        let mut rows = try_with_capacity(batch.len())?;
+        let mut n_rows = 0;
+        for (sequence, tokens) in batch.iter_mut() {
+            sequence.last_row = None;
+            let own = sequence.describe(n_rows, tokens)?;
+            n_rows += own.n_tokens;
+            rows.push(own);
+        }
+        let (n_rows, n_sessions) = (n_rows as usize, batch.len());
+        // Tokens of the same sessions are decoded again and again by the same ops.
+        let is_repeated = n_rows == n_sessions;
+        let key = |what: u64| {
+            let ids = batch.iter().map(|(sequence, _)| sequence.id);
+            is_repeated.then(|| try_collect([what].into_iter().chain(ids))).transpose()
+        };
         let (layers_key, ends_key) = (key(repeated::BATCH_LAYERS)?, key(repeated::BATCH_ENDS)?);
-        let (n_rows, n_sessions) = (tokens.len(), batch.len());
-        let Some((leader, members)) = batch.split_first_mut().filter(|_| n_rows == n_sessions) else {
-            return Err(Error::invalid(format!("a batch of {n_sessions} sessions and {n_rows} tokens")));
+        let tokens = try_collect(batch.iter().flat_map(|(_, tokens)| tokens.iter().copied()))?;
+
+        let Some(((leader, _), members)) = batch.split_first_mut() else {
+            return Err(Error::invalid("a batch of no sessions"));
         };
         leader.check_members(members)?;
         let network = leader.network.clone();
         let Parts { backend, config, weights, .. } = &*network;
-        let (n_vocab, d_model) = (config.n_vocab, config.d_model);
-        backend.upload(&mut leader.acts.tokens, 0, tokens)?;
-        leader.describe(0, 1)?;
-        leader.last_row = None;
-        for (row, member) in (1..).zip(members.iter_mut()) {
-            member.describe(row, 1)?;
-            member.last_row = None;
-        }
-
-        let logits_rows = leader.shape.logits_rows;
+        let (n_vocab, d_model, logits_rows) = (config.n_vocab, config.d_model, leader.shape.logits_rows);
+        backend.upload(&mut leader.acts.tokens, 0, &tokens)?;
         let mut seqs = try_with_capacity(n_sessions)?;
         seqs.push(SeqStep { desc: &leader.desc, kv: &mut leader.kv });
         let mut outs = try_with_capacity(n_sessions)?;
-        for member in members.iter_mut() {
+        for (member, _) in members {
             seqs.push(SeqStep { desc: &member.desc, kv: &mut member.kv });
             outs.push(&mut member.acts);
         }
         let acts = &mut leader.acts;
         backend.run(&mut leader.workspace, cancel, |ws| {
             let mut step = Step { backend, config, weights, acts, seqs: &mut seqs, n_rows };
-            backend.repeat(ws, &layers_key, |ws| step.layers(ws))?;
+            repeat(backend, ws, layers_key.as_deref(), |ws| step.layers(ws))?;
             let (mut head, mut rings) = step.ends()?;
             backend.commit(ws);
-            // The leader's own logits are those of row 0 and stay where they were computed: that row comes last.
-            for first in (0..n_rows).step_by(logits_rows).rev() {
-                let n = logits_rows.min(n_rows - first);
+            if !is_repeated {
+                head.gather(rows.iter().map(StepRows::last_row))?;
+            }
+            // A row for each session from here on. The leader's own logits are those of row 0 and stay where they were
+            // computed: that row comes last.
+            for first in (0..n_sessions).step_by(logits_rows).rev() {
+                let n = logits_rows.min(n_sessions - first);
                 head.logits(ws, first, n)?;
                 for row in first.max(1)..first + n {
                     let from = (row - first) * n_vocab;
                     backend.copy(&mut outs[row - 1].logits, 0, &head.acts.logits, from..from + n_vocab)?;
                 }
             }
-            backend.repeat(ws, &ends_key, |ws| {
+            repeat(backend, ws, ends_key.as_deref(), |ws| {
                 for (row, out) in (1..).zip(&mut outs) {
                     backend.copy(&mut out.x, 0, &head.acts.x, row * d_model..(row + 1) * d_model)?;
                 }
                 rings.fill(ws)
             })
         })?;
-        for sequence in batch {
-            sequence.kv.advance(1);
+        for ((sequence, _), rows) in batch.iter_mut().zip(rows) {
+            sequence.kv.advance(rows.n_tokens);
             sequence.has_read_logits = false;
             sequence.last_row = Some(0);
         }
@@ -147,17 +157,10 @@ impl<B: Backend> NetworkSequence<B> {
     }
 
     /// Whether the others can be computed in this one's working memory.
-    fn check_members(&self, members: &[&mut Self]) -> Result<()> {
-        let n = members.len() + 1;
-        let max = self.shape.chunk_tokens;
-        if n > max as usize {
-            return Err(Error::invalid(format!(
-                "a batch of {n} sessions: the first one's chunks hold {max} tokens"
-            )));
-        }
+    fn check_members(&self, members: &[Part<'_, Self>]) -> Result<()> {
         let has = |sequence: &Self| (sequence.shape.kv_type, sequence.shape.precision);
-        match members.iter().find(|member| has(member) != has(self)) {
-            Some(other) => Err(Error::invalid(format!(
+        match members.iter().find(|(member, _)| has(member) != has(self)) {
+            Some((other, _)) => Err(Error::invalid(format!(
                 "a batch of sessions that differ in cache type or precision: {:?} and {:?}",
                 has(self),
                 has(other)
@@ -176,10 +179,27 @@ impl<B: Backend> NetworkSequence<B> {
         self.kv.make_room(&self.network.backend, &mut self.workspace)
     }
 
-    /// Says that the coming `n_tokens` tokens are rows of the step from `row` on.
-    fn describe(&mut self, row: u32, n_tokens: u32) -> Result<()> {
+    /// Says that the coming `tokens` are rows of the step from `row` on; returns what was said.
+    fn describe(&mut self, row: u32, tokens: &[u32]) -> Result<StepRows> {
+        let n_tokens =
+            u32::try_from(tokens.len()).map_err(|_| Error::invalid("a step of too many tokens"))?;
+        self.make_room()?;
         let rows = StepRows { row, n_tokens, pos: self.kv.n_tokens() };
-        self.network.backend.describe(&mut self.desc, rows)
+        self.network.backend.describe(&mut self.desc, rows)?;
+        Ok(rows)
+    }
+}
+
+/// Runs `ops`: as a call that repeats itself if there is a key.
+fn repeat<B: Backend>(
+    backend: &B,
+    ws: &mut B::Workspace,
+    key: Option<&[u64]>,
+    mut ops: impl FnMut(&mut B::Workspace) -> Result<()>,
+) -> Result<()> {
+    match key {
+        Some(key) => backend.repeat(ws, key, ops),
+        None => ops(ws),
     }
 }
 
@@ -187,13 +207,10 @@ impl<B: Backend> Sequence for NetworkSequence<B> {
     fn step(&mut self, tokens: &[u32], want: Want<'_, '_>, cancel: &Cancel) -> Result<()> {
         let network = self.network.clone();
         let Parts { backend, config, weights, .. } = &*network;
-        let n_tokens =
-            u32::try_from(tokens.len()).map_err(|_| Error::invalid("a step of too many tokens"))?;
         let (n_rows, n_vocab, d_model) = (tokens.len(), config.n_vocab, config.d_model);
         let logits_rows = self.shape.logits_rows;
         self.last_row = None;
-        self.make_room()?;
-        self.describe(0, n_tokens)?;
+        let rows = self.describe(0, tokens)?;
         backend.upload(&mut self.acts.tokens, 0, tokens)?;
         let logits = self.logits.of_mut::<f32>();
         let (acts, desc, kv, id) = (&mut self.acts, &self.desc, &mut self.kv, self.id);
@@ -227,7 +244,7 @@ impl<B: Backend> Sequence for NetworkSequence<B> {
                     return rings.fill(ws);
                 }
             };
-            let mut ops = |ws: &mut B::Workspace| {
+            let ops = |ws: &mut B::Workspace| {
                 step.layers(ws)?;
                 let (mut head, mut rings) = step.ends()?;
                 // The logits of the step before are given up only for those of one that counts.
@@ -238,12 +255,12 @@ impl<B: Backend> Sequence for NetworkSequence<B> {
                 rings.fill(ws)
             };
             // Token after token is decoded by the same ops.
-            let key = if is_last { repeated::TOKEN_AND_LOGITS } else { repeated::TOKEN };
-            if n_rows == 1 { backend.repeat(ws, &[key, id], ops) } else { ops(ws) }
+            let key = [if is_last { repeated::TOKEN_AND_LOGITS } else { repeated::TOKEN }, id];
+            repeat(backend, ws, (n_rows == 1).then_some(&key), ops)
         })?;
-        self.kv.advance(n_tokens);
+        self.kv.advance(rows.n_tokens);
         self.has_read_logits = false;
-        self.last_row = Some(n_rows - 1);
+        self.last_row = Some(rows.last_row());
         Ok(())
     }
 

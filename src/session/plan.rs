@@ -28,7 +28,7 @@ pub struct SessionParams {
     /// How precisely matrix products are computed.
     pub precision: Precision,
     /// Rows of logits that are computed together by [`prefill_each`](super::Session::prefill_each) and
-    /// [`decode_batch`](super::Session::decode_batch); 0 means 1.
+    /// [`step_batch`](super::Session::step_batch); 0 means 1.
     pub logits_rows: u32,
     /// Most bytes that the session may take; 0 means that there is no limit. With `n_ctx` a session that takes more is
     /// refused; without it the longest context is taken that fits, at most the one that the model was trained for.

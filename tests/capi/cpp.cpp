@@ -379,12 +379,14 @@ void state(const lg::Model &model)
     b.prefill(Tokens{5, 6});
     alone.prefill(prompt());
     alone.decode(7);
-    lg::Session::decode_batch({{a, 7}, {b, 8}});
-    CHECK(same(a.logits(), alone.logits()) && b.tokens() == (Tokens{5, 6, 8}) && a.tokens().size() == 41);
-    refused(LG_ERR_INVALID, "lg_session_decode_batch", [&] { lg::Session::decode_batch({{a, 7}, {a, 8}}); });
+    lg::Session::step_batch({{a, Tokens{7}}, {b, Tokens{8, 9, 10}}});
+    CHECK(same(a.logits(), alone.logits()) && b.tokens() == (Tokens{5, 6, 8, 9, 10}) && a.tokens().size() == 41);
+    refused(LG_ERR_INVALID, "lg_session_step_batch", [&] { lg::Session::step_batch({{a, Tokens{7}}, {a, Tokens{8}}}); });
+    refused(LG_ERR_INVALID, "lg_session_step_batch", [&] { lg::Session::step_batch({{a, Tokens{7}}, {b, Tokens{}}}); });
     lg::Cancel cancel;
     cancel.set();
-    refused(LG_ERR_CANCELLED, "lg_session_decode_batch", [&] { lg::Session::decode_batch({{a, 7}, {b, 8}}, &cancel); });
+    refused(LG_ERR_CANCELLED, "lg_session_step_batch",
+            [&] { lg::Session::step_batch({{a, Tokens{7}}, {b, Tokens{8}}}, &cancel); });
 
     // The definition of log-probabilities.
     const lg::View<float> logits = a.logits();

@@ -233,7 +233,10 @@ static void what_sessions_say(lg_session *session)
     CHECK(hidden == UNTOUCHED && n == 99);
 
     lg_session *misaligned[1] = {(lg_session *)((char *)session + 1)};
-    REFUSED(LG_ERR_INVALID, lg_session_decode_batch, (misaligned, tokens, 1, NULL, &error));
+    const size_t one[1] = {1};
+    REFUSED(LG_ERR_INVALID, lg_session_step_batch, (misaligned, tokens, NULL, 1, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_step_batch, (&session, NULL, one, 1, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_step_batch, (&session, tokens, (const size_t *)((const char *)one + 1), 1, NULL, &error));
 }
 
 static void rows_of_prompts(lg_session *session)

@@ -170,10 +170,25 @@ static void sessions(const lg_model *model, const lg_model *other)
          (session, tokens, 3, beyond, 1, NULL, NULL, NULL, NULL, NULL, &error));
 
     lg_session *const twice[2] = {session, session}, *const strangers[2] = {session, foreign}, *const none[1] = {NULL};
-    SAYS(LG_ERR_INVALID, "a batch of no sessions", lg_session_decode_batch, (NULL, NULL, 0, NULL, &error));
-    SAYS(LG_ERR_INVALID, "sessions[1] is in the batch already", lg_session_decode_batch, (twice, tokens, 2, NULL, &error));
-    SAYS(LG_ERR_INVALID, "sessions of several models", lg_session_decode_batch, (strangers, tokens, 2, NULL, &error));
-    SAYS(LG_ERR_INVALID, "sessions[0] is NULL", lg_session_decode_batch, (none, tokens, 1, NULL, &error));
+    SAYS(LG_ERR_INVALID, "a batch of no sessions", lg_session_step_batch, (NULL, NULL, NULL, 0, NULL, &error));
+    SAYS(LG_ERR_INVALID, "sessions[1] is in the batch already", lg_session_step_batch, (twice, tokens, NULL, 2, NULL, &error));
+    SAYS(LG_ERR_INVALID, "sessions of several models", lg_session_step_batch, (strangers, tokens, NULL, 2, NULL, &error));
+    SAYS(LG_ERR_INVALID, "sessions[0] is NULL", lg_session_step_batch, (none, tokens, NULL, 1, NULL, &error));
+    lg_session *other_session;
+    CALL(lg_session_new, (model, &params, &other_session, &error));
+    lg_session *const both[2] = {session, other_session};
+    const size_t none_of_second[2] = {1, 0}, many_of_second[2] = {1, 17}, many[2] = {10, 7}, endless[2] = {2, SIZE_MAX};
+    SAYS(LG_ERR_INVALID, "session 1 of the batch: no tokens", lg_session_step_batch,
+         (both, tokens, none_of_second, 2, NULL, &error));
+    SAYS(LG_ERR_INVALID, "session 1 of the batch: 17 tokens: its chunks hold 16", lg_session_step_batch,
+         (both, tokens, many_of_second, 2, NULL, &error));
+    SAYS(LG_ERR_INVALID, "a batch of 17 tokens: the first session's chunks hold 16", lg_session_step_batch,
+         (both, tokens, many, 2, NULL, &error));
+    SAYS(LG_ERR_INVALID, "tokens: 18446744073709551615 elements are more than memory can hold", lg_session_step_batch,
+         (both, tokens, endless, 2, NULL, &error));
+    SAYS(LG_ERR_INVALID, "n_tokens at ", lg_session_step_batch,
+         (both, tokens, (const size_t *)((const char *)many + 1), 2, NULL, &error));
+    lg_session_free(other_session);
 
     lg_cancel_set(cancel);
     SAYS(LG_ERR_CANCELLED, "stopped at the caller's request", lg_session_prefill, (session, tokens, 3, NULL, NULL, cancel, &error));

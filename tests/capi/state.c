@@ -202,7 +202,7 @@ static bool on_progress(void *user, size_t n_done, size_t n_tokens)
     const uint32_t tokens[N_BATCH] = {0};
     (void)n_done, (void)n_tokens;
     nested->n_calls++;
-    REFUSED(LG_ERR_BUSY, lg_session_decode_batch, (nested->batch, tokens, N_BATCH, NULL, &error));
+    REFUSED(LG_ERR_BUSY, lg_session_step_batch, (nested->batch, tokens, NULL, N_BATCH, NULL, &error));
     REFUSED(LG_ERR_BUSY, lg_session_reset, (nested->batch[0], &error));
     CHECK(lg_session_n_bytes(nested->batch[0]) > lg_session_kv_bytes(nested->batch[0]));
     return true;
@@ -224,33 +224,43 @@ static void a_batch_gives_each_session_what_it_gets_alone(const lg_model *model,
     lg_cancel *cancel = NULL;
     CALL(lg_cancel_new, (&cancel, &error));
     lg_cancel_set(cancel);
-    REFUSED(LG_ERR_CANCELLED, lg_session_decode_batch, (batch, next, N_BATCH, cancel, &error));
+    REFUSED(LG_ERR_CANCELLED, lg_session_step_batch, (batch, next, NULL, N_BATCH, cancel, &error));
     lg_cancel_reset(cancel);
-    REFUSED(LG_ERR_INVALID, lg_session_decode_batch, (batch, next, 0, NULL, &error));
-    REFUSED(LG_ERR_INVALID, lg_session_decode_batch, (NULL, NULL, 0, NULL, &error));
-    REFUSED(LG_ERR_INVALID, lg_session_decode_batch, (NULL, next, N_BATCH, NULL, &error));
-    REFUSED(LG_ERR_INVALID, lg_session_decode_batch, (batch, NULL, N_BATCH, NULL, &error));
-    REFUSED(LG_ERR_INVALID, lg_session_decode_batch, (batch, next, SIZE_MAX, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_step_batch, (batch, next, NULL, 0, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_step_batch, (NULL, NULL, NULL, 0, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_step_batch, (NULL, next, NULL, N_BATCH, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_step_batch, (batch, NULL, NULL, N_BATCH, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_step_batch, (batch, next, NULL, SIZE_MAX, NULL, &error));
     lg_session *const unfit[] = {NULL, batch[0], batch[N_BATCH - 1], new_session(other_model, LG_KV_TYPE_F16),
                                  new_session(model, LG_KV_TYPE_F32)};
     for (size_t i = 0; i < sizeof unfit / sizeof *unfit; i++) {
         batch[N_BATCH] = unfit[i];
-        REFUSED(LG_ERR_INVALID, lg_session_decode_batch, (batch, next, N_BATCH + 1, NULL, &error));
+        REFUSED(LG_ERR_INVALID, lg_session_step_batch, (batch, next, NULL, N_BATCH + 1, NULL, &error));
     }
     next[N_BATCH - 1] = lg_model_n_vocab(model);
-    REFUSED(LG_ERR_INVALID, lg_session_decode_batch, (batch, next, N_BATCH, NULL, &error));
+    REFUSED(LG_ERR_INVALID, lg_session_step_batch, (batch, next, NULL, N_BATCH, NULL, &error));
     lg_session_free(unfit[3]);
     lg_session_free(unfit[4]);
 
+    // A token each, then parts of prompts beside single tokens.
+    uint64_t n_prompt[N_BATCH], n_generated[N_BATCH] = {0};
+    for (size_t i = 0; i < N_BATCH; i++)
+        n_prompt[i] = n[i];
     for (size_t step = 0; step < 20; step++) {
+        uint32_t parts[N_BATCH * 3];
+        size_t lengths[N_BATCH], n_parts = 0;
         for (size_t i = 0; i < N_BATCH; i++) {
             CHECK(same_logits(batch[i], alone[i]));
             check_tokens(batch[i], held[i], n[i]);
-            check_counters(batch[i], n[i] - step, step);
-            next[i] = held[i][n[i]++] = random_below(lg_model_n_vocab(model));
-            CALL(lg_session_decode, (alone[i], next[i], NULL, &error));
+            check_counters(batch[i], n_prompt[i], n_generated[i]);
+            lengths[i] = step % 2 == 0 ? 1 : 1 + random_below(3);
+            fill(model, held[i] + n[i], lengths[i]);
+            memcpy(parts + n_parts, held[i] + n[i], lengths[i] * sizeof *parts);
+            prefill(alone[i], held[i] + n[i], lengths[i]);
+            *(lengths[i] == 1 ? &n_generated[i] : &n_prompt[i]) += lengths[i];
+            n[i] += lengths[i], n_parts += lengths[i];
         }
-        CALL(lg_session_decode_batch, (batch, next, N_BATCH, cancel, &error));
+        CALL(lg_session_step_batch, (batch, parts, step % 2 == 0 ? NULL : lengths, N_BATCH, cancel, &error));
     }
     Nested nested = {.batch = batch};
     CALL(lg_session_prefill, (batch[0], next, 1, on_progress, &nested, NULL, &error));

@@ -137,8 +137,10 @@ fn surprise(logits: &[f32], token: u32) -> f64 {
 /// Speed of one kind of work: tokens per second of every repetition.
 #[derive(Clone, Debug)]
 pub struct Speed {
-    /// `pp512`, or `tg64 @ d4096`.
+    /// `pp512`, or `tg64 x4 @ d4096`.
     pub name: String,
+    /// Sessions that computed together.
+    pub n_sessions: usize,
     /// Tokens per second, one number a repetition.
     pub tokens_per_second: Vec<f64>,
     /// Weights, keys and values that each token reads, in bytes; 0 where tokens share them.
@@ -151,12 +153,20 @@ impl Speed {
         summary(&self.tokens_per_second)
     }
 
+    /// Milliseconds in which each session got a token; nothing where tokens share them.
+    pub fn ms_per_token(&self) -> Option<f64> {
+        let (_, median, _) = self.summary();
+        (self.bytes_per_token > 0).then(|| self.n_sessions as f64 / median * 1e3)
+    }
+
     /// As a JSON object, with the name of the device that was measured.
     pub fn to_json(&self, device: &str) -> Value {
         let (min, median, max) = self.summary();
         json!({
             "device": device,
             "test": self.name,
+            "sessions": self.n_sessions,
+            "ms_per_token": self.ms_per_token(),
             "min": min,
             "median": median,
             "max": max,
@@ -176,7 +186,7 @@ pub fn summary(values: &[f64]) -> (f64, f64, f64) {
 
 /// What is to be timed.
 #[derive(Clone, Copy, Debug)]
-pub struct Bench {
+pub struct Bench<'a> {
     /// Tokens of a prompt; 0 leaves it out.
     pub n_prompt: usize,
     /// Tokens that are generated; 0 leaves it out.
@@ -185,26 +195,24 @@ pub struct Bench {
     pub depth: usize,
     /// Repetitions, after one that is not counted.
     pub repeat: usize,
-    /// Sessions that generate together.
-    pub n_sessions: usize,
+    /// Sessions that generate together: one number after the other.
+    pub sessions: &'a [usize],
 }
 
 /// Times prompt and generation, without tokenizer and sampler.
 ///
 /// # Errors
 /// Those of the session.
-pub fn bench(args: &RunArgs, model: &Arc<Model>, bench: Bench, cancel: &Cancel) -> Result<Vec<Speed>> {
-    let Bench { n_prompt, n_generate, depth, repeat, n_sessions } = bench;
+pub fn bench(args: &RunArgs, model: &Arc<Model>, bench: Bench<'_>, cancel: &Cancel) -> Result<Vec<Speed>> {
+    let Bench { n_prompt, n_generate, depth, repeat, sessions: numbers } = bench;
     let n_tokens = depth + n_prompt.max(n_generate);
+    let n_most = numbers.iter().copied().max().unwrap_or(1);
     // A batch fits in the working memory of the first session.
-    let n_ctx = u32::try_from(n_tokens.max(n_sessions))?;
-    let params = SessionParams { logits_rows: u32::try_from(n_sessions)?, ..args.session_params(n_ctx) };
-    let sessions = (0..n_sessions).map(|_| args.session(model, &params));
+    let n_ctx = u32::try_from(n_tokens.max(n_most))?;
+    let params = SessionParams { logits_rows: u32::try_from(n_most)?, ..args.session_params(n_ctx) };
+    let sessions = (0..n_most).map(|_| args.session(model, &params));
     let mut sessions = sessions.collect::<Result<Vec<_>>>()?;
-    let n_vocab = u64::try_from(model.config().n_vocab)?;
-    // Ids all over the vocabulary, the same in every run.
-    let id = |i: usize| u32::try_from((i as u64 * 7919 + 13) % n_vocab).unwrap_or(0);
-    let ids: Vec<u32> = (0..n_tokens).map(id).collect();
+    let ids = ids(model, n_tokens)?;
     let suffix = if depth > 0 { format!(" @ d{depth}") } else { String::new() };
     let mut speeds = Vec::new();
     if n_prompt > 0 {
@@ -216,20 +224,19 @@ pub fn bench(args: &RunArgs, model: &Arc<Model>, bench: Bench, cancel: &Cancel) 
             rates.push(n_prompt as f64 / start.elapsed().as_secs_f64());
         }
         let name = format!("pp{n_prompt}{suffix}");
-        speeds.push(Speed { name, tokens_per_second: rates.split_off(1), bytes_per_token: 0 });
+        let tokens_per_second = rates.split_off(1);
+        speeds.push(Speed { name, n_sessions: 1, tokens_per_second, bytes_per_token: 0 });
     }
-    if n_generate > 0 {
+    for &n_sessions in numbers.iter().filter(|_| n_generate > 0) {
+        let sessions = &mut sessions[..n_sessions];
         let mut rates = Vec::new();
         for _ in 0..=repeat {
             sessions.iter_mut().try_for_each(|session| go_to(session, &ids[..depth], cancel))?;
             let start = Instant::now();
-            for &id in &ids[depth..depth + n_generate] {
-                match &mut sessions[..] {
-                    [session] => session.decode(id, cancel)?,
-                    sessions => {
-                        let mut batch: Vec<_> = sessions.iter_mut().map(|session| (session, id)).collect();
-                        Session::decode_batch(&mut batch, cancel)?;
-                    }
+            for id in ids[depth..depth + n_generate].chunks(1) {
+                match &mut *sessions {
+                    [session] => session.decode(id[0], cancel)?,
+                    sessions => step(sessions, id, cancel)?,
                 }
             }
             rates.push((n_generate * n_sessions) as f64 / start.elapsed().as_secs_f64());
@@ -238,6 +245,7 @@ pub fn bench(args: &RunArgs, model: &Arc<Model>, bench: Bench, cancel: &Cancel) 
         let middle = u32::try_from(depth + n_generate / 2)?;
         speeds.push(Speed {
             name: format!("tg{n_generate}{together}{suffix}"),
+            n_sessions,
             tokens_per_second: rates.split_off(1),
             bytes_per_token: model.weight_bytes() / n_sessions
                 + model.kv_read_bytes(middle, args.compute.kv_type()),
@@ -246,8 +254,20 @@ pub fn bench(args: &RunArgs, model: &Arc<Model>, bench: Bench, cancel: &Cancel) 
     Ok(speeds)
 }
 
+/// Ids all over the vocabulary, the same in every run.
+pub(crate) fn ids(model: &Model, n: usize) -> Result<Vec<u32>> {
+    let n_vocab = model.config().n_vocab;
+    (0..n).map(|i| Ok(u32::try_from((i * 7919 + 13) % n_vocab)?)).collect()
+}
+
+/// Appends the same tokens to each session, in one step.
+pub(crate) fn step(sessions: &mut [Session], tokens: &[u32], cancel: &Cancel) -> Result<()> {
+    let mut batch: Vec<_> = sessions.iter_mut().map(|session| (session, tokens)).collect();
+    Ok(Session::step_batch(&mut batch, cancel)?)
+}
+
 /// Makes a session hold these tokens, as cheaply as it can.
-fn go_to(session: &mut Session, tokens: &[u32], cancel: &Cancel) -> Result<()> {
+pub(crate) fn go_to(session: &mut Session, tokens: &[u32], cancel: &Cancel) -> Result<()> {
     let kept = session.rewind(tokens.len().min(session.tokens().len()))?;
     if kept < tokens.len() {
         session.prefill(&tokens[kept..], cancel, &mut |_, _| true)?;
@@ -274,9 +294,11 @@ mod tests {
     fn a_summary_is_minimum_median_and_maximum() {
         let speed = Speed {
             name: String::new(),
+            n_sessions: 2,
             tokens_per_second: vec![3.0, 9.0, 1.0, 5.0, 4.0],
-            bytes_per_token: 0,
+            bytes_per_token: 1,
         };
         assert_eq!(speed.summary(), (1.0, 4.0, 9.0));
+        assert_eq!(speed.ms_per_token(), Some(500.0));
     }
 }

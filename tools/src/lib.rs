@@ -10,6 +10,7 @@ pub mod costs;
 pub mod eval;
 pub mod generate;
 pub mod inspect;
+pub mod mixed_bench;
 pub mod npy;
 pub mod output;
 pub mod plan;

@@ -1,7 +1,7 @@
 //! Attention: which kernel, how it is split, and what it is told of the cache.
 
 use super::device::Matrix16;
-use super::params::{self, MAX_PARTS, OUT_BF16, OUT_F16, OUT_F32, filled, word};
+use super::params::{self, MAX_PARTS, OUT_BF16, OUT_F16, OUT_F32, word};
 use super::workspace::Workspace;
 use super::{CudaBackend, Slots, gemm, rows_of};
 use crate::alloc::try_collect;
@@ -203,11 +203,15 @@ fn run(
         }
     }
     let n_rows = rows_of(seqs.iter().map(|seq| seq.desc));
-    // Sessions with a token each, as in decoding, are computed together.
-    let at_once = if seqs.iter().all(|seq| seq.desc.rows.n_tokens == 1) { MAX_PARTS } else { 1 };
     let staged = |i: usize| appended.map_or((0, 0), |appended| appended.staged[i]);
-    let described = try_collect(seqs.iter().enumerate().map(|(i, seq)| of_seq(seq, staged(i))))?;
-    for (seqs, described) in seqs.chunks(at_once).zip(described.chunks(at_once)) {
+    // Sessions with a token each, as in decoding, are computed together, others one by one.
+    let has_many = |i: &usize| seqs[*i].desc.rows.n_tokens > 1;
+    let mut order: Vec<usize> = try_collect(0..seqs.len())?;
+    order.sort_unstable_by_key(|i| (has_many(i), *i));
+    let alike = order.chunk_by(|i, next| !has_many(i) && !has_many(next));
+    for group in alike.flat_map(|group| group.chunks(MAX_PARTS)) {
+        let described = |at: usize| of_seq(&seqs[group[at]], staged(group[at]));
+        let first = &seqs[group[0]];
         let params = params::Attn {
             out: out.f32s(n_rows * n_heads * head_dim)?,
             q: q.f32s(n_rows * n_heads * head_dim)?,
@@ -223,18 +227,19 @@ fn run(
             scale: *scale,
             softcap: *softcap,
             first_token: 0,
-            n_tokens: seqs[0].desc.rows.n_tokens,
+            n_tokens: first.desc.rows.n_tokens,
             unused: 0,
-            seqs: filled(described),
+            // What fills the rest is not looked at.
+            seqs: std::array::from_fn(|i| described(i.min(group.len() - 1))),
         };
         let is_tiled = params.n_tokens as usize >= MANY_TOKENS;
         if let Some(tile) = hopper_tile(backend, ws.precision, shape, *softcap).filter(|_| is_tiled) {
-            hopper_tiles(backend, ws, &tile, shape, &seqs[0], &params, rounded)?;
+            hopper_tiles(backend, ws, &tile, shape, first, &params, rounded)?;
         } else if let Some(tile) = tile(ws.precision, shape, backend.limits.shared_bytes).filter(|_| is_tiled)
         {
             tiles(backend, &tile, &params)?;
         } else {
-            rows(backend, ws.precision, seqs.len(), shape, &params)?;
+            rows(backend, ws.precision, group.len(), shape, &params)?;
         }
     }
     Ok(())
@@ -364,7 +369,7 @@ pub(super) fn round_queries(
     }
     let n_elems = n_tokens * n_heads * shape.head_dim;
     rounded_queries(backend, ws, q.f32s(n_elems)?, n_elems, shape.ty == KvType::Bf16, scale)?;
-    q.copy_from(&ws.activations, 0..2 * n_elems)
+    q.copy_from(0, &ws.activations, 0..2 * n_elems)
 }
 
 /// Leaves queries in the workspace as `HeadsParams` has them, but within the range of the type, and returns where.

@@ -185,7 +185,7 @@ static void run(const lg_model *model)
     lg_session *const both[2] = {session, other};
     const uint32_t next[2] = {5, 6};
     OK(lg_session_decode(session, 4, cancel, &error));
-    OK(lg_session_decode_batch(both, next, 2, cancel, &error));
+    OK(lg_session_step_batch(both, next, NULL, 2, cancel, &error));
     lg_counters counters = {.struct_size = sizeof counters};
     uint32_t tokens[8];
     OK(lg_session_counters(session, &counters, &error));

@@ -516,9 +516,9 @@ typedef struct lg_token_logprob {
 typedef struct lg_counters {
     // Set by the caller: `sizeof(lg_counters)`.
     size_t struct_size;
-    // Tokens of prompts.
+    // Tokens of prompts, also of the parts of several tokens that `lg_session_step_batch` appended.
     uint64_t n_prompt_tokens;
-    // Tokens that were appended one by one, by `lg_session_decode` and `lg_session_decode_batch`.
+    // Tokens that were appended one by one, by `lg_session_decode` and `lg_session_step_batch`.
     uint64_t n_generated_tokens;
     // Milliseconds that passed while those of prompts were computed.
     double prompt_ms;
@@ -1156,23 +1156,30 @@ lg_status lg_session_decode(struct lg_session *session,
                             const struct lg_cancel *cancel,
                             struct lg_error *error);
 
-// Appends one token to each of several sessions of one model, `tokens[i]` to `sessions[i]`, and computes the logits behind
-// each: in one step, which reads the weights once.
+// Appends one or more tokens to each of several sessions of one model, and computes the logits behind each one's last: in
+// one step, which reads the weights once. So a prompt can be computed chunk by chunk beside the tokens of others, who need
+// not wait for all of it.
 //
-// The first session lends its working memory: it limits how many there can be, to the `chunk_tokens` that it was opened
-// with. All of them have the same `kv_type` and `precision`. `cancel` may be NULL. After an error all of them stand where
-// they stood.
+// `tokens` has the tokens of all sessions, one session after the other: `n_tokens[i]` of `sessions[i]`, at least one.
+// `n_tokens` may be NULL: one each. A single token counts as generated, several are a part of a prompt; parts that follow
+// each other are one prompt, of which the session can go back to where it begins and ends, as after
+// `lg_session_prefill`.
 //
-// Errors: those of `lg_session_prefill` for any of them, and `LG_ERR_INVALID` for no sessions, one that is there twice, and
-// sessions that do not go together.
+// The first session lends its working memory: all tokens together are at most the `chunk_tokens` that it was opened with,
+// and those of each session at most its own. All of them have the same `kv_type` and `precision`. `cancel` may be NULL.
+// After an error all of them stand where they stood.
+//
+// Errors: those of `lg_session_prefill` for any of them, and `LG_ERR_INVALID` for no sessions, one that is there twice, too
+// many tokens, and sessions that do not go together.
 //
 // # Safety
 // The caller must pass pointers as the conventions ask.
-lg_status lg_session_decode_batch(struct lg_session *const *sessions,
-                                  const uint32_t *tokens,
-                                  size_t n_sessions,
-                                  const struct lg_cancel *cancel,
-                                  struct lg_error *error);
+lg_status lg_session_step_batch(struct lg_session *const *sessions,
+                                const uint32_t *tokens,
+                                const size_t *n_tokens,
+                                size_t n_sessions,
+                                const struct lg_cancel *cancel,
+                                struct lg_error *error);
 
 // Makes the session hold `n_tokens` tokens, at least one, and nothing else, and computes the logits behind the last one:
 // what it holds already from the beginning on is kept as far as it can be gone back to, as `lg_session_rewind` does, and

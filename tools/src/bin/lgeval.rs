@@ -11,6 +11,7 @@ use longgen::{Cancel, Model, ModelParams};
 use longgen_tools::attention_bench::BenchAttentionArgs;
 use longgen_tools::chat_template::ChatTemplateArgs;
 use longgen_tools::eval::{self, Speed};
+use longgen_tools::mixed_bench::BenchMixedArgs;
 use longgen_tools::output::print;
 use longgen_tools::plan::AttentionArgs;
 use longgen_tools::progress::Progress;
@@ -112,9 +113,9 @@ enum Command {
         /// Tokens that are there before, not timed
         #[arg(short, long, default_value_t = 0)]
         depth: usize,
-        /// Sessions that generate together, at the same depth
-        #[arg(short = 's', long, default_value_t = 1, value_parser = sessions)]
-        sessions: usize,
+        /// Sessions that generate together, at the same depth: one number, or several with commas between them
+        #[arg(short = 's', long, value_delimiter = ',', default_value = "1", value_parser = sessions)]
+        sessions: Vec<usize>,
         /// Repetitions
         #[arg(short, long, default_value_t = 5)]
         repeat: usize,
@@ -137,6 +138,16 @@ enum Command {
         json: bool,
         #[command(flatten)]
         args: BenchStopArgs,
+    },
+    /// What a prompt costs the sessions that decode when it arrives: in parts beside their tokens, and alone while they wait
+    BenchMixed {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: BenchMixedArgs,
+        /// One JSON object per line
+        #[arg(long)]
+        json: bool,
     },
     /// How much of a conversation is computed again from turn to turn, and when an earlier message changes
     BenchTurns {
@@ -205,7 +216,7 @@ fn run(cli: Cli) -> Result<()> {
             if !json {
                 print(&format!("{}\n", model.device().name));
             }
-            let bench = eval::Bench { n_prompt, n_generate, depth, repeat, n_sessions: sessions };
+            let bench = eval::Bench { n_prompt, n_generate, depth, repeat, sessions: &sessions };
             // What was measured, besides what the test's name says.
             let what = json!({
                 "model": match (synthetic, &common.run.model) {
@@ -217,18 +228,16 @@ fn run(cli: Cli) -> Result<()> {
                 "kv": name(&common.run.compute.kv),
                 "precision": name(&common.run.compute.precision),
                 "depth": depth,
-                "sessions": sessions,
             });
             for speed in eval::bench(&common.run, &model, bench, &cancel)? {
                 let (min, median, max) = speed.summary();
                 let Speed { name, bytes_per_token, .. } = &speed;
-                let bandwidth = match bytes_per_token {
-                    0 => String::new(),
-                    bytes => format!("  {:.1} GB/s", *bytes as f64 * median / 1e9),
-                };
+                let gbs = *bytes_per_token as f64 * median / 1e9;
+                let of_token = speed.ms_per_token().map(|ms| format!("  {ms:.2} ms a token  {gbs:.1} GB/s"));
+                let of_token = of_token.unwrap_or_default();
                 print(&match json {
                     true => format!("{}\n", merged(&what, &speed.to_json(&model.device().name))),
-                    false => format!("{name:>16} {median:9.2} tokens/s  ({min:.2} to {max:.2}){bandwidth}\n"),
+                    false => format!("{name:>16} {median:9.2} tokens/s  ({min:.2} to {max:.2}){of_token}\n"),
                 });
             }
         }
@@ -256,6 +265,18 @@ fn run(cli: Cli) -> Result<()> {
                 false => format!(
                     "{:>8} stops after {median:.2} ms  ({min:.2} to {max:.2}), by itself after {:.0}\n",
                     times.name, times.whole_ms
+                ),
+            });
+        })?,
+        Command::BenchMixed { common, args, json } => args.run(&common.open()?, &common.run, &cancel, &mut |device, mixed| {
+            print(&match json {
+                true => format!("{}\n", mixed.to_json(device)),
+                false => format!(
+                    "{:>16} {:9.2} tokens/s of the prompt {:9.2} tokens/s of the others, who wait {:.1} ms at most\n",
+                    mixed.name(),
+                    mixed.prompt_rate,
+                    mixed.decode_rate,
+                    mixed.longest_ms,
                 ),
             });
         })?,
