@@ -4,7 +4,7 @@
 #     bash tools/gpu_run.sh keep     # puts what is here aside, and joins the parts of the model once all are
 #     bash tools/gpu_run.sh          # tests and the main figures; needs Python with numpy
 #     bash tools/gpu_run.sh bench    # all figures alone, or those of the groups that follow:
-#                                    # attention, peers, seven, ratio, seventy, small
+#                                    # attention, peers, seven, ratio, seventy, small, sessions
 #
 # Figures are appended to bench.jsonl, of which tools/bench/table.py makes tables. Peers need PyTorch.
 #
@@ -183,8 +183,15 @@ bench_small() {
     bench "SmolLM2-135M, f16, 4K deep" --synthetic smollm2-135m --type f16 --attention full -d 4096 -p 4096 -n 64 -r 3
 }
 
+# Several sessions of a model, and prompts that arrive while others decode.
+bench_sessions() {
+    bench "7B, bf16, sessions" "${seven[@]}" --type bf16 -d 1000 -p 0 -n 64 -r 2 -s 1,2,4,8
+    timeout 300 "$bin/lgeval" bench-mixed --json "${seven[@]}" --type bf16 -p 4096 --parts 256,512,1024 -s 4 -d 1000 2>&1 |
+        record "bench=7B, bf16, mixed"
+}
+
 usage() {
-    echo "usage: bash tools/gpu_run.sh [keep | bench [attention | peers | seven | ratio | seventy | small]...]" >&2
+    echo "usage: bash tools/gpu_run.sh [keep | bench [attention | peers | seven | ratio | seventy | small | sessions]...]" >&2
     exit 2
 }
 
@@ -195,9 +202,9 @@ case "${1-}" in
 keep) ;;
 bench)
     shift
-    [ $# -gt 0 ] || set -- attention peers seven ratio seventy small
+    [ $# -gt 0 ] || set -- attention peers seven ratio seventy small sessions
     for group; do
-        [[ $group =~ ^(attention|peers|seven|ratio|seventy|small)$ ]] || usage
+        [[ $group =~ ^(attention|peers|seven|ratio|seventy|small|sessions)$ ]] || usage
     done
     for group; do
         "bench_$group"

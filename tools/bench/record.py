@@ -14,6 +14,9 @@ def result(line):
     """What a line says was measured."""
     if "error" in line:
         return line["error"]
+    if "longest_ms" in line:
+        prompt, decode = line["prompt_tokens_per_second"], line["decode_tokens_per_second"]
+        return f"{prompt:10.1f} tokens/s, the others {decode:.1f}, who wait {line['longest_ms']:.1f} ms at most"
     if "ms" in line:
         bandwidth = f"  {line['gbs']:7.0f} GB/s" if line.get("gbs") else ""
         return f"{line['ms']['median']:10.4f} ms  {line['tflops']:6.1f} TFLOP/s{bandwidth}"

@@ -90,6 +90,12 @@ def decode_row(line):
     return [*model_row(line), sessions, f"{line['depth']:,}", number(speed), gbs, memory(line)]
 
 
+def mixed_row(line):
+    numbers = line["prompt_tokens_per_second"], line["decode_tokens_per_second"], line["longest_ms"]
+    part = f"{line['part']:,}" if line["part"] else "alone, first"
+    return [*model_row(line), f"{line['n_prompt']:,}", part, line["sessions"], f"{line['depth']:,}", *map(number, numbers)]
+
+
 def tables(lines):
     """All of them, as text."""
     of_attention, of_models, errors = {}, {}, []
@@ -107,6 +113,7 @@ def tables(lines):
     decode = {name: lines for name, lines in measured.items() if lines[OURS]["queries"] == 1}
     prompts = [prompt_row(line) for line in of_models.values() if line["test"].startswith("pp")]
     decoding = [decode_row(line) for line in of_models.values() if line["test"].startswith("tg")]
+    mixed = [mixed_row(line) for line in of_models.values() if "part" in line]
     devices = {f"{line['device']} (driver {line.get('driver', 'unknown')})" for line in lines if "device" in line}
 
     parts = [f"Measured on {', '.join(sorted(devices)) or 'nothing'}. Numbers are medians.\n"]
@@ -127,6 +134,12 @@ def tables(lines):
     if decoding:
         head = [*columns, "sessions", "at depth", "tokens/s", "GB/s", "GB of the card"]
         parts.append("### Decoding\n\n" + table(head, decoding))
+    if mixed:
+        head = [*columns, "prompt", "in parts of", "sessions", "at depth", "tokens/s of the prompt", "of the sessions"]
+        parts.append(
+            "### A prompt beside sessions that decode\n\nThe last column is the longest time between two tokens of a session.\n\n"
+            + table([*head, "ms"], mixed)
+        )
     if errors:
         parts.append("What failed:\n\n" + "".join(errors))
     return "\n".join(parts)

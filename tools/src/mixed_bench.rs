@@ -33,6 +33,12 @@ pub struct BenchMixedArgs {
 /// What was measured while a prompt was computed: medians of the repetitions.
 #[derive(Clone, Copy, Debug)]
 pub struct Mixed {
+    /// Tokens of the prompt.
+    pub n_prompt: usize,
+    /// Sessions that decode meanwhile.
+    pub n_sessions: usize,
+    /// Tokens that those held before.
+    pub depth: usize,
     /// Tokens of its parts, each in one step with the tokens of the others; nothing if they waited for all of it.
     pub part: Option<usize>,
     /// Tokens of the prompt per second.
@@ -52,7 +58,8 @@ impl Mixed {
     /// As a JSON object, with the name of the device.
     pub fn to_json(&self, device: &str) -> Value {
         json!({
-            "device": device, "test": self.name(), "part": self.part, "prompt_tokens_per_second": self.prompt_rate,
+            "device": device, "test": self.name(), "n_prompt": self.n_prompt, "sessions": self.n_sessions,
+            "depth": self.depth, "part": self.part, "prompt_tokens_per_second": self.prompt_rate,
             "decode_tokens_per_second": self.decode_rate, "longest_ms": self.longest_ms,
         })
     }
@@ -101,7 +108,7 @@ impl BenchMixedArgs {
                 }
             }
             let [prompt_rate, decode_rate, longest_ms] = measured.map(|values| summary(&values).1);
-            tell(&device, &Mixed { part, prompt_rate, decode_rate, longest_ms });
+            tell(&device, &Mixed { n_prompt, n_sessions, depth, part, prompt_rate, decode_rate, longest_ms });
         }
         Ok(())
     }

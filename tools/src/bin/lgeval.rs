@@ -47,6 +47,44 @@ impl Common {
     }
 }
 
+/// What is benched: a model in a file, or one of random weights.
+#[derive(Args)]
+struct Benched {
+    #[command(flatten)]
+    common: Common,
+    /// Random weights of a well-known shape instead of a file
+    #[arg(long, value_enum, value_name = "SHAPE", conflicts_with = "model")]
+    synthetic: Option<Shape>,
+    /// Type of the random matrices
+    #[arg(long = "type", value_enum, value_name = "TYPE", default_value = "bf16", requires = "synthetic")]
+    ty: Type,
+}
+
+impl Benched {
+    fn open(&self) -> Result<Arc<Model>> {
+        let Self { common, synthetic, ty } = self;
+        let Some(shape) = *synthetic else { return common.open() };
+        let attention = common.attention.plan(shape.into())?;
+        let params = ModelParams { attention, ..Default::default() };
+        common.run.open_with(params, |params, on_progress| shape.open(*ty, params, on_progress))
+    }
+
+    /// What was measured, besides what a test's name says.
+    fn to_json(&self) -> Value {
+        let Self { common, synthetic, ty } = self;
+        json!({
+            "model": match (synthetic, &common.run.model) {
+                (Some(shape), _) => name(shape),
+                (None, path) => path.as_deref().map(|path| path.display().to_string()).unwrap_or_default(),
+            },
+            "type": synthetic.map(|_| name(ty)),
+            "attention": common.attention.attention,
+            "kv": name(&common.run.compute.kv),
+            "precision": name(&common.run.compute.precision),
+        })
+    }
+}
+
 #[derive(Subcommand)]
 enum Command {
     /// Prints the token ids of each text on a line; reads no weights
@@ -91,19 +129,7 @@ enum Command {
     /// Tokens per second of prompt and generation, without tokenizer and sampler
     Bench {
         #[command(flatten)]
-        common: Common,
-        /// Random weights of a well-known shape instead of a file
-        #[arg(long, value_enum, value_name = "SHAPE", conflicts_with = "model")]
-        synthetic: Option<Shape>,
-        /// Type of the random matrices
-        #[arg(
-            long = "type",
-            value_enum,
-            value_name = "TYPE",
-            default_value = "bf16",
-            requires = "synthetic"
-        )]
-        ty: Type,
+        of: Benched,
         /// Tokens of the prompt; 0 leaves it out
         #[arg(short = 'p', long, default_value_t = 512)]
         n_prompt: usize,
@@ -142,7 +168,7 @@ enum Command {
     /// What a prompt costs the sessions that decode when it arrives: in parts beside their tokens, and alone while they wait
     BenchMixed {
         #[command(flatten)]
-        common: Common,
+        of: Benched,
         #[command(flatten)]
         args: BenchMixedArgs,
         /// One JSON object per line
@@ -152,7 +178,7 @@ enum Command {
     /// How much of a conversation is computed again from turn to turn, and when an earlier message changes
     BenchTurns {
         #[command(flatten)]
-        common: Common,
+        of: Benched,
         #[command(flatten)]
         args: BenchTurnsArgs,
         /// One JSON object per line
@@ -204,32 +230,14 @@ fn run(cli: Cli) -> Result<()> {
                 false => format!("perplexity {perplexity:.4} over {n_tokens} tokens in {seconds:.1} s\n"),
             });
         }
-        Command::Bench { common, synthetic, ty, n_prompt, n_generate, depth, sessions, repeat, json } => {
-            let model = match synthetic {
-                None => common.open()?,
-                Some(shape) => {
-                    let attention = common.attention.plan(shape.into())?;
-                    let params = ModelParams { attention, ..Default::default() };
-                    common.run.open_with(params, |params, on_progress| shape.open(ty, params, on_progress))?
-                }
-            };
+        Command::Bench { of, n_prompt, n_generate, depth, sessions, repeat, json } => {
+            let model = of.open()?;
             if !json {
                 print(&format!("{}\n", model.device().name));
             }
             let bench = eval::Bench { n_prompt, n_generate, depth, repeat, sessions: &sessions };
-            // What was measured, besides what the test's name says.
-            let what = json!({
-                "model": match (synthetic, &common.run.model) {
-                    (Some(shape), _) => name(&shape),
-                    (None, path) => path.as_deref().map(|path| path.display().to_string()).unwrap_or_default(),
-                },
-                "type": synthetic.map(|_| name(&ty)),
-                "attention": common.attention.attention,
-                "kv": name(&common.run.compute.kv),
-                "precision": name(&common.run.compute.precision),
-                "depth": depth,
-            });
-            for speed in eval::bench(&common.run, &model, bench, &cancel)? {
+            let what = merged(&of.to_json(), &json!({"depth": depth}));
+            for speed in eval::bench(&of.common.run, &model, bench, &cancel)? {
                 let (min, median, max) = speed.summary();
                 let Speed { name, bytes_per_token, .. } = &speed;
                 let gbs = *bytes_per_token as f64 * median / 1e9;
@@ -268,9 +276,9 @@ fn run(cli: Cli) -> Result<()> {
                 ),
             });
         })?,
-        Command::BenchMixed { common, args, json } => args.run(&common.open()?, &common.run, &cancel, &mut |device, mixed| {
+        Command::BenchMixed { of, args, json } => args.run(&of.open()?, &of.common.run, &cancel, &mut |device, mixed| {
             print(&match json {
-                true => format!("{}\n", mixed.to_json(device)),
+                true => format!("{}\n", merged(&of.to_json(), &mixed.to_json(device))),
                 false => format!(
                     "{:>16} {:9.2} tokens/s of the prompt {:9.2} tokens/s of the others, who wait {:.1} ms at most\n",
                     mixed.name(),
@@ -280,9 +288,9 @@ fn run(cli: Cli) -> Result<()> {
                 ),
             });
         })?,
-        Command::BenchTurns { common, args, json } => args.run(&common.open()?, &common.run, &cancel, &mut |device, turn| {
+        Command::BenchTurns { of, args, json } => args.run(&of.open()?, &of.common.run, &cancel, &mut |device, turn| {
             print(&match json {
-                true => format!("{}\n", turn.to_json(device)),
+                true => format!("{}\n", merged(&of.to_json(), &turn.to_json(device))),
                 false => format!(
                     "turn {:>2}{}: {:>6} tokens, {:>5} new, {:>5} computed in {:.0} ms; restore points {}\n",
                     turn.turn,
