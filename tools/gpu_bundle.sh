@@ -4,7 +4,7 @@
 #     bash tools/gpu_bundle.sh
 #
 # makes  gpu-bundle/tools.tar.gz  lgconvert, lgrun and lgeval, stripped
-#        gpu-bundle/tests.tar.gz  test programs
+#        gpu-bundle/tests-*.tar.gz  test programs, in archives of four
 #        gpu-bundle/models        the model in parts of at most 40 MB, with checksums
 #
 # Take the checkout with gpu-bundle there and run `bash tools/gpu_run.sh`. Where not everything travels at once, take
@@ -38,7 +38,15 @@ while read -r name program; do
     cp "$program" "$bundle/bin/test_$name"
 done <<<"$tests"
 strip $bundle/bin/*
-(cd $bundle && tar czf tests.tar.gz bin/test_* && tar czf tools.tar.gz bin/lg*)
+(
+    cd $bundle
+    tar czf tools.tar.gz bin/lg*
+    printf '%s\n' bin/test_* | split --lines 4 --numeric-suffixes --suffix-length 1 - list.
+    for list in list.*; do
+        tar czf "tests-${list#list.}.tar.gz" --files-from "$list"
+        rm "$list"
+    done
+)
 rm -r $bundle/bin
 
 model=models/SmolLM2-135M-Instruct.Q4_1.gguf
