@@ -89,6 +89,7 @@ impl<B: Backend> NetworkSequence<B> {
 
     /// See [`Engine::step_batch`](super::network::Engine::step_batch). The first sequence lends its working memory.
     pub fn step_batch(batch: &mut [Part<'_, Self>], cancel: &Cancel) -> Result<()> {
+        Self::check_alike(batch)?;
         let mut rows = try_with_capacity(batch.len())?;
         let mut n_rows = 0;
         for (sequence, tokens) in batch.iter_mut() {
@@ -110,7 +111,6 @@ impl<B: Backend> NetworkSequence<B> {
         let Some(((leader, _), members)) = batch.split_first_mut() else {
             return Err(Error::invalid("a batch of no sessions"));
         };
-        leader.check_members(members)?;
         let network = leader.network.clone();
         let Parts { backend, config, weights, .. } = &*network;
         let (n_vocab, d_model, logits_rows) = (config.n_vocab, config.d_model, leader.shape.logits_rows);
@@ -156,14 +156,14 @@ impl<B: Backend> NetworkSequence<B> {
         Ok(())
     }
 
-    /// Whether the others can be computed in this one's working memory.
-    fn check_members(&self, members: &[Part<'_, Self>]) -> Result<()> {
-        let has = |sequence: &Self| (sequence.shape.kv_type, sequence.shape.precision);
-        match members.iter().find(|(member, _)| has(member) != has(self)) {
-            Some((other, _)) => Err(Error::invalid(format!(
+    /// Whether all can be computed in the working memory of one.
+    fn check_alike(batch: &[Part<'_, Self>]) -> Result<()> {
+        let has = |(sequence, _): &Part<'_, Self>| (sequence.shape.kv_type, sequence.shape.precision);
+        match batch.windows(2).find(|pair| has(&pair[0]) != has(&pair[1])) {
+            Some(pair) => Err(Error::invalid(format!(
                 "a batch of sessions that differ in cache type or precision: {:?} and {:?}",
-                has(self),
-                has(other)
+                has(&pair[0]),
+                has(&pair[1])
             ))),
             None => Ok(()),
         }

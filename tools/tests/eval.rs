@@ -198,6 +198,35 @@ fn calls_that_are_stopped_say_how_long_they_went_on() {
 }
 
 #[test]
+fn sessions_that_compute_together_are_measured_one_number_after_the_other() {
+    let lines = |args: &[&str]| -> Vec<Value> {
+        let args = [args, &["-m", tiny(), "--json", "--device", "cpu", "-r", "1"]].concat();
+        printed(&run(LGEVAL, &args)).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let speeds = lines(&["bench", "-p", "8", "-n", "2", "-s", "1,3"]);
+    let named: Vec<_> = speeds.iter().map(|speed| (&speed["test"], &speed["sessions"])).collect();
+    assert_eq!(json!(named), json!([["pp8", 1], ["tg2", 1], ["tg2 x3", 3]]));
+    let [median, ms] = ["median", "ms_per_token"].map(|key| speeds[2][key].as_f64().unwrap());
+    assert!((median * ms / 3000.0 - 1.0).abs() < 1e-9, "{}", speeds[2]);
+
+    let mixed = lines(&["bench-mixed", "-p", "50", "-s", "2", "-d", "9", "--parts", "7,50"]);
+    assert_eq!(
+        mixed.iter().map(|line| &line["part"]).collect::<Vec<_>>(),
+        [&json!(null), &json!(7), &json!(50)]
+    );
+    for (line, n_steps) in mixed.iter().zip([1.0, 8.0, 1.0]) {
+        let rate = |of: &str| line[format!("{of}_tokens_per_second")].as_f64().unwrap();
+        // As many seconds for 50 tokens of the prompt as for one of each of the others in every step.
+        assert!((50.0 / rate("prompt") * rate("decode") / (2.0 * n_steps) - 1.0).abs() < 1e-9, "{line}");
+        assert!(line["longest_ms"].as_f64().unwrap() <= 50e3 / rate("prompt") * (1.0 + 1e-9), "{line}");
+    }
+    let refused = failure(&run(LGEVAL, &["bench-mixed", "-m", tiny(), "--parts", "0"]));
+    assert!(refused.contains("--parts 0: a part has tokens"), "{refused}");
+    let refused = failure(&run(LGEVAL, &["bench-mixed", "-m", tiny(), "--parts", "70", "--chunk", "64"]));
+    assert!(refused.contains("session 0 of the batch: 70 tokens: its chunks hold 64"), "{refused}");
+}
+
+#[test]
 fn turns_of_a_conversation_say_what_was_computed_again() {
     let turns = |more: &[&str]| -> Vec<Value> {
         let args = ["bench-turns", "-m", tiny(), "--json", "--turns", "6", "--edit", "2", "--device", "cpu"];
