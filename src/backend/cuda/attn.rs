@@ -364,7 +364,7 @@ pub(super) fn round_queries(
     }
     let n_elems = n_tokens * n_heads * shape.head_dim;
     rounded_queries(backend, ws, q.f32s(n_elems)?, n_elems, shape.ty == KvType::Bf16, scale)?;
-    q.copy_from(&ws.activations, 0..2 * n_elems)
+    q.copy_from(0, &ws.activations, 0..2 * n_elems)
 }
 
 /// Leaves queries in the workspace as `HeadsParams` has them, but within the range of the type, and returns where.
