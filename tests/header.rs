@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// In the order in which the header presents them.
-const SOURCES: [&str; 18] = [
+const SOURCES: [&str; 19] = [
     "version",
     "status",
     "model",
@@ -19,6 +19,7 @@ const SOURCES: [&str; 18] = [
     "session",
     "prompt",
     "file",
+    "fork",
     "logits",
     "state",
     "sampler",

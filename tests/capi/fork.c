@@ -2,7 +2,7 @@
 // usage: fork MODEL
 #include "check.h"
 
-enum { N_CTX = 300, N_TOKENS = 200, N_FORKS = 4, N_ANSWER = 20 };
+enum { N_CTX = 300, N_TOKENS = 90, N_FORKS = 3, N_ANSWER = 8 };
 
 static lg_error error = {.struct_size = sizeof error};
 
@@ -60,7 +60,7 @@ static void what_a_fork_cannot_be_is_refused(const lg_model *model, const uint32
     REFUSED(LG_ERR_CONTEXT_FULL, lg_session_fork, (session, &short_context, &fork, &error));
     REFUSED(LG_ERR_INVALID, lg_session_fork, (session, &other_type, &fork, &error));
     REFUSED(LG_ERR_OUT_OF_MEMORY, lg_session_fork, (session, &little_memory, &fork, &error));
-    CHECK(fork == NULL && strstr(error.message, "max_bytes is 1000") != NULL);
+    CHECK(fork == NULL);
     check_same_logits(session, before);
     CALL(lg_session_fork, (session, &longer, &fork, &error));
     CHECK(lg_session_n_ctx(fork) == 2 * N_CTX);

@@ -1265,6 +1265,29 @@ lg_status lg_session_load(const struct lg_model *model,
                           struct lg_session **out,
                           struct lg_error *error);
 
+// Makes another session that holds the same tokens and goes on by itself: nothing is computed again, and layers that see all
+// of the context share what is there of it. So many answers to one prompt cost one prompt. The fork has the logits behind
+// the last token, and the restore points; its counters are 0.
+//
+// What is shared stays as long as any of the sessions, which may be freed in any order. It is what the session held when it
+// was forked first: a fork of a fork shares that, and gets a copy of what was appended since. A session that goes back into
+// what it shares needs memory of its own for what comes instead; the call that appends it takes that, unless the others are
+// gone.
+//
+// `params` may be NULL. 0 in it means what this session has; `kv_type` and `precision` cannot be others than its own. With
+// `max_bytes` a fork that takes more is refused. `lg_session_n_bytes` of the fork is all that it took, also for this session
+// to share what it holds. `*out` is the caller's and is freed by `lg_session_free`.
+//
+// Errors: `LG_ERR_INVALID`; `LG_ERR_CONTEXT_FULL` for a context of fewer tokens than there are; `LG_ERR_OUT_OF_MEMORY`, also
+// for more than `max_bytes`; `LG_ERR_DEVICE`, `LG_ERR_POISONED`. The session is as it was then.
+//
+// # Safety
+// The caller must pass pointers as the conventions ask.
+lg_status lg_session_fork(struct lg_session *session,
+                          const struct lg_session_params *params,
+                          struct lg_session **out,
+                          struct lg_error *error);
+
 // The logits behind the session's last token: `*n_logits` floats, one per token of the vocabulary.
 //
 // They are not copied, since a vocabulary can have half a megabyte of them per token: `*logits` points into the session,
@@ -1336,8 +1359,8 @@ size_t lg_session_n_tokens(const struct lg_session *session);
 // The caller must not free the session before this returns.
 uint32_t lg_session_n_ctx(const struct lg_session *session);
 
-// Bytes of memory that the session occupies, all of it, on whatever device it lies: what `lg_model_plan` said. 0 for
-// NULL.
+// Bytes of memory that the session took, all of it, on whatever device it lies: what `lg_model_plan` said. For a fork it is
+// what `lg_session_fork` took: without what is shared, and with what the session needed that was forked. 0 for NULL.
 //
 // # Safety
 // The caller must not free the session before this returns.
