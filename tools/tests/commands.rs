@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use longgen::{Device, SessionParams};
+use longgen_tools::chat::file::ChatFile;
 use rustix::process::Signal;
 use serde_json::json;
 use support::conversations::*;
@@ -261,6 +262,26 @@ fn a_fork_leaves_the_old_file_and_loading_goes_back() {
     let output = run(LGRUN, &[&args[..], &EXACT].concat());
     assert_eq!(printed(&output), answer(&[&pairs(&other)[..], &[("user", TEXTS[1])]].concat()) + "\n");
     assert!(number(&stderr(&output), "tokens (") > n_tokens(TEXTS[0]), "{}", stderr(&output));
+}
+
+#[test]
+fn copies_are_numbered_from_the_first_one_on() {
+    let folder = TempDir::new().unwrap();
+    for (name, taken, copy) in [
+        ("walnut.jsonl", "", "walnut-2.jsonl"),
+        ("walnut.jsonl", "walnut-2.jsonl walnut-3.jsonl.kv", "walnut-4.jsonl"),
+        ("walnut-4.jsonl", "walnut.jsonl", "walnut-5.jsonl"),
+        // No number of a copy.
+        ("2026-11-27", "", "2026-11-27-2"),
+        ("a.b.c", "", "a.b-2.c"),
+    ] {
+        let place = folder.path().join(format!("{name} {taken}"));
+        fs::create_dir(&place).unwrap();
+        for taken in taken.split_whitespace() {
+            fs::write(place.join(taken), "").unwrap();
+        }
+        assert_eq!(ChatFile::open(&place.join(name)).unwrap().beside(), place.join(copy));
+    }
 }
 
 #[test]

@@ -41,18 +41,18 @@ impl ChatFile {
         Ok(Self { path, session_path, messages, tokens: Vec::new() })
     }
 
-    /// A file for a copy of the conversation, beside this one: NAME-2, NAME-3, ...
+    /// A file for a copy of the conversation, beside this one: NAME-2, NAME-3, ... A copy of a copy is numbered like the first.
     pub fn beside(&self) -> PathBuf {
         let name = |path: Option<&OsStr>| path.unwrap_or_default().to_string_lossy().into_owned();
         let (stem, extension) = (name(self.path.file_stem()), name(self.path.extension()));
+        let beside = |stem: &str| {
+            let path = self.path.with_file_name(stem);
+            if extension.is_empty() { path } else { path.with_file_name(format!("{stem}.{extension}")) }
+        };
         let numbered = stem.rsplit_once('-').and_then(|(base, n)| Some((base, n.parse::<u32>().ok()?)));
-        let (base, n) = numbered.unwrap_or((&stem, 1));
-        let is_free = |path: &PathBuf| [path, &session_path(path)].iter().all(|path| !is_there(path));
-        let names = (n.saturating_add(1)..).map(|n| match &*extension {
-            "" => format!("{base}-{n}"),
-            _ => format!("{base}-{n}.{extension}"),
-        });
-        names.map(|name| self.path.with_file_name(name)).find(is_free).unwrap_or_default()
+        let (base, n) = numbered.filter(|(base, _)| is_there(&beside(base))).unwrap_or((&stem, 1));
+        let is_free = |path: &PathBuf| !is_there(path) && !is_there(&session_path(path));
+        (n.saturating_add(1)..).map(|n| beside(&format!("{base}-{n}"))).find(is_free).unwrap_or_default()
     }
 
     /// The file.
