@@ -93,12 +93,17 @@ fn real_model() -> Option<String> {
     Some(path)
 }
 
+/// The prompt of a question about the text.
+fn prompt(model: &Model, question: &str) -> Vec<u32> {
+    let message = Message { role: "user".to_owned(), content: format!("{TEXT}\n\n{question}") };
+    let prompt = model.chat_template().unwrap().render(&[message], true).unwrap();
+    model.tokenizer().encode(&prompt, true, true).unwrap()
+}
+
 /// What an example must write, and how many tokens prompt and answer have, from the Rust API.
 fn answer(model: &str, question: &str, max_tokens: usize) -> (String, usize, usize) {
     let model = Arc::new(Model::open(model, &ModelParams::default()).unwrap());
-    let message = Message { role: "user".to_owned(), content: format!("{TEXT}\n\n{question}") };
-    let prompt = model.chat_template().unwrap().render(&[message], true).unwrap();
-    let tokens = model.tokenizer().encode(&prompt, true, true).unwrap();
+    let tokens = prompt(&model, question);
     let mut session = Session::new(&model, &SessionParams::default()).unwrap();
     let mut sampler = Sampler::new(&SamplerParams::default()).unwrap();
     let params = GenerateParams { max_tokens, ..Default::default() };
@@ -146,6 +151,35 @@ fn every_example_writes_what_a_tiny_model_says_and_leaks_nothing() {
     }
 }
 
+/// What the prompts have in common is computed once, and the answers are those that one question alone has.
+#[test]
+fn a_second_question_computes_only_what_is_new() {
+    let Some(model) = real_model() else { return };
+    let workshop = Workshop::new();
+    let text = write_text(&workshop);
+    let questions = ["Who was the keeper of the lighthouse?", "When was it built?"];
+    let expected = questions.map(|question| answer(&model, question, 32));
+    let open = Model::open(&model, &ModelParams::default()).unwrap();
+    let [first, second] = questions.map(|question| prompt(&open, question));
+    let n_common = first.iter().zip(&second).take_while(|(a, b)| a == b).count();
+    for program in examples(&workshop) {
+        let output = run(&workshop, &program, &[&model, &text, questions[0], "32", questions[1]]);
+        succeeded(&output, &format!("{program:?}"));
+        let printed = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(printed, expected.each_ref().map(|(text, ..)| text.as_str()).concat(), "{program:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!(lines.len(), 3, "{program:?}: {said}");
+        for (line, (_, n_prompt, n_answer)) in lines.iter().zip(&expected) {
+            assert!(line.starts_with(&format!("{n_prompt} tokens of prompt in ")), "{program:?}: {said}");
+            assert!(line.contains(&format!(", {n_answer} of answer in ")), "{program:?}: {said}");
+        }
+        let n_new = second.len() - n_common;
+        let reused = format!("{n_common} tokens of the prompt were there already, {n_new} were computed");
+        assert_eq!(lines[2], reused, "{program:?}");
+    }
+}
+
 #[test]
 fn the_go_package_tells_how_far_an_answer_is_and_how_it_ends() {
     if has("go", "version") {
@@ -157,24 +191,74 @@ fn the_go_package_tells_how_far_an_answer_is_and_how_it_ends() {
 
 #[test]
 fn the_python_module_tells_how_far_an_answer_is_and_how_it_ends() {
-    const PROGRAM: &str = "
+    run_python(
+        "
 import ask, sys
-with ask.Model(sys.argv[1]) as model:
+with ask.Model(sys.argv[1]) as model, model.session(512) as session:
     prompt, told = model.prompt('Wherefore?'), []
-    list(model.answer(prompt, 5, lambda *numbers: told.append(numbers) or True))
+    list(session.answer(prompt, 5, lambda *numbers: told.append(numbers) or True))
     assert told[-1] == (len(prompt), len(prompt)), told
-    assert model.reason == 'end' or model.reason == 'length' and model.result.n_tokens == 5, model.reason
-    assert (model.reason == 'end') == (model.result.end_token != 2**32 - 1)
+    assert session.prompted == (0, 0, len(prompt), 0, None), session.prompted
+    assert session.reason == 'end' or session.reason == 'length' and session.result.n_tokens == 5, session.reason
+    assert (session.reason == 'end') == (session.result.end_token != 2**32 - 1)
     try:
-        list(model.answer(prompt, 5, lambda n_done, n_total: False))
+        list(session.answer(model.prompt('Whence?'), 5, lambda n_done, n_total: False))
         raise AssertionError('a prompt that is stopped is no error')
     except ask.Error as error:
-        assert 'lg_session_generate' in str(error), error
-";
+        assert 'lg_session_prompt' in str(error), error
+",
+    );
+}
+
+#[test]
+fn the_python_module_goes_on_with_what_a_session_holds() {
+    run_python(
+        "
+import ask, sys, tempfile
+with ask.Model(sys.argv[1]) as model, model.session(512) as session, tempfile.TemporaryDirectory() as folder:
+    first, second = (model.prompt(f'Wherefore art thou {where}?') for where in ('here', 'there'))
+    n_common = next(i for i in range(len(first)) if first[i] != second[i])
+    def check(session, tokens, n_common, n_reused):
+        told = []
+        did = session.prompt(tokens, lambda *numbers: told.append(numbers) or True)
+        n_computed = len(tokens) - n_reused
+        assert did == (n_common, n_reused, n_computed, 0, None) and len(session) == len(tokens), did
+        assert not told if n_computed == 0 else told[-1] == (n_computed, n_computed), told
+    check(session, first, 0, 0)
+    check(session, first, len(first), len(first))
+    check(session, second, n_common, n_common)
+    points = session.restore_points()
+    assert points == sorted(points) and (session.restore_bytes() > 0) <= (len(points) > 0), points
+    # The same after a restart, and in a session that has computed everything.
+    session.save(f'{folder}/session')
+    with model.load(f'{folder}/session', 300) as loaded, model.session(512) as fresh:
+        check(loaded, second, len(second), len(second) - 1)
+        check(fresh, second, 0, 0)
+        answers = {''.join(one.answer(second, 9)) for one in (session, loaded, fresh)}
+        assert len(answers) == 1, answers
+        assert session.prompted.n_reused == len(second), session.prompted
+        assert loaded.rewind(len(second) - 3) == len(loaded) == len(second) - 3
+        for wrong in (lambda: loaded.rewind(1000), lambda: loaded.prompt([]), lambda: model.load(f'{folder}/none', 300)):
+            try:
+                wrong()
+                raise AssertionError('no error')
+            except ask.Error:
+                pass
+        try:
+            loaded.save(f'{folder}/session', lambda n_done, n_total: False)
+            raise AssertionError('saving that is stopped is no error')
+        except ask.Error as error:
+            assert 'lg_session_save' in str(error), error
+",
+    );
+}
+
+/// A program on the Python module and a tiny model.
+fn run_python(program: &str) {
     if has("python3", "--version") {
         let workshop = Workshop::new();
         write_tiny_model(&workshop);
-        let program = ["python3", "-B", "-Werror", "-c", PROGRAM].map(PathBuf::from);
+        let program = ["python3", "-B", "-Werror", "-c", program].map(PathBuf::from);
         let mut command = command(&workshop, &program, &[workshop.model()]);
         command.env("PYTHONPATH", format!("{ROOT}/examples/python"));
         succeeded(&command.output().unwrap(), "a program on the Python module");

@@ -1,4 +1,5 @@
-// Answers a question about a text file, token by token, with the likeliest tokens. Ctrl-C stops.
+// Answers questions about a text file, token by token, with the likeliest tokens. What the prompts have in common, the text,
+// is computed once. Ctrl-C stops.
 //
 //     cargo build --release
 //     ln -sf liblonggen.so target/release/liblonggen.so.0
@@ -7,6 +8,7 @@
 
 #include <longgen.hpp>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -14,6 +16,8 @@
 #include <iostream>
 #include <iterator>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 namespace {
 
@@ -46,29 +50,16 @@ std::string read(const char *path)
 }
 
 // Gives what the program exits with.
-int ask(const char *path, const char *file, const char *question, std::uint32_t max_tokens, const longgen::Cancel &cancel)
+int answer(longgen::Session &session, longgen::Sampler &sampler, const std::vector<std::uint32_t> &tokens,
+           std::uint32_t max_tokens, const longgen::Cancel &cancel)
 {
-    longgen::ModelParams opening;
-    opening.cancel = &cancel;
-    const longgen::Model model(path, opening);
-
-    const std::string text = read(file) + "\n\n" + question;
-    const auto tokens =
-        model.tokenize(model.apply_chat_template({{"user", text}}), LG_TOKENIZE_SPECIAL | LG_TOKENIZE_ADD_BOS);
-    if (tokens.size() + max_tokens > model.n_ctx_train())
-        throw std::runtime_error("the text with the question: " + std::to_string(tokens.size()) + " tokens and up to " +
-                                 std::to_string(max_tokens) + " of the answer do not fit into a context of " +
-                                 std::to_string(model.n_ctx_train()));
-
-    longgen::SessionParams params;
-    params.n_ctx = static_cast<std::uint32_t>(tokens.size()) + max_tokens;
-    longgen::Session session(model, params);
-    longgen::Sampler sampler;
+    const auto before = session.counters();
+    const auto did = session.prompt(tokens, {}, &cancel);
     longgen::GenerateParams how;
     how.max_tokens = max_tokens;
     how.on_text = [](std::uint32_t, std::string_view part) { return bool(std::cout << part << std::flush); };
     how.cancel = &cancel;
-    const auto result = session.generate(sampler, tokens, how);
+    const auto result = session.generate(sampler, {}, how);
     std::cout << std::endl;
     if (result.reason == LG_STOP_CANCELLED) {
         std::cerr << "stopped\n";
@@ -76,8 +67,41 @@ int ask(const char *path, const char *file, const char *question, std::uint32_t 
     }
     const auto took = session.counters();
     std::fprintf(stderr, "%zu tokens of prompt in %.2f s, %zu of answer in %.2f s, %.1f MB\n", tokens.size(),
-                 took.prompt_ms / 1e3, result.n_tokens, took.generated_ms / 1e3,
-                 static_cast<double>(session.n_bytes()) / 1e6);
+                 (took.prompt_ms - before.prompt_ms) / 1e3, result.n_tokens,
+                 (took.generated_ms - before.generated_ms) / 1e3, static_cast<double>(session.n_bytes()) / 1e6);
+    if (did.n_reused > 0)
+        std::fprintf(stderr, "%zu tokens of the prompt were there already, %zu were computed\n", did.n_reused,
+                     did.n_computed);
+    return 0;
+}
+
+int ask(const char *path, const char *file, const std::vector<std::string> &questions, std::uint32_t max_tokens,
+        const longgen::Cancel &cancel)
+{
+    longgen::ModelParams opening;
+    opening.cancel = &cancel;
+    const longgen::Model model(path, opening);
+
+    const std::string text = read(file);
+    std::vector<std::vector<std::uint32_t>> prompts;
+    std::size_t longest = 0;
+    for (const auto &question : questions) {
+        const auto prompt = model.apply_chat_template({{"user", text + "\n\n" + question}});
+        prompts.push_back(model.tokenize(prompt, LG_TOKENIZE_SPECIAL | LG_TOKENIZE_ADD_BOS));
+        longest = std::max(longest, prompts.back().size());
+    }
+    if (longest + max_tokens > model.n_ctx_train())
+        throw std::runtime_error("the text with the question: " + std::to_string(longest) + " tokens and up to " +
+                                 std::to_string(max_tokens) + " of the answer do not fit into a context of " +
+                                 std::to_string(model.n_ctx_train()));
+
+    longgen::SessionParams params;
+    params.n_ctx = static_cast<std::uint32_t>(longest) + max_tokens;
+    longgen::Session session(model, params);
+    longgen::Sampler sampler;
+    for (const auto &prompt : prompts)
+        if (const int status = answer(session, sampler, prompt, max_tokens, cancel))
+            return status;
     return 0;
 }
 
@@ -86,14 +110,17 @@ int ask(const char *path, const char *file, const char *question, std::uint32_t 
 int main(int argc, char **argv)
 {
     if (argc < 4) {
-        std::cerr << "usage: " << argv[0] << " MODEL FILE QUESTION [TOKENS]\n";
+        std::cerr << "usage: " << argv[0] << " MODEL FILE QUESTION [TOKENS [QUESTION...]]\n";
         return 2;
     }
     try {
         longgen::Cancel cancel;
         const OnInterrupt guard(cancel);
         const auto max_tokens = argc > 4 ? static_cast<std::uint32_t>(std::strtoul(argv[4], nullptr, 10)) : 256;
-        return ask(argv[1], argv[2], argv[3], max_tokens, cancel);
+        std::vector<std::string> questions{argv[3]};
+        for (int i = 5; i < argc; i++)
+            questions.emplace_back(argv[i]);
+        return ask(argv[1], argv[2], questions, max_tokens, cancel);
     } catch (const longgen::Error &error) {
         std::cerr << longgen::status_str(error.code()) << ": " << error.what() << " (" << error.where() << ")\n";
         return error.code() == LG_ERR_CANCELLED ? 130 : 1;

@@ -2,23 +2,34 @@
 
 use std::time::Duration;
 
-use longgen::{KvType, Model};
+use longgen::{KvType, Model, Session};
 
 use crate::generate::Stats;
+use crate::output::tell;
+use crate::plan::spans;
+
+/// Says what an answer in `session` cost.
+pub fn tell_costs(session: &Session, stats: &Stats, kv_type: KvType) {
+    tell(line(session.model(), stats, kv_type));
+    if let Some(note) = session.decode_note() {
+        tell(note);
+    }
+}
 
 /// One line about an answer of `model`.
-pub fn line(model: &Model, stats: &Stats, kv_type: KvType) -> String {
-    let Stats { n_prompt, n_reused, n_recomputed, n_limiting_layers, n_generated, n_decoded, .. } = *stats;
+fn line(model: &Model, stats: &Stats, kv_type: KvType) -> String {
+    let Stats { n_prompt, n_reused, n_recomputed, ref limiting_layers, n_generated, n_decoded, .. } = *stats;
+    let n_computed = n_prompt - n_reused;
     let again = match n_recomputed {
         0 => String::new(),
-        n => format!("{n} computed again since {n_limiting_layers} layers had given them up, "),
+        n => format!("{n} of them again since layers {} had given them up, ", spans(limiting_layers)),
     };
     let per_second = rate(n_decoded, stats.generation);
     format!(
-        "prompt {n_prompt} tokens ({n_reused} reused, {again}{:.0} ms, {:.1}/s), \
+        "prompt {n_prompt} tokens ({n_reused} reused, {n_computed} computed, {again}{:.0} ms, {:.1}/s), \
         answer {n_generated} tokens ({:.0} ms, {per_second:.1}/s, {})",
         stats.prompt.as_secs_f64() * 1e3,
-        rate(n_prompt - n_reused, stats.prompt),
+        rate(n_computed, stats.prompt),
         stats.generation.as_secs_f64() * 1e3,
         bandwidth(model, stats, per_second, kv_type),
     )

@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use longgen::{Cancel, Error, ErrorKind, GenerateParams, OnProgress, Prompted, Sampler, Session, StopReason};
 
+use crate::output::tell;
+
 /// What an answer cost.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Stats {
     /// Tokens of the prompt.
     pub n_prompt: usize,
@@ -15,7 +17,7 @@ pub struct Stats {
     /// How many more it held and computed again.
     pub n_recomputed: usize,
     /// Layers that had given up what they would have needed to keep those.
-    pub n_limiting_layers: usize,
+    pub limiting_layers: Vec<usize>,
     /// Tokens that were generated.
     pub n_generated: usize,
     /// How many of them went through the model, for what follows them.
@@ -32,6 +34,19 @@ impl Stats {
     /// Whether the whole prompt was read: the user has not stopped it before.
     pub fn has_begun(&self) -> bool {
         self.stop.is_some()
+    }
+
+    /// Says what ended an answer too early that nothing can follow.
+    ///
+    /// # Errors
+    /// The user stopped it.
+    pub fn check_end(&self) -> Result<()> {
+        match self.stop {
+            None | Some(StopReason::Cancelled) => bail!("stopped"),
+            Some(StopReason::ContextFull) => tell("(the context is full: -c takes a larger one)"),
+            Some(_) => {}
+        }
+        Ok(())
     }
 }
 
@@ -57,8 +72,8 @@ fn prompt_session(
     })
 }
 
-/// Answers `prompt` with at most `limit` tokens; `print` gets complete characters as they come. A cancel ends the answer and
-/// is no error.
+/// Answers `prompt` with at most `limit` tokens; `print` gets complete characters as they come. False from it ends the answer,
+/// and so does a cancel, which is no error.
 ///
 /// # Errors
 /// Those of the session and the sampler.
@@ -69,14 +84,14 @@ pub fn answer(
     limit: usize,
     cancel: &Cancel,
     on_progress: OnProgress<'_>,
-    print: &mut dyn FnMut(&str),
+    print: &mut dyn FnMut(&str) -> bool,
 ) -> Result<Stats> {
     let start = Instant::now();
     let mut stats = Stats {
         n_prompt: prompt.len(),
         n_reused: 0,
         n_recomputed: 0,
-        n_limiting_layers: 0,
+        limiting_layers: Vec::new(),
         n_generated: 0,
         n_decoded: 0,
         prompt: Duration::ZERO,
@@ -86,8 +101,8 @@ pub fn answer(
     match prompt_session(session, prompt, cancel, on_progress) {
         Ok(did) => {
             stats.n_reused = did.n_reused;
-            stats.n_limiting_layers = did.limiting_layers.len();
             stats.n_recomputed = if did.limiting_layers.is_empty() { 0 } else { did.n_common - did.n_reused };
+            stats.limiting_layers = did.limiting_layers;
         }
         Err(error) if error.kind() == ErrorKind::Cancelled => {
             return Ok(Stats { prompt: start.elapsed(), ..stats });
@@ -97,10 +112,8 @@ pub fn answer(
     stats.prompt = start.elapsed();
     let start = Instant::now();
     let params = GenerateParams { max_tokens: limit, ..Default::default() };
-    let result = session.generate(sampler, &[], &params, cancel, &mut |_, _| true, &mut |_, text| {
-        print(text);
-        true
-    });
+    let result =
+        session.generate(sampler, &[], &params, cancel, &mut |_, _| true, &mut |_, text| print(text));
     stats.n_decoded = session.tokens().len() - prompt.len();
     stats.generation = start.elapsed();
     match result {

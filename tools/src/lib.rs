@@ -3,7 +3,6 @@
 
 pub mod attention_bench;
 pub mod chat;
-pub mod chat_file;
 pub mod chat_template;
 pub mod convert;
 pub mod costs;

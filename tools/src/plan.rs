@@ -338,15 +338,25 @@ pub fn groups(plan: &[LayerAttention]) -> Vec<(Range<usize>, &LayerAttention)> {
 pub fn table(plan: &[LayerAttention], note: impl Fn(Range<usize>) -> String) -> String {
     let mut text = String::new();
     for (layers, layer) in groups(plan) {
-        let range = match layers.len() {
-            1 => layers.start.to_string(),
-            _ => format!("{}-{}", layers.start, layers.end - 1),
-        };
-        let line = format!("  layers {range:<8} {:<7} {}", layer.kind(), describe(layer));
+        let line = format!("  layers {:<8} {:<7} {}", span(&layers), layer.kind(), describe(layer));
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{}", format!("{line:<66}  {}", note(layers)).trim_end());
     }
     text
+}
+
+/// Consecutive layers, by their numbers.
+fn span(layers: &Range<usize>) -> String {
+    match layers.len() {
+        1 => layers.start.to_string(),
+        _ => format!("{}-{}", layers.start, layers.end - 1),
+    }
+}
+
+/// Layers, rising, by their numbers.
+pub fn spans(layers: &[usize]) -> String {
+    let runs = layers.chunk_by(|a, b| a + 1 == *b);
+    runs.map(|run| span(&(run[0]..run[0] + run.len()))).collect::<Vec<_>>().join(", ")
 }
 
 /// What a query of the layer sees, in words.

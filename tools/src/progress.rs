@@ -31,6 +31,16 @@ impl Progress {
         Self { bar: bar.with_style(style), started: Instant::now() }
     }
 
+    /// That of a prompt, in tokens.
+    pub fn prompt() -> Self {
+        Self::new("reading {pos} of {len} tokens, {per_sec:1}, {eta} left")
+    }
+
+    /// That of a file that is read or written, in bytes; `verb` says which.
+    pub fn file(verb: &str) -> Self {
+        Self::new(&format!("{verb} {{bar:40}} {{bytes}} of {{total_bytes}}, {{bytes_per_sec}}"))
+    }
+
     /// `done` of `all` is done. True: it goes on.
     pub fn show(&self, done: usize, all: usize) -> bool {
         if done >= all {

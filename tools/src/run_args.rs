@@ -160,7 +160,7 @@ impl RunArgs {
             device: self.compute.device,
             ..params
         };
-        let bar = Progress::new("loading {bar:40} {bytes} of {total_bytes}, {bytes_per_sec}");
+        let bar = Progress::file("loading");
         let model = open(&params, &mut |done, all| bar.show(done, all))?;
         if let Some(why) = model.device_note() {
             eprintln!("running on the CPU: {why}");

@@ -11,13 +11,13 @@ use longgen::{
     Cancel, Device, ErrorKind, KvType, Model, ModelParams, Precision, Sampler, SamplerParams, Session,
     SessionParams, StopReason,
 };
-use longgen_tools::chat::Conversation;
+use longgen_tools::chat::conversation::Conversation;
 use longgen_tools::generate::{self, Stats};
+use support::conversations::{LGRUN, number};
 use support::program::*;
 use support::terminal::{INTERRUPT, Terminal, UP};
 use tempfile::TempDir;
 
-const LGRUN: &str = env!("CARGO_BIN_EXE_lgrun");
 const EXACT: [&str; 6] = ["--temp", "0", "--kv", "f32", "--precision", "exact"];
 const TELL: &str = "The secret code for walnut is 482913.";
 const ASK: &str = "The secret code for walnut is what?";
@@ -39,12 +39,6 @@ fn answer(messages: &[(&str, &str)], n: &str) -> String {
 /// Tokens of these messages up to where the answer begins.
 fn n_tokens(messages: &[(&str, &str)]) -> usize {
     open(Device::Reference, 1).tokenizer().encode(&chat_text(messages), true, true).unwrap().len()
-}
-
-/// The number that stands behind a text.
-fn number(text: &str, before: &str) -> usize {
-    let (_, rest) = text.split_once(before).unwrap_or_else(|| panic!("no {before:?} in {text:?}"));
-    rest.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
 }
 
 #[test]
@@ -248,8 +242,11 @@ fn conversation(chunk_tokens: u32) -> Conversation {
 fn a_conversation_goes_on_after_an_interrupt_at_any_moment() {
     let say = |conversation: &mut Conversation, text: &str, cancel: &Cancel| {
         let mut answer = String::new();
-        let stats =
-            conversation.say(text, 8, cancel, &mut |_, _| true, &mut |text| answer.push_str(text)).unwrap();
+        let mut print = |text: &str| {
+            answer.push_str(text);
+            true
+        };
+        let stats = conversation.say(text, 8, cancel, &mut |_, _| true, &mut print).unwrap();
         (answer, stats)
     };
     let never = Cancel::default();
@@ -278,7 +275,9 @@ fn a_conversation_goes_on_after_an_interrupt_at_any_moment() {
 /// At most `limit` tokens behind a prompt.
 fn generate(session: &mut Session, prompt: &[u32], limit: usize) -> anyhow::Result<Stats> {
     let mut sampler = Sampler::new(&SamplerParams::default()).unwrap();
-    generate::answer(session, prompt, &mut sampler, limit, &Cancel::default(), &mut |_, _| true, &mut |_| {})
+    generate::answer(session, prompt, &mut sampler, limit, &Cancel::default(), &mut |_, _| true, &mut |_| {
+        true
+    })
 }
 
 #[test]

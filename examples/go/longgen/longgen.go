@@ -1,7 +1,7 @@
 // Package longgen runs long-context language models in this process, by liblonggen.so. What a call does is written in
 // include/longgen.h.
 //
-// What Open and NewSession give must be closed. A Model may be used by any number of goroutines at once, a Session by one at
+// What Open, NewSession and Load give must be closed. A Model may be used by any number of goroutines at once, a Session by one at
 // a time.
 package longgen
 
@@ -36,6 +36,24 @@ static lg_status generate(lg_session *session, lg_sampler *sampler, const uint32
                                        .user = (void *)user,
                                        .cancel = cancel};
     return lg_session_generate(session, sampler, tokens, n_tokens, &params, result, error);
+}
+
+static lg_status prompt(lg_session *session, const uint32_t *tokens, size_t n_tokens, uintptr_t user,
+                        const lg_cancel *cancel, lg_prompt_result *result, lg_error *error)
+{
+    return lg_session_prompt(session, tokens, n_tokens, on_progress, (void *)user, cancel, result, error);
+}
+
+static lg_status save(const lg_session *session, const char *path, uintptr_t user, const lg_cancel *cancel,
+                      lg_error *error)
+{
+    return lg_session_save(session, path, on_progress, (void *)user, cancel, error);
+}
+
+static lg_status load(const lg_model *model, const char *path, const lg_session_params *params, uintptr_t user,
+                      const lg_cancel *cancel, lg_session **session, lg_error *error)
+{
+    return lg_session_load(model, path, params, on_progress, (void *)user, cancel, session, error);
 }
 
 static lg_status apply_chat_template(const lg_model *model, const char *role, size_t role_bytes, const char *content,
@@ -134,9 +152,27 @@ type Session struct {
 
 // NewSession opens a session for so many tokens.
 func (m *Model) NewSession(contextLength int) (*Session, error) {
+	return newSession(contextLength, func(params *C.lg_session_params, c **C.lg_session) error {
+		return call(func(e *C.lg_error) C.lg_status { return C.lg_session_new(m.c, params, c, e) })
+	})
+}
+
+// Load opens a session for so many tokens with what Save has written: it goes on as the one that was saved would have, and
+// Prompt computes no more than what is new. progress, unless nil, is told bytes; false from it stops the call.
+func (m *Model) Load(ctx context.Context, path string, contextLength int, progress Progress) (*Session, error) {
+	name := C.CString(path)
+	defer C.free(unsafe.Pointer(name))
+	return newSession(contextLength, func(params *C.lg_session_params, c **C.lg_session) error {
+		return stoppable(told{ctx: ctx, progress: progress}, func(user C.uintptr_t, cancel *C.lg_cancel) error {
+			return call(func(e *C.lg_error) C.lg_status { return C.load(m.c, name, params, user, cancel, c, e) })
+		})
+	})
+}
+
+func newSession(contextLength int, open func(*C.lg_session_params, **C.lg_session) error) (*Session, error) {
 	s := &Session{}
 	params := C.lg_session_params{struct_size: C.sizeof_lg_session_params, n_ctx: C.uint32_t(contextLength)}
-	err := call(func(e *C.lg_error) C.lg_status { return C.lg_session_new(m.c, &params, &s.c, e) })
+	err := open(&params, &s.c)
 	if err == nil {
 		err = call(func(e *C.lg_error) C.lg_status { return C.lg_sampler_new(nil, &s.sampler, e) })
 	}
@@ -168,12 +204,91 @@ func (s *Session) Took() (prompt, answer time.Duration, err error) {
 	return prompt, answer, err
 }
 
+// Len is how many tokens the session holds.
+func (s *Session) Len() int {
+	return int(C.lg_session_n_tokens(s.c))
+}
+
+// Prompted is what Session.Prompt has found in the session, and done.
+type Prompted struct {
+	// Common is how many tokens at the beginning of the prompt the session held.
+	Common int
+	// Reused is how many of them were kept. One that ends the prompt is computed again if its logits are not there.
+	Reused int
+	// Computed is how many tokens were computed.
+	Computed int
+	// LimitingLayers is how many layers had given up what they needed, where fewer tokens were kept than could have been.
+	LimitingLayers int
+	// LimitingLayer is the first of them, or -1.
+	LimitingLayer int
+}
+
+// Prompt makes the session hold tokens and nothing else: it keeps what the session holds of them already and computes the
+// rest, so that every prompt of a conversation can be given as a whole. Generate without tokens answers it. progress, unless
+// nil, is told how many of the tokens to compute are done; false from it stops the call. When ctx is done the call stops soon
+// and returns ctx.Err(); the session keeps what was computed.
+func (s *Session) Prompt(ctx context.Context, tokens []uint32, progress Progress) (Prompted, error) {
+	result := C.lg_prompt_result{struct_size: C.sizeof_lg_prompt_result}
+	err := stoppable(told{ctx: ctx, progress: progress}, func(user C.uintptr_t, cancel *C.lg_cancel) error {
+		return call(func(e *C.lg_error) C.lg_status {
+			return C.prompt(s.c, (*C.uint32_t)(first(tokens)), C.size_t(len(tokens)), user, cancel, &result, e)
+		})
+	})
+	if err != nil {
+		return Prompted{LimitingLayer: -1}, err
+	}
+	did := Prompted{int(result.n_common), int(result.n_reused), int(result.n_computed), int(result.n_limiting_layers), -1}
+	if result.limiting_layer != C.LG_INDEX_NONE {
+		did.LimitingLayer = int(result.limiting_layer)
+	}
+	return did, nil
+}
+
+// Rewind goes back to the first n tokens, and returns how many the session holds then: n, or fewer where layers have given
+// up what they would need and no restore point has it.
+func (s *Session) Rewind(n int) (int, error) {
+	var kept C.size_t
+	err := call(func(e *C.lg_error) C.lg_status { return C.lg_session_rewind(s.c, C.size_t(n), &kept, e) })
+	return int(kept), err
+}
+
+// RestorePoints are the positions, rising, that the session can go back to although layers have given up a part of the
+// context since.
+func (s *Session) RestorePoints() ([]int, error) {
+	points, err := filled(func(positions *uintptr, cap C.size_t, n *C.size_t, e *C.lg_error) C.lg_status {
+		return C.lg_session_restore_points(s.c, (*C.size_t)(unsafe.Pointer(positions)), cap, n, e)
+	})
+	positions := make([]int, len(points))
+	for i, point := range points {
+		positions[i] = int(point)
+	}
+	return positions, err
+}
+
+// RestoreBytes is how much memory the restore points take now, beside the session's own.
+func (s *Session) RestoreBytes() uint64 {
+	return uint64(C.lg_session_restore_bytes(s.c))
+}
+
+// Save writes the session to a file, for Load. A file that is there is replaced when the new one is complete. progress,
+// unless nil, is told bytes; false from it stops the call, and so does ctx.
+func (s *Session) Save(ctx context.Context, path string, progress Progress) error {
+	name := C.CString(path)
+	defer C.free(unsafe.Pointer(name))
+	return stoppable(told{ctx: ctx, progress: progress}, func(user C.uintptr_t, cancel *C.lg_cancel) error {
+		return call(func(e *C.lg_error) C.lg_status { return C.save(s.c, name, user, cancel, e) })
+	})
+}
+
+// Progress is told how much is done, of how much; false stops the call.
+type Progress func(done, total int) bool
+
 // Options say how to generate an answer.
 type Options struct {
 	// MaxTokens is how many tokens the answer has at most; 0 means any number.
 	MaxTokens int
 	// Progress, unless nil, is told how many tokens of the prompt are done, of how many. False stops the call.
-	Progress func(done, total int) bool
+	Progress Progress
 }
 
 // StopReason is why an answer ended.
@@ -206,50 +321,63 @@ type Result struct {
 // told is what the callbacks are told with: where an answer goes, and until when.
 type told struct {
 	ctx      context.Context
-	progress func(done, total int) bool
+	progress Progress
 	text     chan<- string
 }
 
-// Generate appends tokens and generates an answer. It sends the answer's text piece by piece, and closes the channel. When
-// ctx is done it stops soon and returns ctx.Err(), with what has come of an answer that had begun.
+// Generate appends tokens, which may be none behind a prompt, and generates an answer. It sends the answer's text piece by
+// piece, and closes the channel. When ctx is done it stops soon and returns ctx.Err(), with what has come of an answer that
+// had begun.
 func (s *Session) Generate(ctx context.Context, tokens []uint32, options Options, text chan<- string) (Result, error) {
 	defer close(text)
+	var ended Result
+	err := stoppable(told{ctx, options.Progress, text}, func(user C.uintptr_t, cancel *C.lg_cancel) error {
+		result := C.lg_generate_result{struct_size: C.sizeof_lg_generate_result}
+		err := call(func(e *C.lg_error) C.lg_status {
+			return C.generate(s.c, s.sampler, (*C.uint32_t)(first(tokens)), C.size_t(len(tokens)),
+				C.uint32_t(options.MaxTokens), user, cancel, &result, e)
+		})
+		ended = Result{int(result.n_tokens), StopReason(result.reason), uint32(result.pending_token), uint32(result.end_token)}
+		return err
+	})
+	if isStopped := ended.Reason == StopCancelled || ended.Reason == StopCallback; err == nil && isStopped {
+		err = ctx.Err()
+	}
+	return ended, err
+}
+
+// stoppable calls a function with what its callbacks are told with, and with what stops it when the context is done. It
+// returns ctx.Err() then.
+func stoppable(t told, function func(user C.uintptr_t, cancel *C.lg_cancel) error) error {
 	var cancel *C.lg_cancel
 	if err := call(func(e *C.lg_error) C.lg_status { return C.lg_cancel_new(&cancel, e) }); err != nil {
-		return Result{}, err
+		return err
 	}
 	defer C.lg_cancel_free(cancel)
 	finished, watched := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(watched)
 		select {
-		case <-ctx.Done():
+		case <-t.ctx.Done():
 			C.lg_cancel_set(cancel)
 		case <-finished:
 		}
 	}()
 	defer func() { close(finished); <-watched }()
 
-	user := cgo.NewHandle(told{ctx, options.Progress, text})
+	user := cgo.NewHandle(t)
 	defer user.Delete()
-	result := C.lg_generate_result{struct_size: C.sizeof_lg_generate_result}
-	err := call(func(e *C.lg_error) C.lg_status {
-		return C.generate(s.c, s.sampler, (*C.uint32_t)(first(tokens)), C.size_t(len(tokens)), C.uint32_t(options.MaxTokens),
-			C.uintptr_t(user), cancel, &result, e)
-	})
-	ended := Result{int(result.n_tokens), StopReason(result.reason), uint32(result.pending_token), uint32(result.end_token)}
+	err := function(C.uintptr_t(user), cancel)
 	var failed *Error
-	isStopped := errors.As(err, &failed) && failed.Code == C.LG_ERR_CANCELLED ||
-		err == nil && (ended.Reason == StopCancelled || ended.Reason == StopCallback)
 	// Unless it was the progress that stopped it.
-	if isStopped && ctx.Err() != nil {
-		err = ctx.Err()
+	if errors.As(err, &failed) && failed.Code == C.LG_ERR_CANCELLED && t.ctx.Err() != nil {
+		return t.ctx.Err()
 	}
-	return ended, err
+	return err
 }
 
 // filled is what a function gives that takes a buffer, its room, and where to write how much there is.
-func filled[T byte | uint32](function func(*T, C.size_t, *C.size_t, *C.lg_error) C.lg_status) ([]T, error) {
+func filled[T byte | uint32 | uintptr](function func(*T, C.size_t, *C.size_t, *C.lg_error) C.lg_status) ([]T, error) {
 	var buffer []T
 	for {
 		var n C.size_t

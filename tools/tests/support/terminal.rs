@@ -24,10 +24,12 @@ const WIDTH: usize = 80;
 
 /// Both ends of a terminal: the person's and the program's.
 pub fn ends() -> (File, OwnedFd) {
-    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    // No other program of this process may keep a terminal that is to vanish.
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let terminal = openpt(flags).unwrap();
     grantpt(&terminal).unwrap();
     unlockpt(&terminal).unwrap();
-    let keyboard = ioctl_tiocgptpeer(&terminal, OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    let keyboard = ioctl_tiocgptpeer(&terminal, flags).unwrap();
     // Ctrl-C would throw away what is printed and not read yet.
     let mut modes = tcgetattr(&keyboard).unwrap();
     modes.local_modes.insert(LocalModes::NOFLSH);
@@ -49,12 +51,18 @@ pub struct Terminal {
 impl Terminal {
     /// Starts a program with a new terminal as its input and output.
     pub fn start(program: &str, args: &[&str]) -> Self {
+        Self::start_with(program, args, &[])
+    }
+
+    /// The same with these variables in its environment, and without an editor of the person's.
+    pub fn start_with(program: &str, args: &[&str], variables: &[(&str, &str)]) -> Self {
         let (terminal, end) = ends();
         let modes = modes(&terminal);
         let end = || Stdio::from(end.try_clone().unwrap());
         // Ctrl-C reaches the programs whose controlling terminal it is typed at.
         let mut command = Command::new("setsid");
         command.args(["--ctty", program]).args(args).env("TERM", "xterm");
+        command.env_remove("VISUAL").env_remove("EDITOR").envs(variables.iter().copied());
         let program = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
         Self { terminal, program, modes, printed: Vec::new(), n_seen: 0 }
     }
@@ -91,10 +99,21 @@ impl Terminal {
     }
 
     /// Asks the program to terminate, which must end by that and leave the terminal as it was.
-    pub fn terminate(mut self) {
-        kill_process(Pid::from_child(&self.program), Signal::TERM).unwrap();
-        assert_eq!(self.program.wait().unwrap().signal(), Some(Signal::TERM.as_raw()));
+    pub fn terminate(self) {
+        self.end_by(Signal::TERM);
+    }
+
+    /// The same with any signal that asks for it.
+    pub fn end_by(mut self, signal: Signal) {
+        kill_process(Pid::from_child(&self.program), signal).unwrap();
+        assert_eq!(self.program.wait().unwrap().signal(), Some(signal.as_raw()));
         assert_eq!(modes(&self.terminal), self.modes);
+    }
+
+    /// Takes the terminal away, as a window that is closed does, and waits until the program has ended.
+    pub fn vanish(mut self) {
+        self.terminal = File::open("/dev/null").unwrap();
+        self.program.wait().unwrap();
     }
 
     /// What a person sees: the lines on the screen, as far as everything was read.

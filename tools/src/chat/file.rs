@@ -1,8 +1,8 @@
 //! A conversation on disk: what was said, as people can read it, and beside it what the model has computed of it.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions};
-use std::io::{ErrorKind, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use longgen::text::Message;
 use longgen::{Cancel, Model, Session, SessionParams};
 use serde_json::{Value, json};
 
-use crate::chat::Conversation;
-use crate::output;
+use super::conversation::Conversation;
+use crate::output::{self, target, tell};
 use crate::progress::Progress;
 
 /// The file of a conversation: a JSON object per line and message. The session is in another one beside it, which only
@@ -28,18 +28,31 @@ pub struct ChatFile {
 }
 
 impl ChatFile {
-    /// Reads a conversation; a file that is not there yet has an empty one.
+    /// Reads a conversation; a file that is not there yet has an empty one. A symbolic link stands for what it leads to.
     ///
     /// # Errors
     /// What is wrong in which line, or that the file could not be replaced.
     pub fn open(path: &Path) -> Result<Self> {
-        let messages = read(path)?.unwrap_or_default();
+        let path = target(path)?;
+        let messages = read(&path)?.unwrap_or_default();
         // Better now than when there is something to keep.
-        output::temporary(path)?;
-        let mut session_path = OsString::from(path);
-        session_path.push(".kv");
-        let (path, session_path) = (path.to_owned(), session_path.into());
+        output::temporary(&path)?;
+        let session_path = target(&session_path(&path))?;
         Ok(Self { path, session_path, messages, tokens: Vec::new() })
+    }
+
+    /// A file for a copy of the conversation, beside this one: NAME-2, NAME-3, ... A copy of a copy is numbered like the first.
+    pub fn beside(&self) -> PathBuf {
+        let name = |path: Option<&OsStr>| path.unwrap_or_default().to_string_lossy().into_owned();
+        let (stem, extension) = (name(self.path.file_stem()), name(self.path.extension()));
+        let beside = |stem: &str| {
+            let path = self.path.with_file_name(stem);
+            if extension.is_empty() { path } else { path.with_file_name(format!("{stem}.{extension}")) }
+        };
+        let numbered = stem.rsplit_once('-').and_then(|(base, n)| Some((base, n.parse::<u32>().ok()?)));
+        let (base, n) = numbered.filter(|(base, _)| is_there(&beside(base))).unwrap_or((&stem, 1));
+        let is_free = |path: &PathBuf| !is_there(path) && !is_there(&session_path(path));
+        (n.saturating_add(1)..).map(|n| beside(&format!("{base}-{n}"))).find(is_free).unwrap_or_default()
     }
 
     /// The file.
@@ -73,10 +86,10 @@ impl ChatFile {
     }
 
     /// The session that was saved, if it is of use; says why not.
-    pub fn load(&mut self, model: &Arc<Model>, params: &SessionParams) -> Option<Session> {
-        let bar = Progress::new("loading {bar:40} {bytes} of {total_bytes}, {bytes_per_sec}");
+    pub fn load(&mut self, model: &Arc<Model>, params: &SessionParams, cancel: &Cancel) -> Option<Session> {
+        let bar = Progress::file("loading");
         let on_progress = &mut |done, all| bar.show(done, all);
-        let result = Session::load(model, &self.session_path, params, &Cancel::default(), on_progress);
+        let result = Session::load(model, &self.session_path, params, cancel, on_progress);
         // Before anything else stands on its line.
         drop(bar);
         match result {
@@ -86,7 +99,7 @@ impl ChatFile {
             }
             Err(error) => {
                 if !self.messages.is_empty() || error.kind() != longgen::ErrorKind::NotFound {
-                    eprintln!("{error}; the conversation is computed again with your next message");
+                    tell(format!("{error}; the conversation is computed again with your next message"));
                 }
                 None
             }
@@ -104,7 +117,9 @@ impl ChatFile {
         }
         let path = self.path.display();
         if read(&self.path)?.is_some_and(|there| there != self.messages) {
-            bail!("{path} was changed meanwhile and is left so: when it is moved away, /save writes it anew");
+            bail!(
+                "{path} was changed meanwhile and is left so: /save FILE takes another one, or the same when it is moved away"
+            );
         }
         replace(&self.path, messages).with_context(|| format!("cannot write {path}"))?;
         self.messages = messages.to_vec();
@@ -119,7 +134,7 @@ impl ChatFile {
         conversation.settle()?;
         let (session, path) = (conversation.session(), &self.session_path);
         if session.tokens() != self.tokens {
-            let bar = Progress::new("saving {bar:40} {bytes} of {total_bytes}, {bytes_per_sec}");
+            let bar = Progress::file("saving");
             session.save(path, cancel, &mut |done, all| bar.show(done, all))?;
             self.tokens = session.tokens().to_vec();
         }
@@ -134,12 +149,26 @@ fn read(path: &Path) -> Result<Option<Vec<Message>>> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         there => ensure!(there.with_context(name)?.is_file(), "{}: not a file", path.display()),
     }
-    let bytes = fs::read(path).with_context(name)?;
-    let lines = bytes.split(|&byte| byte == b'\n').zip(1..);
-    let lines = lines.filter(|(line, _)| !line.trim_ascii().is_empty());
-    let messages =
-        lines.map(|(line, n)| message(line).with_context(|| format!("{}, line {n}", path.display())));
+    // Line by line: what is no conversation may be large.
+    let lines = BufReader::new(File::open(path).with_context(name)?).split(b'\n').zip(1..);
+    let lines = lines.filter(|(line, _)| !line.as_ref().is_ok_and(|line| line.trim_ascii().is_empty()));
+    let messages = lines.map(|(line, n)| {
+        let line = line.with_context(name)?;
+        message(&line).with_context(|| format!("{}, line {n}", path.display()))
+    });
     messages.collect::<Result<_>>().map(Some)
+}
+
+/// Where the session of a conversation lies.
+fn session_path(path: &Path) -> PathBuf {
+    let mut path = OsString::from(path);
+    path.push(".kv");
+    path.into()
+}
+
+/// Whether there is something of that name, be it a link that leads nowhere.
+pub fn is_there(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
 }
 
 fn message(line: &[u8]) -> Result<Message> {

@@ -8,6 +8,9 @@ use longgen::{Cancel, Model, OnProgress, Sampler, Session, StopReason};
 
 use crate::generate::{self, Stats};
 
+/// Who asks questions.
+const USER: &str = "user";
+
 /// Messages, and the session that knows them.
 pub struct Conversation {
     session: Session,
@@ -49,26 +52,59 @@ impl Conversation {
         let system = messages.first().filter(|message| message.role == "system");
         self.system = system.map(|message| message.content.clone());
         self.messages = messages.to_vec();
-        self.n_tokens = self.settle()?;
+        self.last = None;
+        self.settle()
+    }
+
+    /// Goes on in another session of the same model.
+    pub fn move_to(&mut self, session: Session) {
+        self.session = session;
+    }
+
+    /// Takes the session back to what the conversation has of it. Now it may have restore points to go back with; when it was
+    /// saved and loaded, it has none.
+    ///
+    /// # Errors
+    /// Those of [`Session::rewind`].
+    pub fn settle(&mut self) -> Result<()> {
+        let Some(tokens) = self.tokens() else {
+            self.n_tokens = 0;
+            return Ok(());
+        };
+        self.n_tokens = tokens.len();
+        self.session.rewind(self.session.n_common(&tokens))?;
         Ok(())
     }
 
-    /// Takes the session back to what the conversation has of it, and returns the tokens of the conversation. Now it may have
-    /// restore points to go back with; when it was saved and loaded, it has none.
-    ///
-    /// # Errors
-    /// Those of the tokenizer and of [`Session::rewind`].
-    pub fn settle(&mut self) -> Result<usize> {
-        let tokens = match self.messages.is_empty() {
-            true => Vec::new(),
-            // A template that refuses what there is so far may take it with the next message.
-            false => match self.encode(false) {
-                Ok(tokens) => tokens,
-                Err(_) => return Ok(0),
-            },
-        };
-        self.session.rewind(self.session.n_common(&tokens))?;
-        Ok(tokens.len())
+    /// The tokens of the conversation; nothing where the template refuses what there is so far, which it may take with the
+    /// next message.
+    fn tokens(&self) -> Option<Vec<u32>> {
+        if self.messages.is_empty() { Some(Vec::new()) } else { self.encode(false).ok() }
+    }
+
+    /// Takes the last question and its answer back, and returns it, if there is one. The session keeps them for when the
+    /// question is asked again.
+    pub fn take_back(&mut self) -> Option<String> {
+        let begin = self.last_question()?;
+        let question = self.messages.drain(begin..).next().map(|message| message.content);
+        self.n_tokens = self.tokens().map_or(0, |tokens| tokens.len());
+        self.last = None;
+        question
+    }
+
+    /// The last question.
+    pub fn question(&self) -> Option<&str> {
+        self.last_question().map(|i| &*self.messages[i].content)
+    }
+
+    /// Questions that were asked.
+    pub fn n_questions(&self) -> usize {
+        self.messages.iter().filter(|message| message.role == USER).count()
+    }
+
+    /// Which message is the last question.
+    fn last_question(&self) -> Option<usize> {
+        self.messages.iter().rposition(|message| message.role == USER)
     }
 
     /// What was said.
@@ -102,15 +138,45 @@ impl Conversation {
         limit: usize,
         cancel: &Cancel,
         on_progress: OnProgress<'_>,
-        print: &mut dyn FnMut(&str),
+        print: &mut dyn FnMut(&str) -> bool,
     ) -> Result<Stats> {
-        let before = self.messages.len();
-        self.messages.push(message("user", text));
+        self.replace(self.messages.len(), text, limit, cancel, on_progress, print)
+    }
+
+    /// The same in place of the last question and its answer, which stay where the new answer does not begin. What the two
+    /// questions have in common is not computed again.
+    ///
+    /// # Errors
+    /// Those of [`say`](Self::say).
+    pub fn say_instead(
+        &mut self,
+        text: &str,
+        limit: usize,
+        cancel: &Cancel,
+        on_progress: OnProgress<'_>,
+        print: &mut dyn FnMut(&str) -> bool,
+    ) -> Result<Stats> {
+        let begin = self.last_question().unwrap_or(self.messages.len());
+        self.replace(begin, text, limit, cancel, on_progress, print)
+    }
+
+    /// Puts what the user says, and the answer, in the place of all messages from `begin` on.
+    fn replace(
+        &mut self,
+        begin: usize,
+        text: &str,
+        limit: usize,
+        cancel: &Cancel,
+        on_progress: OnProgress<'_>,
+        print: &mut dyn FnMut(&str) -> bool,
+    ) -> Result<Stats> {
+        let replaced = self.messages.split_off(begin);
+        self.messages.push(message(USER, text));
         let mut answer = String::new();
         let result = self.encode(true).and_then(|prompt| {
             let print = &mut |text: &str| {
                 answer.push_str(text);
-                print(text);
+                print(text)
             };
             generate::answer(&mut self.session, &prompt, &mut self.sampler, limit, cancel, on_progress, print)
         });
@@ -118,9 +184,12 @@ impl Conversation {
             Ok(stats) if stats.n_generated > 0 || stats.stop == Some(StopReason::End) => {
                 self.messages.push(message("assistant", &answer));
                 self.n_tokens = stats.n_prompt + stats.n_decoded;
-                self.last = Some(*stats);
+                self.last = Some(stats.clone());
             }
-            _ => self.messages.truncate(before),
+            _ => {
+                self.messages.truncate(begin);
+                self.messages.extend(replaced);
+            }
         }
         result
     }
