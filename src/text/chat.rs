@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use minijinja::machinery::{self, Instructions};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Serde, Value};
-use minijinja::{AutoEscape, Environment, UndefinedBehavior};
+use minijinja::value::Value;
+use minijinja::{AutoEscape, Environment, State, UndefinedBehavior};
 
-use super::{date, python, tojson};
+use super::{date, guard, instructions, python, tojson, values};
 use crate::alloc::check_room;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -80,10 +81,15 @@ impl ChatTemplate {
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
         environment.set_recursion_limit(RECURSION_LIMIT);
+        // There is no other template that one could include, and not itself either, whose instructions are not guarded.
+        environment.set_path_join_callback(|name, _| format!("./{name}").into());
+        environment.set_debug(false);
         python::extend(&mut environment);
+        guard::extend(&mut environment);
         environment.add_filter("tojson", tojson::tojson);
-        environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
-            Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message))
+        environment.add_function("raise_exception", |state: &State, message: &Value| {
+            guard::charge_text(state, message)?;
+            Err::<Value, _>(values::wrong(message.to_string()))
         });
         for (name, token) in special_tokens {
             environment.add_global((*name).to_owned(), *token);
@@ -91,13 +97,15 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, without_generation_tags(&with_line_feeds(source)))
             .map_err(|error| template_error(ErrorKind::Format, &error))?;
+        Guarded::new(&environment).map_err(|error| template_error(ErrorKind::Format, &error))?;
         Ok(Self { environment }.with_clock(date::now))
     }
 
     /// Has `strftime_now` tell the time of this clock instead of the system's: seconds since 1970-01-01 00:00.
     #[must_use]
     pub fn with_clock(mut self, clock: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
-        self.environment.add_function("strftime_now", move |format: &str| {
+        self.environment.add_function("strftime_now", move |state: &State, format: &str| {
+            state.consume_fuel(format.len() as u64)?;
             date::strftime(format, clock())
                 .map_err(|error| minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, error))
         });
@@ -154,20 +162,48 @@ impl ChatTemplate {
             )));
         }
         let message = |message: &Message| {
-            Value::from_pairs([("role", message.role.as_str()), ("content", message.content.as_str())])
+            let pairs = [("role", message.role.as_str()), ("content", message.content.as_str())];
+            values::map(pairs.map(|(key, text)| (Value::from(key), Value::from(text))).to_vec())
         };
         let mut context = BTreeMap::from([
-            ("messages".to_owned(), messages.iter().map(message).collect()),
+            ("messages".to_owned(), values::list(messages.iter().map(message).collect())),
             ("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)),
             ("tools".to_owned(), Value::from(())),
             ("documents".to_owned(), Value::from(())),
         ]);
-        context.extend(variables.into_iter().map(|(name, value)| (name, Value::from(Serde(value)))));
-        let render = || environment.get_template(NAME)?.render(Value::from(context));
+        context.extend(variables.into_iter().map(|(name, value)| (name, values::from_json(value))));
+        let render = || Guarded::new(&environment)?.render(&environment, Value::from(context));
         // Files bring templates, and the engine panics on some: on a break out of a block that is inside of a loop.
         let text = catch_unwind(AssertUnwindSafe(render));
         let text = text.map_err(|_| Error::invalid(format!("{NAME}: the engine cannot run it")))?;
         text.map_err(|error| template_error(ErrorKind::Invalid, &error))
+    }
+}
+
+/// The compiled template, guarded.
+struct Guarded<'env> {
+    instructions: Instructions<'env>,
+    blocks: BTreeMap<&'env str, Instructions<'env>>,
+}
+
+impl<'env> Guarded<'env> {
+    fn new(environment: &'env Environment<'env>) -> Result<Self, minijinja::Error> {
+        let template = environment.get_template(NAME)?;
+        let compiled = machinery::get_compiled_template(&template);
+        if compiled.blocks.len() > instructions::MAX_BLOCKS {
+            return Err(values::wrong(format!("it has more than {} blocks", instructions::MAX_BLOCKS)));
+        }
+        let block = |(name, block): (&&'env str, _)| Ok((*name, instructions::guarded(block)?));
+        let blocks = compiled.blocks.iter().map(block).collect::<Result<_, minijinja::Error>>()?;
+        Ok(Self { instructions: instructions::guarded(&compiled.instructions)?, blocks })
+    }
+
+    fn render(&self, environment: &'env Environment<'env>, context: Value) -> Result<String, minijinja::Error> {
+        let mut text = String::new();
+        let mut out = machinery::make_string_output(&mut text);
+        machinery::eval(environment, &self.instructions, context, &self.blocks, &mut out, AutoEscape::None)?;
+        drop(out);
+        Ok(text)
     }
 }
 

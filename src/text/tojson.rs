@@ -6,6 +6,7 @@ use minijinja::value::{Kwargs, Rest, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
 use super::python;
+use super::values::MAX_DEPTH;
 
 /// `value | tojson`, with the arguments `ensure_ascii`, `indent`, `separators` and `sort_keys` of `json.dumps`.
 pub(super) fn tojson(
@@ -59,8 +60,8 @@ impl Writer<'_> {
         self.state.consume_fuel(1)?;
         let unserializable =
             |what: &str| Error::new(ErrorKind::BadSerialization, format!("{what} is not JSON"));
-        if depth > python::MAX_DEPTH {
-            return Err(unserializable(&format!("a value nested more than {} deep", python::MAX_DEPTH)));
+        if depth > MAX_DEPTH {
+            return Err(unserializable(&format!("a value nested more than {} deep", MAX_DEPTH)));
         }
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
