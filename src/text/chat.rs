@@ -26,7 +26,7 @@ const FUEL_PER_VARIABLE_BYTE: usize = 4;
 
 /// Bytes that the smallest template takes.
 const BASE_ROOM: usize = 1 << 20;
-/// Bytes for each byte of a template while it is compiled.
+/// Bytes for each byte of a template while it is compiled, and for its guarded instructions.
 const ROOM_PER_SOURCE_BYTE: usize = 160;
 /// Bytes for each unit of fuel: the engine takes one for 64 bytes that it makes, and texts grow by doubling.
 const ROOM_PER_FUEL: usize = 192;
@@ -48,10 +48,12 @@ pub struct Message {
 /// The chat template of a model, in Jinja as Hugging Face runs it. Immutable; can be used by many threads at once.
 ///
 /// Templates see `messages`, `add_generation_prompt`, the model's special tokens, and `tools` and `documents` as none; the
-/// functions `raise_exception(message)` and `strftime_now(format)`; and the filter `tojson`. A template cannot read files,
-/// and the steps it may take are limited in proportion to the messages, and with them the memory of the texts that it makes.
-/// Lists are the exception: the engine joins, compares and frees them as deep and as often as they hold others, so a template
-/// from a hostile file can end the process, or not end itself.
+/// functions `raise_exception(message)` and `strftime_now(format)`; and the filter `tojson`.
+///
+/// A template from a hostile file is harmless. It cannot read files or include other templates. The steps that it may take
+/// are limited in proportion to the messages and variables, and whatever it does is steps: to compare or to print a list is
+/// one for each value in it, as often as it is in it. With them, its memory is limited. Lists and maps nest at most 100 deep,
+/// and hold no namespace and no `loop`, which could come to hold them. It needs less than 512 KiB of stack.
 ///
 /// Templates of common models give the texts of Python to the byte. What the engine lacks, like Python's `%` on strings, is
 /// an error. It is less strict about types: to iterate over none, or to order a number and a string, is no error as it is
@@ -62,13 +64,15 @@ pub struct Message {
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    n_source_bytes: usize,
 }
 
 impl ChatTemplate {
     /// Compiles a template. `special_tokens` are names and texts as the template sees them: `bos_token`, `eos_token`.
     ///
     /// # Errors
-    /// [`ErrorKind::Format`] with the line of a syntax error, [`ErrorKind::OutOfMemory`] before it takes more than there is.
+    /// [`ErrorKind::Format`] with the line of a syntax error, or where expressions are so long or blocks so many that the
+    /// compiler could run out of stack; [`ErrorKind::OutOfMemory`] before it takes more than there is.
     pub fn new(source: &str, special_tokens: &[(&str, &str)]) -> Result<Self> {
         ask_for(BASE_ROOM.saturating_add(source.len().saturating_mul(ROOM_PER_SOURCE_BYTE)))?;
         let mut environment = Environment::new();
@@ -77,7 +81,8 @@ impl ChatTemplate {
             .lstrip_blocks(true)
             .keep_trailing_newline(false)
             .build();
-        environment.set_syntax(syntax.map_err(|error| template_error(ErrorKind::Internal, &error))?);
+        let syntax = syntax.map_err(|error| template_error(ErrorKind::Internal, &error))?;
+        environment.set_syntax(syntax.clone());
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
         environment.set_recursion_limit(RECURSION_LIMIT);
@@ -94,11 +99,13 @@ impl ChatTemplate {
         for (name, token) in special_tokens {
             environment.add_global((*name).to_owned(), *token);
         }
-        environment
-            .add_template_owned(NAME, without_generation_tags(&with_line_feeds(source)))
+        let n_source_bytes = source.len();
+        let source = without_generation_tags(&with_line_feeds(source));
+        instructions::check_source(&source, syntax)
+            .and_then(|()| environment.add_template_owned(NAME, source))
             .map_err(|error| template_error(ErrorKind::Format, &error))?;
         Guarded::new(&environment).map_err(|error| template_error(ErrorKind::Format, &error))?;
-        Ok(Self { environment }.with_clock(date::now))
+        Ok(Self { environment, n_source_bytes }.with_clock(date::now))
     }
 
     /// Has `strftime_now` tell the time of this clock instead of the system's: seconds since 1970-01-01 00:00.
@@ -148,7 +155,8 @@ impl ChatTemplate {
         ];
         let fuel = fuel.into_iter().fold(0, usize::saturating_add);
         let of_variables = variables.len().saturating_mul(ROOM_PER_VARIABLE_BYTE);
-        ask_for(fuel.saturating_mul(ROOM_PER_FUEL).saturating_add(of_variables))?;
+        let of_source = self.n_source_bytes.saturating_mul(ROOM_PER_SOURCE_BYTE);
+        ask_for(fuel.saturating_mul(ROOM_PER_FUEL).saturating_add(of_variables).saturating_add(of_source))?;
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(fuel as u64));
 
@@ -198,7 +206,11 @@ impl<'env> Guarded<'env> {
         Ok(Self { instructions: instructions::guarded(&compiled.instructions)?, blocks })
     }
 
-    fn render(&self, environment: &'env Environment<'env>, context: Value) -> Result<String, minijinja::Error> {
+    fn render(
+        &self,
+        environment: &'env Environment<'env>,
+        context: Value,
+    ) -> Result<String, minijinja::Error> {
         let mut text = String::new();
         let mut out = machinery::make_string_output(&mut text);
         machinery::eval(environment, &self.instructions, context, &self.blocks, &mut out, AutoEscape::None)?;

@@ -24,39 +24,31 @@ pub(super) const SET: &str = "\0set";
 pub(super) const CHANGED: &str = "\0changed";
 pub(super) const CYCLE: &str = "\0cycle";
 
-/// Those that take what the engine charges: they look at each item once, and not into it.
-const SHALLOW: [&str; 23] = [
-    "\0abs", "\0attr", "\0batch", "\0bool", "\0count", "\0d", "\0default", "\0first", "\0float", "\0int", "\0items",
-    "\0last", "\0length", "\0list", "\0map", "\0reject", "\0rejectattr", "\0reverse", "\0round", "\0select",
-    "\0selectattr", "\0slice", "\0tojson",
-];
+/// Filters that take what the engine charges: they look at each item once, and not into it.
+const SHALLOW: &str = "\0abs \0attr \0batch \0bool \0count \0d \0default \0first \0float \0int \0items \0last \0length \0list \
+    \0map \0reject \0rejectattr \0reverse \0round \0select \0selectattr \0slice \0tojson";
 /// Those that compare values, each with several others.
-const SORTING: [&str; 6] = ["\0dictsort", "\0groupby", "\0max", "\0min", "\0sort", "\0unique"];
+const SORTING: &str = "\0dictsort \0groupby \0max \0min \0sort \0unique";
 /// Those that make texts of values.
-const TEXTUAL: [&str; 15] = [
-    "\0capitalize", "\0e", "\0escape", "\0format", "\0indent", "\0join", "\0lower", "\0pprint", "\0replace", "\0safe",
-    "\0split", "\0string", "\0title", "\0trim", "\0upper",
-];
-const OTHERS: [&str; 1] = ["\0sum"];
-
-const COMPARISONS: [&str; 18] = [
-    "\0!=", "\0<", "\0<=", "\0==", "\0>", "\0>=", "\0eq", "\0equalto", "\0ge", "\0greaterthan", "\0gt", "\0le",
-    "\0lessthan", "\0lt", "\0ne", "\0sameas", "\0startingwith", "\0endingwith",
-];
-const TESTS: [&str; 3] = ["\0in", "\0lower", "\0upper"];
+const TEXTUAL: &str = "\0capitalize \0e \0escape \0format \0indent \0join \0lower \0pprint \0replace \0safe \0split \0string \
+    \0title \0trim \0upper";
+const OTHERS: &str = "\0sum";
+/// Tests that look at more than the kind of a value.
+const TESTS: &str = "\0!= \0< \0<= \0== \0> \0>= \0eq \0equalto \0ge \0greaterthan \0gt \0le \0lessthan \0lt \0ne \0sameas \
+    \0startingwith \0endingwith \0in \0lower \0upper";
 
 /// The guarded filter of this name.
 pub(super) fn filter(name: &str) -> Option<&'static str> {
     filters().find(|guarded| is_name(guarded, name))
 }
 
-/// The guarded test of this name; the others look at the kind of a value alone.
+/// The guarded test of this name, if it needs that.
 pub(super) fn test(name: &str) -> Option<&'static str> {
-    COMPARISONS.into_iter().chain(TESTS).find(|guarded| is_name(guarded, name))
+    TESTS.split(' ').find(|guarded| is_name(guarded, name))
 }
 
 fn filters() -> impl Iterator<Item = &'static str> {
-    SHALLOW.into_iter().chain(SORTING).chain(TEXTUAL).chain(OTHERS)
+    [SHALLOW, SORTING, TEXTUAL, OTHERS].into_iter().flat_map(|names| names.split(' '))
 }
 
 /// The engine takes names with spaces in them.
@@ -70,7 +62,7 @@ pub(super) fn extend(environment: &mut Environment<'_>) {
             apply_filter(state, name, args.into_values())
         });
     }
-    for name in COMPARISONS.into_iter().chain(TESTS) {
+    for name in TESTS.split(' ') {
         environment.add_test(name, move |state: &mut State, args: Rest<ValueOrKwargs>| {
             perform_test(state, name, &args.into_values())
         });
@@ -95,7 +87,8 @@ pub(super) fn extend(environment: &mut Environment<'_>) {
     environment.add_function(MAP, |state: &State, items: Rest<Value>| {
         Map::new(state, items.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect())
     });
-    environment.add_function(KNOWN, |state: &State, value: ValueOrKwargs| values::known(state, value.into_value()));
+    environment
+        .add_function(KNOWN, |state: &State, value: ValueOrKwargs| values::known(state, value.into_value()));
     environment.add_function(PASS, |state: &State, args: Rest<ValueOrKwargs>| {
         let mut args = args.into_values();
         args.iter().try_for_each(|arg| state.consume_fuel(shape(state, arg)?.weight))?;
@@ -103,7 +96,9 @@ pub(super) fn extend(environment: &mut Environment<'_>) {
         Ok::<_, Error>(Value::from(Tuple::from(args)))
     });
     environment.add_function(ITEM, |state: &State, value: Value, key: Value| {
-        state.consume_fuel(shape(state, &key)?.weight + value.as_bytes().map_or(0, |text| text.len() as u64 / 64) - 1)?;
+        state.consume_fuel(
+            shape(state, &key)?.weight + value.as_bytes().map_or(0, |text| text.len() as u64 / 64) - 1,
+        )?;
         Ok::<_, Error>(Value::from(Tuple::from([key, value])))
     });
     environment.add_function(ITERATE, |value: ValueOrKwargs| value.into_value());
@@ -120,9 +115,12 @@ pub(super) fn extend(environment: &mut Environment<'_>) {
             object.call_method(state, method, &args)
         });
     }
-    environment.add_function("range", |state: &State, lower: isize, upper: Option<isize>, step: Option<isize>| {
-        values::known(state, functions::range(lower, upper, step)?)
-    });
+    environment.add_function(
+        "range",
+        |state: &State, lower: isize, upper: Option<isize>, step: Option<isize>| {
+            values::known(state, functions::range(lower, upper, step)?)
+        },
+    );
     environment.add_function("dict", |state: &State, value: Option<Value>, kwargs: Kwargs| {
         let given = value.clone().map_or(0, |value| value.len().unwrap_or(0));
         state.consume_fuel(given as u64)?;
@@ -136,7 +134,9 @@ pub(super) fn extend(environment: &mut Environment<'_>) {
                 let message = format!("expected object or keyword arguments, got {}", items.kind());
                 return Err(Error::new(ErrorKind::InvalidOperation, message));
             }
-            for (key, item) in items.as_object().and_then(|items| items.try_iter_pairs()).into_iter().flatten() {
+            for (key, item) in
+                items.as_object().and_then(|items| items.try_iter_pairs()).into_iter().flatten()
+            {
                 if let Some(key) = key.as_str() {
                     namespace.set(state, key, item)?;
                 }
@@ -171,23 +171,25 @@ fn ensure_bytes(state: &State, n_bytes: usize) -> Result<(), Error> {
 }
 
 fn apply_filter(state: &mut State, name: &str, mut args: Vec<Value>) -> Result<Value, Error> {
-    let n_items = args.first().and_then(Value::as_object).and_then(|list| list.enumerator_len()).unwrap_or(0) as u64;
+    let n_items =
+        args.first().and_then(Value::as_object).and_then(|list| list.enumerator_len()).unwrap_or(0) as u64;
     // Paths of attributes are followed for each item.
     let path_bytes: u64 = args.iter().skip(1).map(text_bytes).sum();
-    if SHALLOW.contains(&name) || SORTING.contains(&name) {
+    let is_one_of = |names: &str| names.split(' ').any(|other| other == name);
+    if is_one_of(SHALLOW) || is_one_of(SORTING) {
         state.consume_fuel((1 + n_items).saturating_mul(path_bytes / 16))?;
         // The engine looks for an item of those from the first on.
         if args.first().is_some_and(|value| value.kind() == ValueKind::Iterable) {
             state.consume_fuel(n_items)?;
         }
     }
-    if TEXTUAL.contains(&name) {
+    if is_one_of(TEXTUAL) {
         args.iter().try_for_each(|arg| charge_text(state, arg))?;
     }
     if let Some(value) = args.first() {
         let log = u64::from(u64::BITS - n_items.leading_zeros()) + 1;
         match name {
-            _ if SORTING.contains(&name) => {
+            _ if is_one_of(SORTING) => {
                 state.consume_fuel(shape(state, value)?.weight.saturating_mul(log))?;
             }
             // Each line has the spaces of its level.
@@ -229,7 +231,11 @@ fn replace_name(name: &mut Value, guarded: fn(&str) -> Option<&'static str>) {
 /// Bytes of a text, or of those that keyword arguments have.
 fn text_bytes(value: &Value) -> u64 {
     let pairs = value.as_object().filter(|_| value.is_kwargs()).and_then(|kwargs| kwargs.try_iter_pairs());
-    let of_kwargs: u64 = pairs.into_iter().flatten().map(|(_, item)| item.as_bytes().map_or(0, |text| text.len() as u64)).sum();
+    let of_kwargs: u64 = pairs
+        .into_iter()
+        .flatten()
+        .map(|(_, item)| item.as_bytes().map_or(0, |text| text.len() as u64))
+        .sum();
     of_kwargs + value.as_bytes().map_or(0, |text| text.len() as u64)
 }
 
@@ -260,9 +266,8 @@ pub(super) fn charge_search(state: &State, value: &Value, container: &Value) -> 
 }
 
 fn add(state: &mut State, left: Value, right: Value) -> Result<Value, Error> {
-    let is_list = |value: &Value| {
-        matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) && !value.is_tuple()
-    };
+    let is_list =
+        |value: &Value| matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) && !value.is_tuple();
     let is_number = |value: &Value| value.is_number() || value.kind() == ValueKind::Bool;
     if left.kind() == ValueKind::String && right.kind() == ValueKind::String {
         return concat(state, left, right);
@@ -278,7 +283,8 @@ fn add(state: &mut State, left: Value, right: Value) -> Result<Value, Error> {
     if is_number(&left) && is_number(&right) {
         return state.apply_filter("sum", &[Value::from(vec![right]), Value::from(()), left]);
     }
-    let message = format!("tried to use + operator on unsupported types {} and {}", left.kind(), right.kind());
+    let message =
+        format!("tried to use + operator on unsupported types {} and {}", left.kind(), right.kind());
     Err(wrong(message))
 }
 
@@ -330,7 +336,8 @@ fn slice(state: &State, value: Value, start: Value, stop: Value, step: Value) ->
                 return Ok(list.part(usize::try_from(start).unwrap_or(0), usize::try_from(stop).unwrap_or(0)));
             }
             let items = values::items(state, &value)?;
-            let items: Vec<Value> = indexes(start, stop, step, items.len()).map(|at| items[at].clone()).collect();
+            let items: Vec<Value> =
+                indexes(start, stop, step, items.len()).map(|at| items[at].clone()).collect();
             match value.is_tuple() {
                 true => values::known(state, Value::from(Tuple::from(items))),
                 false => List::new(state, items),

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use minijinja::Error;
-use minijinja::machinery::{Instruction, Instructions};
+use minijinja::machinery::{Instruction, Instructions, Token, tokenize};
+use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
 
 use super::{guard, values};
@@ -11,13 +12,66 @@ use super::{guard, values};
 /// Most blocks of a template: each call of a macro goes through them.
 pub(super) const MAX_BLOCKS: usize = 100;
 
+/// Most operators in a row, those around brackets included: the compiler takes stack for each.
+const MAX_OPERATORS: usize = 250;
+/// Most `elif` of all open blocks, for the same reason.
+const MAX_ELIFS: usize = 100;
+/// Most bytes of a name: names are compared at each step.
+const MAX_NAME_BYTES: usize = 255;
+
+/// Fails where the compiler could run out of stack.
+pub(super) fn check_source(source: &str, syntax: SyntaxConfig) -> Result<(), Error> {
+    let (mut n_operators, mut outside_of_brackets) = (0, Vec::new());
+    let (mut n_elifs, mut outside_of_ifs) = (0, Vec::new());
+    let mut is_tag = false;
+    // What is no token is the compiler's to report.
+    for (token, span) in tokenize(source, false, syntax).map_while(Result::ok) {
+        let too_long = |what: &str, most: usize| {
+            Err(values::wrong(format!("line {}: {what} than {most}", span.start_line)))
+        };
+        match token {
+            Token::VariableStart | Token::BlockStart => {
+                n_operators = 0;
+                outside_of_brackets.clear();
+            }
+            Token::BracketOpen | Token::ParenOpen | Token::BraceOpen => {
+                n_operators += 1;
+                outside_of_brackets.push(n_operators);
+            }
+            Token::BracketClose | Token::ParenClose | Token::BraceClose => {
+                n_operators = outside_of_brackets.pop().unwrap_or(0);
+            }
+            Token::Comma => n_operators = outside_of_brackets.last().copied().unwrap_or(0),
+            Token::Ident("if") if is_tag => outside_of_ifs.push(n_elifs),
+            Token::Ident("elif") if is_tag => n_elifs += 1,
+            Token::Ident("endif") if is_tag => n_elifs = outside_of_ifs.pop().unwrap_or(0),
+            Token::Ident("and" | "or" | "not" | "is" | "in" | "if" | "else") => n_operators += 1,
+            Token::Ident(name) if name.len() > MAX_NAME_BYTES => {
+                return too_long("a name has more bytes", MAX_NAME_BYTES);
+            }
+            Token::Ident(_) | Token::Str(_) | Token::String(_) | Token::Int(_) | Token::Int128(_) => {}
+            Token::TemplateData(_) | Token::VariableEnd | Token::BlockEnd | Token::Float(_) => {}
+            _ => n_operators += 1,
+        }
+        if n_operators > MAX_OPERATORS {
+            return too_long("an expression has more operators", MAX_OPERATORS);
+        }
+        if n_elifs > MAX_ELIFS {
+            return too_long("there are more `elif`", MAX_ELIFS);
+        }
+        is_tag = matches!(token, Token::BlockStart);
+    }
+    Ok(())
+}
+
 /// The same instructions, guarded.
 ///
 /// # Errors
 /// Where a literal has more than a call can take.
 pub(super) fn guarded<'s>(instructions: &Instructions<'s>) -> Result<Instructions<'s>, Error> {
     let old: Vec<&Instruction<'s>> = (0..).map_while(|at| instructions.get(at)).collect();
-    let targets: BTreeSet<u32> = old.iter().filter_map(|instruction| target(&mut (*instruction).clone()).copied()).collect();
+    let targets: BTreeSet<u32> =
+        old.iter().filter_map(|instruction| target(&mut (*instruction).clone()).copied()).collect();
     let mut starts = Vec::with_capacity(old.len() + 1);
     let mut new = Vec::with_capacity(old.len() * 2);
     for (at, instruction) in (0_u32..).zip(&old) {
@@ -114,16 +168,19 @@ fn replace<'s>(
         Instruction::In => push(test("\0in")),
         Instruction::CompareAndPreserve(op) => {
             // The engine does not export the type of `op`.
-            push(call(match format!("{op:?}").as_str() {
-                "Eq" => "\0==",
-                "Ne" => "\0!=",
-                "Lt" => "\0<",
-                "Lte" => "\0<=",
-                "Gt" => "\0>",
-                "Gte" => "\0>=",
-                "In" => "\0in",
-                _ => "\0notin",
-            }, 2));
+            push(call(
+                match format!("{op:?}").as_str() {
+                    "Eq" => "\0==",
+                    "Ne" => "\0!=",
+                    "Lt" => "\0<",
+                    "Lte" => "\0<=",
+                    "Gt" => "\0>",
+                    "Gte" => "\0>=",
+                    "In" => "\0in",
+                    _ => "\0notin",
+                },
+                2,
+            ));
             push(Instruction::UnpackList(2));
         }
         Instruction::ApplyFilter(name, n, local) => {

@@ -22,7 +22,8 @@ pub(super) struct Shape {
 impl Shape {
     /// Of a list or a map that holds this, too.
     fn with(self, item: Shape) -> Result<Shape, Error> {
-        let shape = Shape { depth: self.depth.max(item.depth + 1), weight: self.weight.saturating_add(item.weight) };
+        let shape =
+            Shape { depth: self.depth.max(item.depth + 1), weight: self.weight.saturating_add(item.weight) };
         if shape.depth > MAX_DEPTH {
             return Err(wrong(format!("a value is nested more than {MAX_DEPTH} deep")));
         }
@@ -126,7 +127,12 @@ impl List {
         if buffer.len() == self.end && shape.depth == self.shape.depth {
             buffer.extend(items);
             let end = buffer.len();
-            return Ok(Value::from_object(List { buffer: self.buffer.clone(), start: self.start, end, shape }));
+            return Ok(Value::from_object(List {
+                buffer: self.buffer.clone(),
+                start: self.start,
+                end,
+                shape,
+            }));
         }
         charge_slots(state, self.end - self.start)?;
         let mut copy = Vec::with_capacity(self.end - self.start + items.len());
@@ -311,7 +317,10 @@ fn shape_of_given<'a>(items: impl Iterator<Item = &'a Value>) -> Shape {
 /// Without a walk.
 fn known_shape(value: &Value) -> Option<Shape> {
     let Some(object) = value.as_object() else {
-        return Some(Shape { depth: 0, weight: 1 + value.as_bytes().map_or(0, |text| text.len() as u64 / 64) });
+        return Some(Shape {
+            depth: 0,
+            weight: 1 + value.as_bytes().map_or(0, |text| text.len() as u64 / 64),
+        });
     };
     let list = object.downcast_ref().map(|list: &List| list.shape);
     list.or_else(|| object.downcast_ref().map(|map: &Map| map.shape))
@@ -320,9 +329,7 @@ fn known_shape(value: &Value) -> Option<Shape> {
 /// What a template is given as JSON.
 pub(super) fn from_json(json: serde_json::Value) -> Value {
     match json {
-        serde_json::Value::Array(items) => {
-            list(items.into_iter().map(from_json).collect())
-        }
+        serde_json::Value::Array(items) => list(items.into_iter().map(from_json).collect()),
         serde_json::Value::Object(pairs) => {
             map(pairs.into_iter().map(|(key, item)| (Value::from(key), from_json(item))).collect())
         }
