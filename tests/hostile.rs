@@ -41,7 +41,7 @@ const VALUES: [(&str, &str); 10] = [
 ];
 
 /// What can be done with them.
-const USES: [&str; 34] = [
+const USES: [&str; 40] = [
     "{{ ns.x }}",
     "{{ ns.x ~ 'a' }}",
     "{{ ns.x|string|length }}",
@@ -72,6 +72,12 @@ const USES: [&str; 34] = [
     "{{ [ns.x, ns.y]|sum(start=[])|length }}",
     "{{ ns.x[::-1]|length }}",
     "{{ ns.x|reverse|list|length }}",
+    "{{ [1]|selectattr(ns.x)|list|length }}",
+    "{{ [{}]|map(attribute=ns.x)|list|length }}",
+    "{{ {}|attr(ns.x) }}",
+    "{{ {ns.x: 1}|tojson|length }}",
+    "{{ dict({ns.x: 1})|length }}",
+    "{{ ('{0}' * 999).format(ns.x)|length }}",
     "{{ ns.x|batch(2)|list|length }}",
     "{{ namespace(x=ns.x)|string|length }}",
     "{% for a in [1, 2] %}{{ loop.changed(ns.x) }}{% endfor %}",
@@ -145,6 +151,11 @@ fn hostile_templates_end_soon() {
         "{{ strftime_now('%c' * 999999) }}".into(),
         "{{ raise_exception([1] * 9999999) }}".into(),
         "{{ debug() }}".into(),
+        "{{ ('{0}' * 99999).format(range(9999)|list) }}".into(),
+        "{{ ('%(a)s' * 99999)|format(a=range(9999)|list) }}".into(),
+        "{% autoescape true %}{{ '<' * 8000000 }}{% endautoescape %}".into(),
+        "{{ ('<' * 8000000)|e|length }}".into(),
+        "{{ raise_exception('x' * 8000000) }}".into(),
         // Long texts, looked at often.
         each("{% if ns.s[7999999] == 1 %}{% endif %}"),
         each("{% if ns.s[-1] == 1 %}{% endif %}"),

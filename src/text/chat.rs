@@ -94,6 +94,8 @@ impl ChatTemplate {
         environment.add_filter("tojson", tojson::tojson);
         environment.add_function("raise_exception", |state: &State, message: &Value| {
             guard::charge_text(state, message)?;
+            // The error has several copies of it.
+            state.consume_fuel(message.as_bytes().map_or(0, <[u8]>::len) as u64 / 16)?;
             Err::<Value, _>(values::wrong(message.to_string()))
         });
         for (name, token) in special_tokens {

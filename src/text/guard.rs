@@ -115,15 +115,14 @@ pub(super) fn extend(environment: &mut Environment<'_>) {
             object.call_method(state, method, &args)
         });
     }
-    environment.add_function(
-        "range",
-        |state: &State, lower: isize, upper: Option<isize>, step: Option<isize>| {
-            values::known(state, functions::range(lower, upper, step)?)
-        },
-    );
+    environment.add_function("range", |state: &State, lower: i32, upper: Option<i32>, step: Option<i32>| {
+        let wide = |number: Option<i32>| number.map(|number| number as isize);
+        values::known(state, functions::range(lower as isize, wide(upper), wide(step))?)
+    });
     environment.add_function("dict", |state: &State, value: Option<Value>, kwargs: Kwargs| {
-        let given = value.clone().map_or(0, |value| value.len().unwrap_or(0));
-        state.consume_fuel(given as u64)?;
+        if let Some(value) = &value {
+            state.consume_fuel(shape(state, value)?.weight)?;
+        }
         let map = functions::dict(value, kwargs)?;
         Map::new(state, map.as_object().and_then(|map| map.try_iter_pairs()).into_iter().flatten().collect())
     });
@@ -170,17 +169,36 @@ fn ensure_bytes(state: &State, n_bytes: usize) -> Result<(), Error> {
     if fuel < remaining { Ok(()) } else { state.consume_fuel(fuel) }
 }
 
+/// Takes the fuel for the fields of a format, each of which may be as wide as the longest number in it, and any argument.
+pub(super) fn charge_fields(state: &State, format: &Value, args: &[Value]) -> Result<(), Error> {
+    let format = format.as_str().unwrap_or_default();
+    let numbers = format.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
+    let widest = numbers.map(|digits| digits.parse().unwrap_or(u64::MAX)).max().unwrap_or(0);
+    let mut fuel = 1_u64.saturating_add(widest / 16);
+    for arg in args {
+        fuel = fuel.saturating_add((shape(state, arg)?.weight - 1).saturating_mul(4));
+    }
+    state.consume_fuel(fuel.saturating_mul(format.matches(['{', '%']).count() as u64))
+}
+
 fn apply_filter(state: &mut State, name: &str, mut args: Vec<Value>) -> Result<Value, Error> {
     let n_items =
         args.first().and_then(Value::as_object).and_then(|list| list.enumerator_len()).unwrap_or(0) as u64;
-    // Paths of attributes are followed for each item.
-    let path_bytes: u64 = args.iter().skip(1).map(text_bytes).sum();
     let is_one_of = |names: &str| names.split(' ').any(|other| other == name);
     if is_one_of(SHALLOW) || is_one_of(SORTING) {
+        // Paths of attributes are followed for each item.
+        let path_bytes: u64 = args.iter().skip(1).map(text_bytes).sum();
         state.consume_fuel((1 + n_items).saturating_mul(path_bytes / 16))?;
         // The engine looks for an item of those from the first on.
         if args.first().is_some_and(|value| value.kind() == ValueKind::Iterable) {
             state.consume_fuel(n_items)?;
+        }
+    }
+    // Names of tests and of attributes may be values that it makes texts of, or looks up.
+    if is_one_of("\0attr \0map \0reject \0rejectattr \0select \0selectattr") {
+        for arg in args.iter().skip(1).filter(|arg| arg.as_object().is_some()) {
+            let n_times = if name == "\0map" { 1 + n_items } else { 4 };
+            state.consume_fuel(shape(state, arg)?.weight.saturating_mul(n_times))?;
         }
     }
     if is_one_of(TEXTUAL) {
@@ -199,12 +217,14 @@ fn apply_filter(state: &mut State, name: &str, mut args: Vec<Value>) -> Result<V
             }
             // Lists are joined one by one, and copied now and then.
             "\0sum" => {
-                let number = |value: &Value| value.is_number() || value.is_none();
-                let start = args.get(2).or(args.get(1)).or(args.last());
-                if !start.is_none_or(number) {
-                    state.consume_fuel(shape(state, value)?.weight.saturating_mul(n_items / 8))?;
+                let of_kwargs = || args.last().filter(|arg| arg.is_kwargs())?.get_attr("start").ok();
+                let start = args.get(2).cloned().or_else(of_kwargs).unwrap_or_default();
+                if start.as_object().is_some() || start.as_str().is_some() {
+                    state.consume_fuel(shape(state, value)?.weight.saturating_mul(1 + n_items / 8))?;
                 }
             }
+            "\0format" => charge_fields(state, value, &args[1..])?,
+            "\0escape" | "\0e" => state.consume_fuel(text_bytes(value) / 16)?,
             "\0split" => return python::method(state, value, "split", &args[1..]),
             _ => {}
         }

@@ -77,7 +77,7 @@ pub(super) fn guarded<'s>(instructions: &Instructions<'s>) -> Result<Instruction
     for (at, instruction) in (0_u32..).zip(&old) {
         starts.push(u32::try_from(new.len()).unwrap_or(u32::MAX));
         let key = at.checked_sub(1).filter(|_| !targets.contains(&at)).and_then(|key| instructions.get(key));
-        let key_is_text = matches!(key, Some(Instruction::LoadConst(key)) if key.as_str().is_some());
+        let key_is_text = matches!(key, Some(Instruction::LoadConst(key)) if key.as_str().is_some_and(|key| key.len() <= MAX_NAME_BYTES));
         replace(instruction, key_is_text, &mut |instruction| new.push((at, instruction)))?;
     }
     starts.push(u32::try_from(new.len()).unwrap_or(u32::MAX));

@@ -1,7 +1,7 @@
 //! What chat templates expect of Python and Jinja where the engine is different: methods of strings, filters and tests.
 
 use minijinja::value::{Kwargs, Rest, StringInput, Tuple, Value, ValueKind, from_args};
-use minijinja::{Environment, Error, ErrorKind, State, escape_formatter};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, escape_formatter};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::guard;
@@ -18,6 +18,10 @@ pub(super) fn extend(environment: &mut Environment<'_>) {
         Some(number) => Ok(out.write_str(&float(number))?),
         None => {
             guard::charge_text(state, value)?;
+            if *state.auto_escape() != AutoEscape::None {
+                // A byte may become six.
+                state.consume_fuel(value.as_bytes().map_or(0, <[u8]>::len) as u64 / 8)?;
+            }
             escape_formatter(out, state, value)
         }
     });
@@ -95,19 +99,11 @@ pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value
         }
         _ => {
             if name == "format" {
-                charge_fields(state, text)?;
+                guard::charge_fields(state, value, args)?;
             }
             return unknown_method_callback(state, value, name, args);
         }
     })
-}
-
-/// Takes the fuel for the fields of a format, as wide as the longest number in it.
-fn charge_fields(state: &State, format: &str) -> Result<(), Error> {
-    let numbers = format.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
-    let widest = numbers.map(|digits| digits.parse().unwrap_or(u64::MAX)).max().unwrap_or(0);
-    let n_fields = format.matches('{').count() as u64;
-    state.consume_fuel(n_fields.saturating_add(widest.saturating_mul(n_fields) / 16))
 }
 
 /// Takes the fuel for looking up each character of a text among others.

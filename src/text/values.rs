@@ -10,6 +10,9 @@ use minijinja::{Error, ErrorKind, State};
 /// Most levels of lists and maps in a value.
 pub(super) const MAX_DEPTH: usize = 100;
 
+/// Most names of a namespace, which the engine collects each time that it goes through them.
+const MAX_NAMES: usize = 1000;
+
 /// What it takes to walk through a value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Shape {
@@ -272,7 +275,11 @@ impl Namespace {
     pub(super) fn set(&self, state: &State, name: &str, value: Value) -> Result<(), Error> {
         charge_slots(state, 4)?;
         shape_of_item(state, &value, 1)?;
-        self.items().insert(name.into(), value);
+        let mut items = self.items();
+        if items.len() >= MAX_NAMES {
+            return Err(wrong(format!("a namespace has more than {MAX_NAMES} names")));
+        }
+        items.insert(name.into(), value);
         Ok(())
     }
 }
