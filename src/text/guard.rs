@@ -83,9 +83,9 @@ pub(super) fn extend(environment: &mut Environment<'_>) {
     environment.add_function(ADD, add);
     environment.add_function(CONCAT, concat);
     environment.add_function(SLICE, slice);
-    environment.add_function(LIST, |state: &State, items: Rest<Value>| List::new(state, items.0));
+    environment.add_function(LIST, |state: &State, items: Rest<Value>| List::value(state, items.0));
     environment.add_function(MAP, |state: &State, items: Rest<Value>| {
-        Map::new(state, items.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect())
+        Map::value(state, items.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect())
     });
     environment
         .add_function(KNOWN, |state: &State, value: ValueOrKwargs| values::known(state, value.into_value()));
@@ -124,7 +124,10 @@ pub(super) fn extend(environment: &mut Environment<'_>) {
             state.consume_fuel(shape(state, value)?.weight)?;
         }
         let map = functions::dict(value, kwargs)?;
-        Map::new(state, map.as_object().and_then(|map| map.try_iter_pairs()).into_iter().flatten().collect())
+        Map::value(
+            state,
+            map.as_object().and_then(|map| map.try_iter_pairs()).into_iter().flatten().collect(),
+        )
     });
     environment.add_function("namespace", |state: &State, items: Option<ValueOrKwargs>| {
         let namespace = Namespace::default();
@@ -349,7 +352,7 @@ fn slice(state: &State, value: Value, start: Value, stop: Value, step: Value) ->
             let text: String = indexes(start, stop, step, chars.len()).map(|at| chars[at]).collect();
             Ok(Value::from(text))
         }
-        ValueKind::None | ValueKind::Undefined => List::new(state, Vec::new()),
+        ValueKind::None | ValueKind::Undefined => List::value(state, Vec::new()),
         ValueKind::Seq | ValueKind::Iterable => {
             if let (Some(list), 1, Some(len)) = (value.downcast_object_ref::<List>(), step, value.len()) {
                 let (start, stop) = bounds(start, stop, step, len);
@@ -360,7 +363,7 @@ fn slice(state: &State, value: Value, start: Value, stop: Value, step: Value) ->
                 indexes(start, stop, step, items.len()).map(|at| items[at].clone()).collect();
             match value.is_tuple() {
                 true => values::known(state, Value::from(Tuple::from(items))),
-                false => List::new(state, items),
+                false => List::value(state, items),
             }
         }
         kind => Err(wrong(format!("value of type {kind} cannot be sliced"))),

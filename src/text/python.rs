@@ -64,14 +64,14 @@ pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value
             let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
             // Many short texts take more than a long one.
             let parts = split(text, separator, limit, name == "rsplit", &|| state.consume_fuel(1))?;
-            List::new(state, parts.into_iter().map(Value::from).collect())?
+            List::value(state, parts.into_iter().map(Value::from).collect())?
         }
         "splitlines" => {
             let (keep_ends, kwargs): (Option<bool>, Kwargs) = from_args(args)?;
             let keep_ends = keep_ends.map_or_else(|| kwargs.get("keepends"), |keep| Ok(Some(keep)))?;
             kwargs.assert_all_used()?;
             let lines = lines(text, keep_ends.unwrap_or(false), &|| state.consume_fuel(1))?;
-            List::new(state, lines.into_iter().map(Value::from).collect())?
+            List::value(state, lines.into_iter().map(Value::from).collect())?
         }
         "partition" | "rpartition" => {
             let (separator,): (&str,) = from_args(args)?;

@@ -103,7 +103,7 @@ pub(super) struct List {
 
 impl List {
     /// Takes the fuel for its memory.
-    pub(super) fn new(state: &State, items: Vec<Value>) -> Result<Value, Error> {
+    pub(super) fn value(state: &State, items: Vec<Value>) -> Result<Value, Error> {
         charge_slots(state, items.len())?;
         let shape = shape_of_items(state, &items)?;
         Ok(Self::of(items, shape))
@@ -174,7 +174,7 @@ pub(super) fn concatenated(state: &State, left: &Value, right: &Value) -> Result
         None => {
             let mut left = items(state, left)?;
             left.extend(right);
-            List::new(state, left)
+            List::value(state, left)
         }
     }
 }
@@ -193,7 +193,7 @@ pub(super) fn items(state: &State, value: &Value) -> Result<Vec<Value>, Error> {
 pub(super) fn known(state: &State, value: Value) -> Result<Value, Error> {
     let is_list = value.kind() == ValueKind::Iterable || value.downcast_object_ref::<Vec<Value>>().is_some();
     if is_list {
-        return List::new(state, items(state, &value)?);
+        return List::value(state, items(state, &value)?);
     }
     if value.is_tuple() || value.is_kwargs() {
         shape_of_call(state, &value)?;
@@ -225,7 +225,7 @@ pub(super) struct Map {
 
 impl Map {
     /// Takes the fuel for its memory, and for its keys, which are hashed.
-    pub(super) fn new(state: &State, pairs: Vec<(Value, Value)>) -> Result<Value, Error> {
+    pub(super) fn value(state: &State, pairs: Vec<(Value, Value)>) -> Result<Value, Error> {
         charge_slots(state, pairs.len().saturating_mul(2))?;
         let mut shape = EMPTY;
         for (key, item) in &pairs {
