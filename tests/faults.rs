@@ -791,6 +791,10 @@ fn a_conversation_that_is_too_long_for_the_memory_is_refused_before_it_takes_any
         let error = assert_asks_first(source, || template.render(&messages, true)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid, "{source}: {error}");
     }
+    for part in ["{{a}}", "{{messages[b]}}", "{{a==b==c}}"] {
+        let template = ChatTemplate::new(&part.repeat(9000), &[]).unwrap();
+        assert_asks_first(part, || template.render(&messages, true)).unwrap();
+    }
     let lists = [format!("[{}0]", "0,".repeat(70_000)), format!("[{}{{}}]", r#"{"":0},"#.repeat(40_000))];
     for tools in lists {
         let variables = format!(r#"{{"tools": {tools}}}"#);

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use minijinja::machinery::{self, Instructions};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Serde, Value};
-use minijinja::{AutoEscape, Environment, UndefinedBehavior};
+use minijinja::value::Value;
+use minijinja::{AutoEscape, Environment, State, UndefinedBehavior};
 
-use super::{date, python, tojson};
+use super::{date, guard, instructions, python, tojson, values};
 use crate::alloc::check_room;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -25,7 +26,7 @@ const FUEL_PER_VARIABLE_BYTE: usize = 4;
 
 /// Bytes that the smallest template takes.
 const BASE_ROOM: usize = 1 << 20;
-/// Bytes for each byte of a template while it is compiled.
+/// Bytes for each byte of a template while it is compiled, and for its guarded instructions.
 const ROOM_PER_SOURCE_BYTE: usize = 160;
 /// Bytes for each unit of fuel: the engine takes one for 64 bytes that it makes, and texts grow by doubling.
 const ROOM_PER_FUEL: usize = 192;
@@ -47,10 +48,12 @@ pub struct Message {
 /// The chat template of a model, in Jinja as Hugging Face runs it. Immutable; can be used by many threads at once.
 ///
 /// Templates see `messages`, `add_generation_prompt`, the model's special tokens, and `tools` and `documents` as none; the
-/// functions `raise_exception(message)` and `strftime_now(format)`; and the filter `tojson`. A template cannot read files,
-/// and the steps it may take are limited in proportion to the messages, and with them the memory of the texts that it makes.
-/// Lists are the exception: the engine joins, compares and frees them as deep and as often as they hold others, so a template
-/// from a hostile file can end the process, or not end itself.
+/// functions `raise_exception(message)` and `strftime_now(format)`; and the filter `tojson`.
+///
+/// A template from a hostile file is harmless. It cannot read files or include other templates. The steps that it may take
+/// are limited in proportion to the messages and variables, and whatever it does is steps: to compare or to print a list is
+/// one for each value in it, as often as it is in it. With them, its memory is limited. Lists and maps nest at most 100 deep,
+/// and hold no namespace and no `loop`, which could come to hold them. It needs less than 512 KiB of stack.
 ///
 /// Templates of common models give the texts of Python to the byte. What the engine lacks, like Python's `%` on strings, is
 /// an error. It is less strict about types: to iterate over none, or to order a number and a string, is no error as it is
@@ -61,13 +64,15 @@ pub struct Message {
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    n_source_bytes: usize,
 }
 
 impl ChatTemplate {
     /// Compiles a template. `special_tokens` are names and texts as the template sees them: `bos_token`, `eos_token`.
     ///
     /// # Errors
-    /// [`ErrorKind::Format`] with the line of a syntax error, [`ErrorKind::OutOfMemory`] before it takes more than there is.
+    /// [`ErrorKind::Format`] with the line of a syntax error, or where expressions are so long or blocks so many that the
+    /// compiler could run out of stack; [`ErrorKind::OutOfMemory`] before it takes more than there is.
     pub fn new(source: &str, special_tokens: &[(&str, &str)]) -> Result<Self> {
         ask_for(BASE_ROOM.saturating_add(source.len().saturating_mul(ROOM_PER_SOURCE_BYTE)))?;
         let mut environment = Environment::new();
@@ -76,28 +81,40 @@ impl ChatTemplate {
             .lstrip_blocks(true)
             .keep_trailing_newline(false)
             .build();
-        environment.set_syntax(syntax.map_err(|error| template_error(ErrorKind::Internal, &error))?);
+        let syntax = syntax.map_err(|error| template_error(ErrorKind::Internal, &error))?;
+        environment.set_syntax(syntax.clone());
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_undefined_behavior(UndefinedBehavior::Lenient);
         environment.set_recursion_limit(RECURSION_LIMIT);
+        // There is no other template that one could include, and not itself either, whose instructions are not guarded.
+        environment.set_path_join_callback(|name, _| format!("./{name}").into());
+        environment.set_debug(false);
         python::extend(&mut environment);
+        guard::extend(&mut environment);
         environment.add_filter("tojson", tojson::tojson);
-        environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
-            Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message))
+        environment.add_function("raise_exception", |state: &State, message: &Value| {
+            guard::charge_text(state, message)?;
+            // The error has several copies of it.
+            state.consume_fuel(message.as_bytes().map_or(0, <[u8]>::len) as u64 / 16)?;
+            Err::<Value, _>(values::wrong(message.to_string()))
         });
         for (name, token) in special_tokens {
             environment.add_global((*name).to_owned(), *token);
         }
-        environment
-            .add_template_owned(NAME, without_generation_tags(&with_line_feeds(source)))
+        let n_source_bytes = source.len();
+        let source = without_generation_tags(&with_line_feeds(source));
+        instructions::check_source(&source, syntax)
+            .and_then(|()| environment.add_template_owned(NAME, source))
             .map_err(|error| template_error(ErrorKind::Format, &error))?;
-        Ok(Self { environment }.with_clock(date::now))
+        Guarded::new(&environment).map_err(|error| template_error(ErrorKind::Format, &error))?;
+        Ok(Self { environment, n_source_bytes }.with_clock(date::now))
     }
 
     /// Has `strftime_now` tell the time of this clock instead of the system's: seconds since 1970-01-01 00:00.
     #[must_use]
     pub fn with_clock(mut self, clock: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
-        self.environment.add_function("strftime_now", move |format: &str| {
+        self.environment.add_function("strftime_now", move |state: &State, format: &str| {
+            state.consume_fuel(format.len() as u64)?;
             date::strftime(format, clock())
                 .map_err(|error| minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, error))
         });
@@ -140,7 +157,8 @@ impl ChatTemplate {
         ];
         let fuel = fuel.into_iter().fold(0, usize::saturating_add);
         let of_variables = variables.len().saturating_mul(ROOM_PER_VARIABLE_BYTE);
-        ask_for(fuel.saturating_mul(ROOM_PER_FUEL).saturating_add(of_variables))?;
+        let of_source = self.n_source_bytes.saturating_mul(ROOM_PER_SOURCE_BYTE);
+        ask_for(fuel.saturating_mul(ROOM_PER_FUEL).saturating_add(of_variables).saturating_add(of_source))?;
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(fuel as u64));
 
@@ -154,20 +172,52 @@ impl ChatTemplate {
             )));
         }
         let message = |message: &Message| {
-            Value::from_pairs([("role", message.role.as_str()), ("content", message.content.as_str())])
+            let pairs = [("role", message.role.as_str()), ("content", message.content.as_str())];
+            values::map(pairs.map(|(key, text)| (Value::from(key), Value::from(text))).to_vec())
         };
         let mut context = BTreeMap::from([
-            ("messages".to_owned(), messages.iter().map(message).collect()),
+            ("messages".to_owned(), values::list(messages.iter().map(message).collect())),
             ("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)),
             ("tools".to_owned(), Value::from(())),
             ("documents".to_owned(), Value::from(())),
         ]);
-        context.extend(variables.into_iter().map(|(name, value)| (name, Value::from(Serde(value)))));
-        let render = || environment.get_template(NAME)?.render(Value::from(context));
+        context.extend(variables.into_iter().map(|(name, value)| (name, values::from_json(value))));
+        let render = || Guarded::new(&environment)?.render(&environment, Value::from(context));
         // Files bring templates, and the engine panics on some: on a break out of a block that is inside of a loop.
         let text = catch_unwind(AssertUnwindSafe(render));
         let text = text.map_err(|_| Error::invalid(format!("{NAME}: the engine cannot run it")))?;
         text.map_err(|error| template_error(ErrorKind::Invalid, &error))
+    }
+}
+
+/// The compiled template, guarded.
+struct Guarded<'env> {
+    instructions: Instructions<'env>,
+    blocks: BTreeMap<&'env str, Instructions<'env>>,
+}
+
+impl<'env> Guarded<'env> {
+    fn new(environment: &'env Environment<'env>) -> Result<Self, minijinja::Error> {
+        let template = environment.get_template(NAME)?;
+        let compiled = machinery::get_compiled_template(&template);
+        if compiled.blocks.len() > instructions::MAX_BLOCKS {
+            return Err(values::wrong(format!("it has more than {} blocks", instructions::MAX_BLOCKS)));
+        }
+        let block = |(name, block): (&&'env str, _)| Ok((*name, instructions::guarded(block)?));
+        let blocks = compiled.blocks.iter().map(block).collect::<Result<_, minijinja::Error>>()?;
+        Ok(Self { instructions: instructions::guarded(&compiled.instructions)?, blocks })
+    }
+
+    fn render(
+        &self,
+        environment: &'env Environment<'env>,
+        context: Value,
+    ) -> Result<String, minijinja::Error> {
+        let mut text = String::new();
+        let mut out = machinery::make_string_output(&mut text);
+        machinery::eval(environment, &self.instructions, context, &self.blocks, &mut out, AutoEscape::None)?;
+        drop(out);
+        Ok(text)
     }
 }
 

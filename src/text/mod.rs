@@ -8,7 +8,9 @@ mod chat;
 mod date;
 mod decoder;
 mod gguf;
+mod guard;
 mod huggingface;
+mod instructions;
 mod merges;
 mod metadata;
 mod pipeline;
@@ -18,6 +20,7 @@ mod special;
 mod stream;
 mod tojson;
 mod tokenizer;
+mod values;
 mod vocabulary;
 
 pub use chat::{ChatTemplate, Message};

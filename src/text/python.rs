@@ -1,15 +1,15 @@
 //! What chat templates expect of Python and Jinja where the engine is different: methods of strings, filters and tests.
 
 use minijinja::value::{Kwargs, Rest, StringInput, Tuple, Value, ValueKind, from_args};
-use minijinja::{Environment, Error, ErrorKind, State, escape_formatter};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, escape_formatter};
 use minijinja_contrib::pycompat::unknown_method_callback;
+
+use super::guard;
+use super::values::{self, List};
 
 /// Where `str.splitlines` cuts, besides `\r\n`.
 const LINE_ENDS: [char; 10] =
     ['\n', '\r', '\x0b', '\x0c', '\x1c', '\x1d', '\x1e', '\u{85}', '\u{2028}', '\u{2029}'];
-
-/// Most levels of lists and objects that become text.
-pub(super) const MAX_DEPTH: usize = 100;
 
 /// Makes an environment behave as Python's.
 pub(super) fn extend(environment: &mut Environment<'_>) {
@@ -17,14 +17,19 @@ pub(super) fn extend(environment: &mut Environment<'_>) {
     environment.set_formatter(|out, state, value| match as_float(value) {
         Some(number) => Ok(out.write_str(&float(number))?),
         None => {
-            charge_text(state, value, 0)?;
+            guard::charge_text(state, value)?;
+            if *state.auto_escape() != AutoEscape::None {
+                // A byte may become six.
+                state.consume_fuel(value.as_bytes().map_or(0, <[u8]>::len) as u64 / 8)?;
+            }
             escape_formatter(out, state, value)
         }
     });
     environment.add_filter("default", default);
     environment.add_filter("d", default);
-    environment.add_filter("trim", |text: StringInput<'_>, chars: Option<&str>| {
-        strip(text.as_str(), chars, true, true).to_owned()
+    environment.add_filter("trim", |state: &State, text: StringInput<'_>, chars: Option<&str>| {
+        charge_strip(state, text.as_str(), chars)?;
+        Ok::<_, Error>(strip(text.as_str(), chars, true, true).to_owned())
     });
     environment.add_filter("escape", escape);
     environment.add_filter("e", escape);
@@ -32,37 +37,22 @@ pub(super) fn extend(environment: &mut Environment<'_>) {
     environment.add_test("sequence", has_items);
 }
 
-/// Takes the fuel for the text of what a value holds before the engine writes it: a list may hold another one many times,
-/// and so be short in memory and endless as a text.
-fn charge_text(state: &State, value: &Value, depth: usize) -> Result<(), Error> {
-    if depth > MAX_DEPTH {
-        let message = format!("a value nested more than {MAX_DEPTH} deep has no text");
-        return Err(Error::new(ErrorKind::InvalidOperation, message));
-    }
-    match value.kind() {
-        ValueKind::Seq | ValueKind::Iterable | ValueKind::Map => {
-            for item in value.try_iter()? {
-                state.consume_fuel(1)?;
-                charge_text(state, &item, depth + 1)?;
-                if value.kind() == ValueKind::Map {
-                    charge_text(state, &value.get_item(&item)?, depth + 1)?;
-                }
-            }
+/// A method of a text, a list or a map.
+pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    // Some methods make texts of them, or look for them.
+    args.iter().try_for_each(|arg| guard::charge_text(state, arg))?;
+    let Some(text) = value.as_str() else {
+        if let ("count", [item]) = (name, args) {
+            state.consume_fuel(value.len().unwrap_or(0) as u64)?;
+            guard::charge_search(state, item, value)?;
         }
-        // Some bytes are written as an escape of six.
-        _ if depth > 0 => state.consume_fuel(value.as_str().map_or(1, |text| text.len() as u64 / 8))?,
-        _ => {}
-    }
-    Ok(())
-}
-
-fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
-    let Some(text) = value.as_str() else { return unknown_method_callback(state, value, name, args) };
-    // Some methods make texts of them.
-    args.iter().try_for_each(|arg| charge_text(state, arg, 0))?;
+        let result = unknown_method_callback(state, value, name, args)?;
+        return values::known(state, result);
+    };
     Ok(match name {
         "strip" | "lstrip" | "rstrip" => {
             let (chars,) = from_args(args)?;
+            charge_strip(state, text, chars)?;
             strip(text, chars, name != "rstrip", name != "lstrip").into()
         }
         "split" | "rsplit" => {
@@ -72,13 +62,16 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
             kwargs.assert_all_used()?;
             // Negative is no limit.
             let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
-            split(text, separator, limit, name == "rsplit")?.into_iter().map(Value::from).collect()
+            // Many short texts take more than a long one.
+            let parts = split(text, separator, limit, name == "rsplit", &|| state.consume_fuel(1))?;
+            List::value(state, parts.into_iter().map(Value::from).collect())?
         }
         "splitlines" => {
             let (keep_ends, kwargs): (Option<bool>, Kwargs) = from_args(args)?;
             let keep_ends = keep_ends.map_or_else(|| kwargs.get("keepends"), |keep| Ok(Some(keep)))?;
             kwargs.assert_all_used()?;
-            lines(text, keep_ends.unwrap_or(false)).into_iter().map(Value::from).collect()
+            let lines = lines(text, keep_ends.unwrap_or(false), &|| state.consume_fuel(1))?;
+            List::value(state, lines.into_iter().map(Value::from).collect())?
         }
         "partition" | "rpartition" => {
             let (separator,): (&str,) = from_args(args)?;
@@ -104,8 +97,18 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
             let () = from_args(args)?;
             title(text).into()
         }
-        _ => return unknown_method_callback(state, value, name, args),
+        _ => {
+            if name == "format" {
+                guard::charge_fields(state, value, args)?;
+            }
+            return unknown_method_callback(state, value, name, args);
+        }
     })
+}
+
+/// Takes the fuel for looking up each character of a text among others.
+fn charge_strip(state: &State, text: &str, chars: Option<&str>) -> Result<(), Error> {
+    state.consume_fuel((text.len() as u64).saturating_mul(chars.map_or(0, str::len) as u64 / 64))
 }
 
 /// Python takes four control characters for spaces that Unicode does not.
@@ -129,21 +132,32 @@ fn split<'a>(
     separator: Option<&str>,
     limit: usize,
     from_end: bool,
+    charge: &dyn Fn() -> Result<(), Error>,
 ) -> Result<Vec<&'a str>, Error> {
     let mut parts = Vec::new();
+    let mut push = |part| {
+        charge()?;
+        parts.push(part);
+        Ok::<_, Error>(parts.len())
+    };
     match (separator, from_end) {
         (Some(""), _) => return Err(empty_separator()),
-        (Some(separator), false) => parts.extend(text.splitn(limit.saturating_add(1), separator)),
-        (Some(separator), true) => parts.extend(text.rsplitn(limit.saturating_add(1), separator)),
+        (Some(separator), false) => {
+            text.splitn(limit.saturating_add(1), separator).try_for_each(|part| push(part).map(drop))?;
+        }
+        (Some(separator), true) => {
+            text.rsplitn(limit.saturating_add(1), separator).try_for_each(|part| push(part).map(drop))?;
+        }
         (None, _) => {
             let mut rest = strip(text, None, !from_end, from_end);
+            let mut n = 0;
             while !rest.is_empty() {
                 let (part, others) = match from_end {
-                    _ if parts.len() == limit => (rest, ""),
+                    _ if n == limit => (rest, ""),
                     false => rest.split_once(is_space).unwrap_or((rest, "")),
                     true => rest.rsplit_once(is_space).map_or((rest, ""), |(others, part)| (part, others)),
                 };
-                parts.push(part);
+                n = push(part)?;
                 rest = strip(others, None, !from_end, from_end);
             }
         }
@@ -154,7 +168,11 @@ fn split<'a>(
     Ok(parts)
 }
 
-fn lines(mut text: &str, keep_ends: bool) -> Vec<&str> {
+fn lines<'a>(
+    mut text: &'a str,
+    keep_ends: bool,
+    charge: &dyn Fn() -> Result<(), Error>,
+) -> Result<Vec<&'a str>, Error> {
     let mut lines = Vec::new();
     while !text.is_empty() {
         let (line, rest) = match text.find(LINE_ENDS) {
@@ -162,10 +180,11 @@ fn lines(mut text: &str, keep_ends: bool) -> Vec<&str> {
             Some(at) if text[at..].starts_with("\r\n") => (at, at + 2),
             Some(at) => (at, at + text[at..].chars().next().map_or(0, char::len_utf8)),
         };
+        charge()?;
         lines.push(&text[..if keep_ends { rest } else { line }]);
         text = &text[rest..];
     }
-    lines
+    Ok(lines)
 }
 
 /// Every run of letters begins with a capital one, also behind an apostrophe.

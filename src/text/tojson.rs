@@ -5,7 +5,8 @@
 use minijinja::value::{Kwargs, Rest, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
-use super::python;
+use super::values::MAX_DEPTH;
+use super::{guard, python};
 
 /// `value | tojson`, with the arguments `ensure_ascii`, `indent`, `separators` and `sort_keys` of `json.dumps`.
 pub(super) fn tojson(
@@ -59,8 +60,8 @@ impl Writer<'_> {
         self.state.consume_fuel(1)?;
         let unserializable =
             |what: &str| Error::new(ErrorKind::BadSerialization, format!("{what} is not JSON"));
-        if depth > python::MAX_DEPTH {
-            return Err(unserializable(&format!("a value nested more than {} deep", python::MAX_DEPTH)));
+        if depth > MAX_DEPTH {
+            return Err(unserializable(&format!("a value nested more than {} deep", MAX_DEPTH)));
         }
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
@@ -82,6 +83,7 @@ impl Writer<'_> {
                 let mut items = Vec::new();
                 for key in value.try_iter()? {
                     self.state.consume_fuel(1)?;
+                    guard::charge_text(self.state, &key)?;
                     let item = value.get_item(&key)?;
                     items.push((Some(key_text(&key)), item));
                 }

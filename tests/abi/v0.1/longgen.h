@@ -50,8 +50,7 @@
 //   objects go on. Memory that the system refuses is LG_ERR_OUT_OF_MEMORY, and what the call was to change is as it was.
 //   The process ends only if not even a few hundred bytes can be had, if the driver of a device gets none, or if another
 //   thread takes what was free: what reading a vocabulary, tokenizing and a chat template will take is asked for before,
-//   since other libraries do that. What a template from a hostile file takes is not bounded: one that joins lists that hold
-//   themselves many times, or nests them deep, can end the process or not end itself.
+//   since other libraries do that.
 
 
 #ifndef LONGGEN_H
