@@ -38,7 +38,7 @@ static void answers_to_one_prompt(const lg_model *model, const uint32_t *tokens)
         uint32_t next[N_FORKS];
         for (uint32_t i = 0; i < N_FORKS; i++)
             next[i] = 3 * i + 5 * step;
-        CALL(lg_session_decode_batch, (forks, next, N_FORKS, NULL, &error));
+        CALL(lg_session_step_batch, (forks, next, NULL, N_FORKS, NULL, &error));
     }
     for (uint32_t i = 0; i < N_FORKS; i++) {
         lg_session *alone = session_of(model, tokens);

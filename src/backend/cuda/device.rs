@@ -264,10 +264,12 @@ impl Device {
 
     /// Gives back memory of the host that [`slabs`](Self::slabs) have handed out; work that is queued may still use it.
     pub fn give_back(&self, part: Address) {
-        if let Some(slab) = self.slabs.give_back(part)
-            && self.bind().and_then(|()| self.synchronize()).is_ok()
-        {
-            free_host(slab);
+        if let Some(memory) = self.slabs.give_back(part) {
+            match self.bind().and_then(|()| self.synchronize()) {
+                Ok(()) => drop(memory),
+                // Whoever still writes to it must not meet somebody else there.
+                Err(_) => std::mem::forget(memory),
+            }
         }
     }
 
@@ -385,17 +387,10 @@ fn functions(module: sys::CUmodule) -> Result<Vec<(String, sys::CUfunction)>, Dr
     handles.into_iter().map(named).collect()
 }
 
-/// Frees a slab that nothing uses any more.
-fn free_host(slab: Address) {
-    let slab = std::ptr::with_exposed_provenance_mut(slab as usize);
-    // SAFETY: `Slabs` has allocated it, and has forgotten it. An error here has nobody to be told to.
-    let _ = unsafe { result::free_host(slab) };
-}
-
 impl Drop for Device {
     fn drop(&mut self) {
         if self.bind().is_ok() {
-            self.slabs.take_all().for_each(free_host);
+            self.slabs.clear();
             for &module in &self.modules {
                 // SAFETY: nobody launches its kernels any more. An error here has nobody to be told to.
                 let _ = unsafe { result::module::unload(module) };

@@ -1,12 +1,16 @@
 //! Copies of blocks in memory of the host.
 //!
 //! The device reaches that memory itself: a kernel copies all places at once, in the order of the stream, and nobody waits for
-//! it. The system must lock such memory page by page, which takes longer than the copies; so it is taken in slabs, and what is
-//! given back is used again.
+//! it. The system must find such memory and lock it page by page, which takes longer than the copies; so pages are large, are
+//! found by several threads, and what is given back is used again.
 
+use std::alloc::{Layout, alloc, dealloc};
+use std::mem::MaybeUninit;
+use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
-use cudarc::driver::result;
+use cudarc::driver::sys;
 
 use super::device::{Device, DeviceBuf};
 use super::params::{self, Address, filled, word};
@@ -16,8 +20,15 @@ use crate::error::{Error, ErrorKind, Result};
 /// Bytes of a slab, unless one copy takes more.
 const SLAB_BYTES: usize = 32 << 20;
 
+/// Bytes of a large page, and of one where the system has no large ones.
+const LARGE_PAGE_BYTES: usize = 2 << 20;
+const PAGE_BYTES: usize = 4096;
+
+/// Threads that find the pages of a slab.
+const FINDERS: usize = 4;
+
 /// Reachable by kernels, of every context.
-const FLAGS: u32 = 1 | 2;
+const FLAGS: u32 = sys::CU_MEMHOSTREGISTER_PORTABLE | sys::CU_MEMHOSTREGISTER_DEVICEMAP;
 
 /// Bytes that a block of threads copies.
 const PART_BYTES: usize = 8192;
@@ -76,9 +87,75 @@ impl Drop for Held {
     }
 }
 
+/// Memory of the host that the device reaches; the device is bound to the thread that makes it or drops it.
+pub(super) struct Locked {
+    memory: NonNull<u8>,
+    layout: Layout,
+    /// Where the device finds it.
+    address: Address,
+}
+
+// SAFETY: it owns its memory, which only kernels touch.
+unsafe impl Send for Locked {}
+
+impl Locked {
+    /// # Errors
+    /// `OutOfMemory`.
+    fn new(n_bytes: usize) -> Result<Self> {
+        let refused = |why: String| {
+            let what = format!("cannot lock {n_bytes} bytes of the host's memory: {why}");
+            Error::new(ErrorKind::OutOfMemory, what)
+        };
+        let layout = Layout::from_size_align(n_bytes, LARGE_PAGE_BYTES);
+        let layout = layout.map_err(|error| refused(error.to_string()))?;
+        // SAFETY: the layout's size is not 0.
+        let memory =
+            NonNull::new(unsafe { alloc(layout) }).ok_or_else(|| refused("there are too few".into()))?;
+        // SAFETY: just allocated. Where there are no large pages, small ones do.
+        let _ = unsafe { libc::madvise(memory.as_ptr().cast(), n_bytes, libc::MADV_HUGEPAGE) };
+        // SAFETY: nobody has read it yet.
+        find_pages(unsafe { std::slice::from_raw_parts_mut(memory.as_ptr().cast(), n_bytes) });
+        let mut address = 0;
+        // SAFETY: the memory is there, page by page, until it is given back below or by `drop`.
+        let locked = unsafe {
+            sys::cuMemHostRegister_v2(memory.as_ptr().cast(), n_bytes, FLAGS).result().and_then(|()| {
+                sys::cuMemHostGetDevicePointer_v2(&mut address, memory.as_ptr().cast(), 0).result()
+            })
+        };
+        let made = Self { memory, layout, address };
+        locked.map_err(|error| refused(error.to_string()))?;
+        Ok(made)
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // SAFETY: `new` has allocated and registered it, and nothing that is queued uses it any more. An error here has nobody
+        // to be told to.
+        unsafe {
+            let _ = sys::cuMemHostUnregister(self.memory.as_ptr().cast());
+            dealloc(self.memory.as_ptr(), self.layout);
+        }
+    }
+}
+
+/// Writes to every page, so that the system finds them all now, by several threads.
+fn find_pages(memory: &mut [MaybeUninit<u8>]) {
+    let touch = |part: &mut [MaybeUninit<u8>]| {
+        part.iter_mut().step_by(PAGE_BYTES).for_each(|byte| _ = byte.write(0));
+    };
+    let parts = memory.chunks_mut(memory.len().div_ceil(FINDERS).next_multiple_of(LARGE_PAGE_BYTES));
+    thread::scope(|scope| {
+        for part in parts {
+            // Without a thread for it the driver finds them.
+            _ = thread::Builder::new().spawn_scoped(scope, move || touch(part));
+        }
+    });
+}
+
 /// Memory of the host that kernels reach, in parts of the same length.
 struct Slab {
-    begin: Address,
+    memory: Locked,
     part_bytes: usize,
     n_parts: usize,
     /// Beginnings of those that nobody has.
@@ -106,39 +183,34 @@ impl Slabs {
         }
         let n_parts = (SLAB_BYTES / n_bytes).max(1);
         try_reserve(&mut slabs, 1)?;
-        let mut free = try_collect((0..n_parts as u64).map(|i| i * n_bytes as u64))?;
-        // SAFETY: memory of this size is allocated.
-        let begin = unsafe { result::malloc_host(n_parts * n_bytes, FLAGS) }.map_err(|error| {
-            let what = format!("cannot lock {} bytes of the host's memory: {error}", n_parts * n_bytes);
-            Error::new(ErrorKind::OutOfMemory, what)
-        })?;
-        let begin = begin.expose_provenance() as u64;
-        free.iter_mut().for_each(|part| *part += begin);
-        let part = free.pop();
-        slabs.push(Slab { begin, part_bytes: n_bytes, n_parts, free });
-        Ok(part.unwrap_or(begin))
+        let memory = Locked::new(n_parts * n_bytes)?;
+        let begin = memory.address;
+        let free = try_collect((1..n_parts as u64).map(|i| begin + i * n_bytes as u64))?;
+        slabs.push(Slab { memory, part_bytes: n_bytes, n_parts, free });
+        Ok(begin)
     }
 
-    /// Gives back a part. Returns the beginning of its slab if nobody has any part of it and others have free parts, too.
-    pub fn give_back(&self, part: Address) -> Option<Address> {
+    /// Gives back a part. Returns the memory of its slab if nobody has any part of it and others have free parts, too.
+    pub fn give_back(&self, part: Address) -> Option<Locked> {
         let mut slabs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let i = slabs.iter().position(|slab| slab.has(part))?;
         slabs[i].free.push(part);
-        let Slab { begin, part_bytes, n_parts, ref free } = slabs[i];
-        let has_others =
-            |slab: &Slab| slab.begin != begin && slab.part_bytes == part_bytes && !slab.free.is_empty();
-        (free.len() == n_parts && slabs.iter().any(has_others)).then(|| slabs.swap_remove(i).begin)
+        let is_free = slabs[i].free.len() == slabs[i].n_parts;
+        let has_others = |(other, slab): (usize, &Slab)| {
+            other != i && slab.part_bytes == slabs[i].part_bytes && !slab.free.is_empty()
+        };
+        (is_free && slabs.iter().enumerate().any(has_others)).then(|| slabs.swap_remove(i).memory)
     }
 
-    /// The beginnings of all, which are nobody's then.
-    pub fn take_all(&self) -> impl Iterator<Item = Address> {
-        let slabs = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        slabs.into_iter().map(|slab| slab.begin)
+    /// Forgets all, which are nobody's by then.
+    pub fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 
 impl Slab {
     fn has(&self, part: Address) -> bool {
-        (self.begin..self.begin + (self.n_parts * self.part_bytes) as u64).contains(&part)
+        let begin = self.memory.address;
+        (begin..begin + (self.n_parts * self.part_bytes) as u64).contains(&part)
     }
 }
