@@ -262,17 +262,6 @@ impl Device {
         Ok(TensorMap { opaque: map.opaque })
     }
 
-    /// Gives back memory of the host that [`slabs`](Self::slabs) have handed out; work that is queued may still use it.
-    pub fn give_back(&self, part: Address) {
-        if let Some(memory) = self.slabs.give_back(part) {
-            match self.bind().and_then(|()| self.synchronize()) {
-                Ok(()) => drop(memory),
-                // Whoever still writes to it must not meet somebody else there.
-                Err(_) => std::mem::forget(memory),
-            }
-        }
-    }
-
     fn out_of_memory(&self, n_bytes: usize, error: DriverError) -> Error {
         if error.0 != CUresult::CUDA_ERROR_OUT_OF_MEMORY {
             return failed("cannot allocate")(error);
@@ -389,7 +378,7 @@ fn functions(module: sys::CUmodule) -> Result<Vec<(String, sys::CUfunction)>, Dr
 
 impl Drop for Device {
     fn drop(&mut self) {
-        if self.bind().is_ok() {
+        if self.bind().and_then(|()| self.synchronize()).is_ok() {
             self.slabs.clear();
             for &module in &self.modules {
                 // SAFETY: nobody launches its kernels any more. An error here has nobody to be told to.

@@ -2,7 +2,7 @@
 //!
 //! The device reaches that memory itself: a kernel copies all places at once, in the order of the stream, and nobody waits for
 //! it. The system must find such memory and lock it page by page, which takes longer than the copies; so pages are large, are
-//! found by several threads, and what is given back is used again.
+//! found by several threads, and what is given back stays for the next copies until the device is closed.
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::mem::MaybeUninit;
@@ -14,18 +14,18 @@ use cudarc::driver::sys;
 
 use super::device::{Device, DeviceBuf};
 use super::params::{self, Address, filled, word};
-use crate::alloc::{try_collect, try_reserve};
+use crate::alloc::{try_reserve, try_with_capacity};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Bytes of a slab, unless one copy takes more.
-const SLAB_BYTES: usize = 32 << 20;
+/// Bytes of a slab, unless one copy takes more: the first, and the largest.
+const SLAB_BYTES: [usize; 2] = [32 << 20, 256 << 20];
 
 /// Bytes of a large page, and of one where the system has no large ones.
 const LARGE_PAGE_BYTES: usize = 2 << 20;
 const PAGE_BYTES: usize = 4096;
 
 /// Threads that find the pages of a slab.
-const FINDERS: usize = 4;
+const FINDERS: usize = 8;
 
 /// Reachable by kernels, of every context.
 const FLAGS: u32 = sys::CU_MEMHOSTREGISTER_PORTABLE | sys::CU_MEMHOSTREGISTER_DEVICEMAP;
@@ -83,7 +83,7 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.device.give_back(self.address);
+        self.device.slabs.give_back(self.address);
     }
 }
 
@@ -157,7 +157,6 @@ fn find_pages(memory: &mut [MaybeUninit<u8>]) {
 struct Slab {
     memory: Locked,
     part_bytes: usize,
-    n_parts: usize,
     /// Beginnings of those that nobody has.
     free: Vec<Address>,
 }
@@ -181,25 +180,24 @@ impl Slabs {
         if let Some(part) = free {
             return Ok(part);
         }
-        let n_parts = (SLAB_BYTES / n_bytes).max(1);
+        // Each is as large as all before it, so that the first is soon there and there are few.
+        let held: usize = slabs.iter().map(Slab::n_bytes).sum();
+        let n_parts = (held.clamp(SLAB_BYTES[0], SLAB_BYTES[1]) / n_bytes).max(1);
         try_reserve(&mut slabs, 1)?;
+        let mut free = try_with_capacity(n_parts)?;
         let memory = Locked::new(n_parts * n_bytes)?;
         let begin = memory.address;
-        let free = try_collect((1..n_parts as u64).map(|i| begin + i * n_bytes as u64))?;
-        slabs.push(Slab { memory, part_bytes: n_bytes, n_parts, free });
+        free.extend((1..n_parts as u64).map(|i| begin + i * n_bytes as u64));
+        slabs.push(Slab { memory, part_bytes: n_bytes, free });
         Ok(begin)
     }
 
-    /// Gives back a part. Returns the memory of its slab if nobody has any part of it and others have free parts, too.
-    pub fn give_back(&self, part: Address) -> Option<Locked> {
+    /// Gives back a part; what is queued may still use it, since whoever takes it next is queued behind that.
+    fn give_back(&self, part: Address) {
         let mut slabs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let i = slabs.iter().position(|slab| slab.has(part))?;
-        slabs[i].free.push(part);
-        let is_free = slabs[i].free.len() == slabs[i].n_parts;
-        let has_others = |(other, slab): (usize, &Slab)| {
-            other != i && slab.part_bytes == slabs[i].part_bytes && !slab.free.is_empty()
-        };
-        (is_free && slabs.iter().enumerate().any(has_others)).then(|| slabs.swap_remove(i).memory)
+        let slab = slabs.iter_mut().find(|slab| slab.has(part));
+        // There is room: it had been among them.
+        slab.into_iter().for_each(|slab| slab.free.push(part));
     }
 
     /// Forgets all, which are nobody's by then.
@@ -209,8 +207,12 @@ impl Slabs {
 }
 
 impl Slab {
+    fn n_bytes(&self) -> usize {
+        self.memory.layout.size()
+    }
+
     fn has(&self, part: Address) -> bool {
         let begin = self.memory.address;
-        (begin..begin + (self.n_parts * self.part_bytes) as u64).contains(&part)
+        (begin..begin + self.n_bytes() as u64).contains(&part)
     }
 }
