@@ -423,12 +423,13 @@ typedef struct lg_session_params {
     uint32_t reserved;
     // Most bytes that the session may take; 0 means that there is no limit. With `n_ctx` a session that takes more is
     // refused before anything is allocated, and the error says which context would fit. Without it the longest context
-    // is taken that fits, at most the one that the model was trained for: `lg_session_n_ctx` tells.
+    // is taken that fits, at most the one that the model was trained for: `lg_session_n_ctx` tells. What a session takes
+    // later, because it has gone back into what it shares with forks, does not count.
     uint64_t max_bytes;
     // Most bytes of the host's memory that restore points may take, beside the session's own memory and only as they are
     // made; they are what `lg_session_rewind` and `lg_session_prompt` go back to where layers have given up a part of
-    // the context. 0 means a tenth of what the cache takes, or what four points take if that is more.
-    // With 1 there are none.
+    // the context. 0 means a tenth of what the cache takes, or what four points take if that is more. With 1 there are
+    // none. On a card such memory stays with the model, for points to come.
     uint64_t restore_bytes;
 } lg_session_params;
 

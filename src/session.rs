@@ -334,10 +334,10 @@ impl Session {
             )));
         }
         cancel.check()?;
-        for (session, _) in batch.iter_mut().filter(|(_, tokens)| tokens.len() > 1) {
-            let goes_on = session.part_end == session.tokens.len();
-            session.sequence.keep(if goes_on { Occasion::Distance } else { Occasion::Turn });
-        }
+        let begin_prompts = |(session, tokens): &&mut (&mut Session, &[u32])| {
+            tokens.len() > 1 && session.part_end != session.tokens.len()
+        };
+        batch.iter_mut().filter(begin_prompts).for_each(|(session, _)| session.sequence.keep(Occasion::Turn));
         let parts =
             batch.iter_mut().map(|(session, tokens)| -> Part<'_, _> { (&mut *session.sequence, *tokens) });
         let mut parts = try_collect(parts)?;
@@ -365,9 +365,14 @@ impl Session {
 
     /// Notes that `tokens` were appended in a batch.
     fn took_part(&mut self, tokens: &[u32], time: Duration) {
+        let begin = self.tokens.len();
         self.tokens.extend_from_slice(tokens);
         if tokens.len() == 1 {
             return self.decoded(time);
+        }
+        if self.part_end == begin {
+            // The prompt did not end there.
+            self.sequence.renew(begin, Occasion::Distance);
         }
         self.counters.prompt.add(tokens.len(), time);
         self.has_logits = true;

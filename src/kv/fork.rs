@@ -105,6 +105,9 @@ impl<B: Backend> LayerCache<B> {
             return Ok(());
         }
         let n_shared = counts[0] / self.mask.block_size();
+        // What there is holds nothing that counts: it need not be there beside what takes its place.
+        let nothing = self.layout.slots.behind(u32::MAX / self.mask.block_size())?;
+        self.own = Blocks::new(backend, nothing, &self.layout.shape)?;
         let mut own = Blocks::new(backend, self.layout.slots.behind(n_shared)?, &self.layout.shape)?;
         backend.run(ws, &Cancel::default(), |_| self.copy_to(backend, &mut own, n_shared, counts))?;
         self.own = own;

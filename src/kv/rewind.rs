@@ -62,6 +62,11 @@ impl<B: Backend> KvCache<B> {
         self.points.positions()
     }
 
+    /// Gives the restore point of this position, if there is one, another occasion.
+    pub fn renew(&mut self, n_tokens: u32, occasion: Occasion) {
+        self.points.renew(n_tokens, occasion);
+    }
+
     /// Makes a restore point of what the cache holds, if there is room for one; one that is there gets the occasion.
     ///
     /// # Errors

@@ -112,6 +112,8 @@ pub trait Sequence: Any + Send {
     fn n_tokens(&self) -> u32;
     /// Makes a restore point of what is held, if that can be done.
     fn keep(&mut self, occasion: Occasion);
+    /// Gives the restore point of this position, if there is one, another occasion.
+    fn renew(&mut self, n_tokens: usize, occasion: Occasion);
     /// Positions of the restore points, rising.
     fn restore_points(&self) -> Result<Vec<usize>>;
     /// Bytes that the restore points hold.

@@ -313,6 +313,10 @@ impl<B: Backend> Sequence for NetworkSequence<B> {
         _ = self.kv.keep(&self.network.backend, occasion);
     }
 
+    fn renew(&mut self, n_tokens: usize, occasion: Occasion) {
+        self.kv.renew(u32::try_from(n_tokens).unwrap_or(u32::MAX), occasion);
+    }
+
     fn restore_points(&self) -> Result<Vec<usize>> {
         try_collect(self.kv.restore_points().map(|position| position as usize))
     }

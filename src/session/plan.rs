@@ -31,11 +31,13 @@ pub struct SessionParams {
     /// [`step_batch`](super::Session::step_batch); 0 means 1.
     pub logits_rows: u32,
     /// Most bytes that the session may take; 0 means that there is no limit. With `n_ctx` a session that takes more is
-    /// refused; without it the longest context is taken that fits, at most the one that the model was trained for.
+    /// refused; without it the longest context is taken that fits, at most the one that the model was trained for. What a
+    /// session takes later, because it has gone back into what it shares with forks, does not count.
     pub max_bytes: usize,
     /// Most bytes of the host's memory that restore points may take, beside the session's own memory and only as they are
     /// made; they are what [`rewind`](super::Session::rewind) goes back to where layers have given up a part of the context. 0
-    /// means a tenth of the cache's, or four points' if that is more. With 1 there are none.
+    /// means a tenth of the cache's, or four points' if that is more. With 1 there are none. On a card such memory stays with
+    /// the model, for points to come.
     pub restore_bytes: usize,
 }
 

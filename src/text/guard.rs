@@ -96,9 +96,8 @@ pub(super) fn extend(environment: &mut Environment<'_>) {
         Ok::<_, Error>(Value::from(Tuple::from(args)))
     });
     environment.add_function(ITEM, |state: &State, value: Value, key: Value| {
-        state.consume_fuel(
-            shape(state, &key)?.weight + value.as_bytes().map_or(0, |text| text.len() as u64 / 64) - 1,
-        )?;
+        let of_text = value.as_bytes().map_or(0, |text| text.len() as u64 / 64);
+        state.consume_fuel((shape(state, &key)?.weight - 1).saturating_add(of_text))?;
         Ok::<_, Error>(Value::from(Tuple::from([key, value])))
     });
     environment.add_function(ITERATE, |value: ValueOrKwargs| value.into_value());

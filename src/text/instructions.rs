@@ -169,7 +169,7 @@ fn replace<'s>(
         Instruction::CompareAndPreserve(op) => {
             // The engine does not export the type of `op`.
             push(call(
-                match format!("{op:?}").as_str() {
+                match &*format!("{op:?}") {
                     "Eq" => "\0==",
                     "Ne" => "\0!=",
                     "Lt" => "\0<",
@@ -177,7 +177,8 @@ fn replace<'s>(
                     "Gt" => "\0>",
                     "Gte" => "\0>=",
                     "In" => "\0in",
-                    _ => "\0notin",
+                    "NotIn" => "\0notin",
+                    other => return Err(values::wrong(format!("the comparison {other} is not known"))),
                 },
                 2,
             ));

@@ -276,7 +276,7 @@ impl Namespace {
         charge_slots(state, 4)?;
         shape_of_item(state, &value, 1)?;
         let mut items = self.items();
-        if items.len() >= MAX_NAMES {
+        if items.len() >= MAX_NAMES && !items.contains_key(name) {
             return Err(wrong(format!("a namespace has more than {MAX_NAMES} names")));
         }
         items.insert(name.into(), value);

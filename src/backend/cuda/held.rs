@@ -18,7 +18,7 @@ use crate::alloc::{try_reserve, try_with_capacity};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes of a slab, unless one copy takes more: the first, and the largest.
-const SLAB_BYTES: [usize; 2] = [32 << 20, 256 << 20];
+const SLAB_BYTES: [usize; 2] = [2 << 20, 256 << 20];
 
 /// Bytes of a large page, and of one where the system has no large ones.
 const LARGE_PAGE_BYTES: usize = 2 << 20;
@@ -180,7 +180,7 @@ impl Slabs {
         if let Some(part) = free {
             return Ok(part);
         }
-        // Each is as large as all before it, so that the first is soon there and there are few.
+        // Each is as large as all before it: there are few, and at most half of what they have is free.
         let held: usize = slabs.iter().map(Slab::n_bytes).sum();
         let n_parts = (held.clamp(SLAB_BYTES[0], SLAB_BYTES[1]) / n_bytes).max(1);
         try_reserve(&mut slabs, 1)?;

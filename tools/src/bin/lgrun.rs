@@ -162,7 +162,15 @@ fn run(cli: &Cli) -> Result<()> {
         Some(question) => chat.lock().answer_once(&question, &chat.cancel),
         None => talk(&chat),
     };
-    result.and(chat.leave())
+    // That something is not kept matters more than what ended the chat.
+    match (result, chat.leave()) {
+        (result, Ok(())) => result,
+        (Ok(()), left) => left,
+        (Err(error), left) => {
+            tell(format!("lgrun: {error:#}"));
+            left
+        }
+    }
 }
 
 fn continue_text(cli: &Cli, mut session: Session, mut sampler: Sampler, text: &str) -> Result<()> {

@@ -112,7 +112,7 @@ impl ChatFile {
     /// Those of the file system, and that the file holds something else by now; it is as it was then.
     pub fn keep(&mut self, conversation: &Conversation) -> Result<()> {
         let messages = conversation.messages();
-        if self.messages == messages {
+        if self.messages == messages && (messages.is_empty() || is_there(&self.path)) {
             return Ok(());
         }
         let path = self.path.display();
@@ -126,6 +126,16 @@ impl ChatFile {
         Ok(())
     }
 
+    /// Fails where there is no conversation yet, but something of the name that its session will have.
+    pub fn check_session_is_free(&self) -> Result<()> {
+        ensure!(
+            !self.messages.is_empty() || !is_there(&self.session_path),
+            "{} is there already and would be replaced: take another name",
+            self.session_path.display()
+        );
+        Ok(())
+    }
+
     /// Saves the session beside the file, as far as the conversation has it. Returns the length of its file in bytes.
     ///
     /// # Errors
@@ -133,7 +143,8 @@ impl ChatFile {
     pub fn save(&mut self, conversation: &mut Conversation, cancel: &Cancel) -> Result<u64> {
         conversation.settle()?;
         let (session, path) = (conversation.session(), &self.session_path);
-        if session.tokens() != self.tokens {
+        let is_gone = !self.tokens.is_empty() && !is_there(path);
+        if session.tokens() != self.tokens || is_gone {
             let bar = Progress::file("saving");
             session.save(path, cancel, &mut |done, all| bar.show(done, all))?;
             self.tokens = session.tokens().to_vec();

@@ -133,6 +133,7 @@ impl Chat {
             "{} has another conversation and is left so: take another name",
             other.path().display()
         );
+        other.check_session_is_free()?;
         other.keep(&self.conversation)?;
         other.save(&mut self.conversation, cancel)
     }
@@ -162,6 +163,7 @@ impl Chat {
             path.display()
         );
         let mut file = ChatFile::open(&path)?;
+        file.check_session_is_free()?;
         let left = self.leave_for_another(cancel)?;
         file.keep(&self.conversation)?;
         self.file = Some(file);
@@ -174,6 +176,7 @@ impl Chat {
         if let Err(error) = self.leave(cancel) {
             tell(format!("({error:#})"));
         }
+        ensure!(!cancel.is_cancelled(), "stopped");
         let kept = self.file.as_ref().map(|file| file.path().display().to_string());
         Ok(Left { n_questions: self.conversation.n_questions(), kept })
     }
