@@ -93,8 +93,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Copies the `f32` of a range of `src` to `dst`, from element `at` on, within [`run`](Backend::run).
     fn copy(&self, dst: &mut Self::Buf, at: usize, src: &Self::Buf, range: Range<usize>) -> Result<()>;
 
-    /// Copies blocks of `n_bytes` to memory of the host: those at multiples `places` of their length.
-    /// They are what they are before the work that is queued later.
+    /// Copies blocks of `n_bytes` to memory of the host: those at multiples `places` of their length. That may go on while
+    /// steps run: [`copy_blocks`](Backend::copy_blocks), where it fills rings, and [`put_back`](Backend::put_back) wait for it,
+    /// and nothing else may overwrite them.
     ///
     /// # Errors
     /// `OutOfMemory`, and those of the device.

@@ -41,6 +41,10 @@ pub(super) struct Device {
     is_recording: AtomicBool,
     /// Where new memory is filled, also while a step runs.
     filler: Arc<CudaStream>,
+    /// Where blocks are copied to the host, also while a step runs.
+    copier: Arc<CudaStream>,
+    /// Whether `stream` has not waited for the latest of those copies.
+    has_copies: AtomicBool,
     modules: Vec<sys::CUmodule>,
     functions: Mutex<HashMap<String, Function>>,
     /// What people call it.
@@ -124,7 +128,8 @@ impl Device {
         // Kilohertz, bits, and two transfers per clock.
         let bandwidth = f64::from(clock) * 1e3 * f64::from(width) / 8.0 * 2.0;
         let new_stream = || context.new_stream().map_err(failed("cannot make a stream"));
-        let (stream, recorder, filler) = (new_stream()?, new_stream()?, new_stream()?);
+        let (stream, recorder) = (new_stream()?, new_stream()?);
+        let (filler, copier) = (new_stream()?, new_stream()?);
         let (mut modules, mut kernels) = (Vec::new(), HashMap::new());
         let is_hopper = (major, minor) == (9, 0);
         for (for_hopper, image) in KERNELS {
@@ -145,6 +150,8 @@ impl Device {
             recorder,
             is_recording: AtomicBool::new(false),
             filler,
+            copier,
+            has_copies: AtomicBool::new(false),
             modules,
             functions: Mutex::new(kernels),
             name,
@@ -203,6 +210,24 @@ impl Device {
     /// What went wrong with it.
     pub fn synchronize(&self) -> Result<()> {
         self.stream.synchronize().map_err(failed("a kernel failed"))
+    }
+
+    /// The stream on which blocks that steps have left are copied to the host. Nothing may overwrite them before
+    /// [`wait_for_copies`](Self::wait_for_copies).
+    pub fn copier(&self) -> Result<sys::CUstream> {
+        // Whatever has overwritten blocks has waited first: if copies are under way, they began behind all that did.
+        if !self.has_copies.swap(true, Ordering::Relaxed) {
+            self.copier.join(&self.stream).map_err(failed("cannot wait for a step"))?;
+        }
+        Ok(self.copier.cu_stream())
+    }
+
+    /// What is queued from here on begins when the blocks that are being copied to the host have been.
+    pub fn wait_for_copies(&self) -> Result<()> {
+        match self.has_copies.swap(false, Ordering::Relaxed) {
+            true => self.stream.join(&self.copier).map_err(failed("cannot wait for copies")),
+            false => Ok(()),
+        }
     }
 
     /// Allocates memory, zeroed, or filled with NaNs where debug assertions are on.
@@ -285,6 +310,19 @@ impl Device {
         shared_bytes: u32,
         params: &P,
     ) -> Result<()> {
+        self.launch_on(self.stream(), name, grid, block, shared_bytes, params)
+    }
+
+    /// The same on a stream.
+    pub fn launch_on<P: Params>(
+        &self,
+        stream: sys::CUstream,
+        name: &str,
+        grid: [usize; 3],
+        block: u32,
+        shared_bytes: u32,
+        params: &P,
+    ) -> Result<()> {
         let [x, y, z] = grid.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
         if x == 0 || y == 0 || z == 0 {
             return Ok(());
@@ -305,7 +343,7 @@ impl Device {
             blockDimY: 1,
             blockDimZ: 1,
             sharedMemBytes: shared_bytes,
-            hStream: self.stream(),
+            hStream: stream,
             attrs: &mut begins_early,
             numAttrs: u32::from(self.begins_early && self.is_recording()),
         };
@@ -378,7 +416,7 @@ fn functions(module: sys::CUmodule) -> Result<Vec<(String, sys::CUfunction)>, Dr
 
 impl Drop for Device {
     fn drop(&mut self) {
-        if self.bind().and_then(|()| self.synchronize()).is_ok() {
+        if self.bind().and_then(|()| self.wait_for_copies()).and_then(|()| self.synchronize()).is_ok() {
             self.slabs.clear();
             for &module in &self.modules {
                 // SAFETY: nobody launches its kernels any more. An error here has nobody to be told to.

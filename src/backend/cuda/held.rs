@@ -1,8 +1,8 @@
 //! Copies of blocks in memory of the host.
 //!
-//! The device reaches that memory itself: a kernel copies all places at once, in the order of the stream, and nobody waits for
-//! it. The system must find such memory and lock it page by page, which takes longer than the copies; so pages are large, are
-//! found by several threads, and what is given back stays for the next copies until the device is closed.
+//! The device reaches that memory itself: a kernel copies all places at once, beside the steps, and only what overwrites blocks
+//! waits for it. The system must find such memory and lock it page by page, which takes longer than the copies; so pages are
+//! large, are found by several threads, and what is given back stays for the next copies until the device is closed.
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::mem::MaybeUninit;
@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use cudarc::driver::sys;
+use cudarc::driver::sys::{self, CUstream};
 
 use super::device::{Device, DeviceBuf};
 use super::params::{self, Address, filled, word};
@@ -49,16 +49,19 @@ impl Held {
         let of_all = places.len() * n_bytes;
         let address = device.slabs.take(of_all)?;
         let held = Self { device: device.clone(), address, n_bytes: of_all };
-        held.copy(src, places, n_bytes, true)?;
+        held.copy(src, places, n_bytes, Some(device.copier()?))?;
         Ok(held)
     }
 
     /// See [`Backend::put_back`](crate::backend::Backend::put_back); no step runs.
     pub(super) fn put_back(&self, dst: &mut DeviceBuf, places: &[u32], n_bytes: usize) -> Result<()> {
-        self.copy(dst, places, n_bytes, false)
+        self.device.wait_for_copies()?;
+        self.copy(dst, places, n_bytes, None)
     }
 
-    fn copy(&self, buf: &DeviceBuf, places: &[u32], n_bytes: usize, to_host: bool) -> Result<()> {
+    /// Copies to the host on the stream for that, or from there as a step would.
+    fn copy(&self, buf: &DeviceBuf, places: &[u32], n_bytes: usize, to_host: Option<CUstream>) -> Result<()> {
+        let stream = to_host.unwrap_or_else(|| self.device.stream());
         let has = |place: &u32| buf.n_bytes() / n_bytes > *place as usize;
         if places.len() * n_bytes != self.n_bytes || !places.iter().all(has) {
             let there = buf.n_bytes();
@@ -71,11 +74,11 @@ impl Held {
                 blocks: buf.address(),
                 held: self.address + (i * params::MAX_PLACES * n_bytes) as u64,
                 n_bytes: word(n_bytes),
-                to_host: u32::from(to_host),
+                to_host: u32::from(to_host.is_some()),
                 places: filled(places),
             };
             let grid = [n_bytes.div_ceil(PART_BYTES), places.len(), 1];
-            self.device.launch("move_blocks", grid, THREADS, 0, &params)?;
+            self.device.launch_on(stream, "move_blocks", grid, THREADS, 0, &params)?;
         }
         Ok(())
     }

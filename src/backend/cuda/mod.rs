@@ -304,6 +304,8 @@ impl Backend for CudaBackend {
         mut ops: impl FnMut(&mut Workspace) -> Result<()>,
     ) -> Result<()> {
         workspace.check()?;
+        // What is replayed cannot wait where it fills rings.
+        self.device.wait_for_copies()?;
         let recording = match workspace.recordings.get(key) {
             Some(Recording::Graph(graph)) => return graph.launch(),
             Some(Recording::Failed(_)) => return ops(workspace),
@@ -436,6 +438,12 @@ impl Backend for CudaBackend {
 
     fn copy_blocks(&self, ws: &mut Workspace, args: CopyBlocksArgs<'_, '_, Self>) -> Result<()> {
         ws.check()?;
+        let fills = |part: &CopyPart<'_, Self>| {
+            part.blocks == StepBlocks::Ring && matches!(part.to_places, BlockPlaces::Slots(_))
+        };
+        if !self.device.is_recording() && args.parts.iter().any(fills) {
+            self.device.wait_for_copies()?;
+        }
         for parts in args.parts.chunks(MAX_PARTS) {
             let of_part = |part: &CopyPart<'_, Self>| params::CopyPart {
                 to: part.to.address(),
