@@ -988,3 +988,26 @@ fn what_cannot_be_done_is_said_before_anything_changes() {
     assert_eq!(kind(session.decode(0, &Cancel::default())), ErrorKind::ContextFull);
     session.logits().unwrap();
 }
+
+#[test]
+fn models_open_while_others_decode() {
+    let cancel = Cancel::default();
+    for device in devices() {
+        let file = File::new(&tiny_model::bytes(TensorType::F16));
+        std::thread::scope(|scope| {
+            // Each time other sessions, whose first steps a card records.
+            let decode = || {
+                let model = file.open(device, 1);
+                for _ in 0..40 {
+                    let mut session =
+                        Session::new(&model, &SessionParams { n_ctx: 64, ..Default::default() }).unwrap();
+                    (0..8).for_each(|token| session.decode(token, &cancel).unwrap());
+                }
+            };
+            let decoding: Vec<_> = (0..2).map(|_| scope.spawn(decode)).collect();
+            while !decoding.iter().all(|thread| thread.is_finished()) {
+                drop(file.open(device, 1));
+            }
+        });
+    }
+}

@@ -127,6 +127,9 @@ impl Device {
         let width = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?;
         // Kilohertz, bits, and two transfers per clock.
         let bandwidth = f64::from(clock) * 1e3 * f64::from(width) / 8.0 * 2.0;
+        // Else the first stream waits for all of the device's work, which fails while another model's step is recorded.
+        // SAFETY: nothing here is a slice of cudarc's, whose uses would be tracked.
+        unsafe { context.disable_event_tracking() };
         let new_stream = || context.new_stream().map_err(failed("cannot make a stream"));
         let (stream, recorder) = (new_stream()?, new_stream()?);
         let (filler, copier) = (new_stream()?, new_stream()?);
