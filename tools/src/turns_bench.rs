@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use longgen::{Cancel, Model};
 use serde_json::{Value, json};
 
+use crate::eval::ids;
 use crate::run_args::RunArgs;
 
 /// The flags of `lgeval bench-turns`.
@@ -78,12 +79,8 @@ impl BenchTurnsArgs {
         let mut session = run.session(model, &run.session_params(u32::try_from(n_tokens)?))?;
         let fits = session.n_ctx() as usize;
         ensure!(n_tokens <= fits, "{n_tokens} tokens do not fit in a context of {fits}");
-        let n_vocab = model.config().n_vocab;
-        let mut next = 0;
-        let mut ids = |n: usize| -> Result<Vec<u32>> {
-            next += n;
-            (next - n..next).map(|i| Ok(u32::try_from(i * 7919 % n_vocab)?)).collect()
-        };
+        // The edited turn comes twice, each time with others.
+        let mut ids = ids(model, n_tokens + self.n_message + self.n_answer)?.into_iter();
 
         let mut text = Vec::new();
         let mut begins = Vec::new();
@@ -93,7 +90,7 @@ impl BenchTurnsArgs {
                 text.truncate(begins[turn - 1]);
             }
             begins.push(text.len());
-            text.extend(ids(self.n_message)?);
+            text.extend(ids.by_ref().take(self.n_message));
             let begun = Instant::now();
             let did = session.prompt(&text, cancel, &mut |_, _| true)?;
             let took = Turn {
@@ -106,7 +103,7 @@ impl BenchTurnsArgs {
                 restore_bytes: session.restore_bytes(),
             };
             tell(&device, &took);
-            for id in ids(self.n_answer)? {
+            for id in ids.by_ref().take(self.n_answer) {
                 session.decode(id, cancel)?;
                 text.push(id);
             }

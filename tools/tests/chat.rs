@@ -11,7 +11,7 @@ use longgen::{
     Cancel, Device, ErrorKind, KvType, Model, ModelParams, Precision, Sampler, SamplerParams, Session,
     SessionParams, StopReason,
 };
-use longgen_tools::chat::conversation::Conversation;
+use longgen_tools::chat::conversation::{Conversation, Turn};
 use longgen_tools::generate::{self, Stats};
 use support::conversations::{LGRUN, number};
 use support::program::*;
@@ -246,7 +246,7 @@ fn a_conversation_goes_on_after_an_interrupt_at_any_moment() {
             answer.push_str(text);
             true
         };
-        let stats = conversation.say(text, 8, cancel, &mut |_, _| true, &mut print).unwrap();
+        let stats = conversation.say(Turn::New, text, 8, cancel, &mut |_, _| true, &mut print).unwrap();
         (answer, stats)
     };
     let never = Cancel::default();

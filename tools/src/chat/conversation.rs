@@ -11,6 +11,15 @@ use crate::generate::{self, Stats};
 /// Who asks questions.
 const USER: &str = "user";
 
+/// Which question is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// One more.
+    New,
+    /// One in the place of the last, and of its answer.
+    Instead,
+}
+
 /// Messages, and the session that knows them.
 pub struct Conversation {
     session: Session,
@@ -128,48 +137,25 @@ impl Conversation {
     }
 
     /// Answers what the user says. An answer that was stopped stays in the conversation as far as it came; a message whose
-    /// answer did not begin is no part of it, though the session keeps what it has read for when it is said again.
+    /// answer did not begin is no part of it, and what it would have replaced stays, though the session keeps what it has
+    /// read for when it is said again. What a question has in common with the one that it replaces is not computed again.
     ///
     /// # Errors
     /// Those of the template, the session and the sampler; the conversation is as before then.
     pub fn say(
         &mut self,
+        turn: Turn,
         text: &str,
         limit: usize,
         cancel: &Cancel,
         on_progress: OnProgress<'_>,
         print: &mut dyn FnMut(&str) -> bool,
     ) -> Result<Stats> {
-        self.replace(self.messages.len(), text, limit, cancel, on_progress, print)
-    }
-
-    /// The same in place of the last question and its answer, which stay where the new answer does not begin. What the two
-    /// questions have in common is not computed again.
-    ///
-    /// # Errors
-    /// Those of [`say`](Self::say).
-    pub fn say_instead(
-        &mut self,
-        text: &str,
-        limit: usize,
-        cancel: &Cancel,
-        on_progress: OnProgress<'_>,
-        print: &mut dyn FnMut(&str) -> bool,
-    ) -> Result<Stats> {
-        let begin = self.last_question().unwrap_or(self.messages.len());
-        self.replace(begin, text, limit, cancel, on_progress, print)
-    }
-
-    /// Puts what the user says, and the answer, in the place of all messages from `begin` on.
-    fn replace(
-        &mut self,
-        begin: usize,
-        text: &str,
-        limit: usize,
-        cancel: &Cancel,
-        on_progress: OnProgress<'_>,
-        print: &mut dyn FnMut(&str) -> bool,
-    ) -> Result<Stats> {
+        let end = self.messages.len();
+        let begin = match turn {
+            Turn::New => end,
+            Turn::Instead => self.last_question().unwrap_or(end),
+        };
         let replaced = self.messages.split_off(begin);
         self.messages.push(message(USER, text));
         let mut answer = String::new();

@@ -17,7 +17,7 @@ use crate::costs;
 use crate::generate::Stats;
 use crate::output::{tell, try_print};
 use crate::progress::Progress;
-use conversation::Conversation;
+use conversation::{Conversation, Turn};
 use file::{ChatFile, is_there};
 
 pub use leaving::Shared;
@@ -35,15 +35,6 @@ pub struct Chat {
     pub limit: usize,
     /// Whether each answer is followed by what it cost.
     pub shows_costs: bool,
-}
-
-/// Which question is answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Turn {
-    /// One more.
-    New,
-    /// One in the place of the last.
-    Instead,
 }
 
 /// What was left for another conversation.
@@ -84,10 +75,7 @@ impl Chat {
             unread = try_print(text).err();
             unread.is_none()
         };
-        let answer = match turn {
-            Turn::New => self.conversation.say(text, self.limit, cancel, on_progress, print),
-            Turn::Instead => self.conversation.say_instead(text, self.limit, cancel, on_progress, print),
-        };
+        let answer = self.conversation.say(turn, text, self.limit, cancel, on_progress, print);
         // Before anything else stands on its line.
         drop(bar);
         let stats = answer?;

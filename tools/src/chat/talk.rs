@@ -8,9 +8,10 @@ use longgen::{Cancel, ErrorKind, StopReason};
 use rustyline::error::ReadlineError;
 
 use super::commands::{Command, help};
+use super::conversation::Turn;
 use super::editor;
 use super::lines::Lines;
-use super::{Chat, Shared, Turn};
+use super::{Chat, Shared};
 use crate::costs::tell_costs;
 use crate::generate::Stats;
 use crate::output::{Unread, tell};
